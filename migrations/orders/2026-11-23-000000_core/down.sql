@@ -1,0 +1,1 @@
+DROP TABLE suspects, outbox, stock_updates, orders, stock, vendors, installation;

@@ -1,0 +1,574 @@
+//! The book: the rows that a transaction has locked, and the rules that change them. Every flow loads the rows it
+//! concerns, calls one rule, and saves [`Changes`]; nothing else moves stock. `open_delta` follows from the updates
+//! here and nowhere else, so the two cannot part.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::allocation::{Offer, Part, allocate};
+use super::ids::{OrderId, ProductId, UpdateId, VendorId};
+use super::order::{Lines, Reason, Status};
+use super::update::{Outcome, State, Update};
+
+/// One product at one vendor.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Shelf {
+    /// The vendor's name for the product; `None` where a flow has no use for it and did not load it.
+    pub name: Option<String>,
+    /// What the vendor's database said at the last sync.
+    pub on_hand: i64,
+    /// The updates that count and that `on_hand` does not include.
+    pub open_delta: i64,
+    /// The run that was current when the vendor rejected a take of it.
+    pub blocked_run: Option<i64>,
+}
+
+impl Shelf {
+    /// Units that may be taken; below 0 when the vendor sold what we had taken.
+    #[must_use]
+    pub fn available(&self) -> i64 {
+        self.on_hand + self.open_delta
+    }
+}
+
+/// Where a shelf stands.
+pub type Place = (ProductId, VendorId);
+
+/// A rule was asked for what cannot be: a row it needs was not loaded, or a status cannot follow another.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BookError {
+    /// The flow did not load it.
+    #[error("the book has no {0}")]
+    NotLoaded(String),
+    /// No order goes that way.
+    #[error("order {order} cannot go from {from:?} to {to:?}")]
+    Illegal {
+        /// Which order.
+        order: OrderId,
+        /// Its status.
+        from: Status,
+        /// The status asked for.
+        to: Status,
+    },
+}
+
+/// How an order was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Its stock is taken.
+    Confirmed,
+    /// It cannot be served.
+    Rejected(Reason),
+    /// It was decided before, or is not pending: nothing to do.
+    Settled,
+    /// It would be rejected, but some vendor's stock is not known yet: to be tried again later.
+    Undecidable,
+}
+
+/// What a vendor answered for one update.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Which update.
+    pub id: UpdateId,
+    /// What its ledger holds.
+    pub outcome: Outcome,
+}
+
+/// A product as the vendor's snapshot lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Which product.
+    pub product_id: ProductId,
+    /// The vendor's name for it.
+    pub name: String,
+    /// The vendor's stock.
+    pub stock: i64,
+}
+
+/// What a transaction has to write.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Orders whose status changed.
+    pub orders: Vec<(OrderId, Status, Option<Reason>)>,
+    /// Shelves that changed, with all they now hold.
+    pub shelves: Vec<(Place, Shelf)>,
+    /// Shelves that no vendor had before.
+    pub new_shelves: Vec<(Place, Shelf)>,
+    /// Updates that were loaded and whose state changed.
+    pub updates: Vec<(UpdateId, State)>,
+    /// Updates to insert and to tell the vendors, in the order they were made: a take before its return.
+    pub new_updates: Vec<Update>,
+}
+
+impl Changes {
+    /// Nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The loaded rows, and what has become of them.
+#[derive(Debug, Clone, Default)]
+pub struct Book {
+    shelves: BTreeMap<ProductId, BTreeMap<VendorId, Shelf>>,
+    orders: BTreeMap<OrderId, Status>,
+    reasons: BTreeMap<OrderId, Reason>,
+    updates: BTreeMap<UpdateId, Update>,
+    ledgerless: BTreeSet<VendorId>,
+    changed_orders: BTreeSet<OrderId>,
+    changed_shelves: BTreeSet<Place>,
+    new_shelves: BTreeSet<Place>,
+    changed_updates: BTreeSet<UpdateId>,
+    new_updates: Vec<UpdateId>,
+}
+
+impl Book {
+    /// An empty book. `ledgerless` are the vendors whose database has no ledger.
+    #[must_use]
+    pub fn new(ledgerless: BTreeSet<VendorId>) -> Self {
+        Self {
+            ledgerless,
+            ..Self::default()
+        }
+    }
+
+    /// Adds a locked shelf.
+    pub fn load_shelf(&mut self, product_id: ProductId, vendor_id: VendorId, shelf: Shelf) {
+        self.shelves
+            .entry(product_id)
+            .or_default()
+            .insert(vendor_id, shelf);
+    }
+
+    /// Adds a locked order.
+    pub fn load_order(&mut self, id: OrderId, status: Status) {
+        self.orders.insert(id, status);
+    }
+
+    /// Adds a locked update.
+    pub fn load_update(&mut self, update: Update) {
+        self.updates.insert(update.id, update);
+    }
+
+    /// Decides one order against what the orders before it have left.
+    ///
+    /// # Errors
+    /// The order was not loaded.
+    pub fn decide(
+        &mut self,
+        order: OrderId,
+        lines: &Lines,
+        every_vendor_known: bool,
+        new_id: &mut dyn FnMut() -> UpdateId,
+    ) -> Result<Decision, BookError> {
+        if self.status(order)? != Status::Pending {
+            return Ok(Decision::Settled);
+        }
+        let mut parts = Vec::with_capacity(lines.as_slice().len());
+        for line in lines.as_slice() {
+            match allocate(
+                self.offers(&line.product_id, &BTreeSet::new()),
+                line.quantity,
+            ) {
+                Some(of_line) => parts.push((&line.product_id, of_line)),
+                None if !every_vendor_known => return Ok(Decision::Undecidable),
+                None => {
+                    let reason = if self.shelves.contains_key(&line.product_id) {
+                        Reason::InsufficientStock {
+                            product_id: line.product_id.clone(),
+                            requested: line.quantity,
+                            available: self
+                                .offers(&line.product_id, &BTreeSet::new())
+                                .iter()
+                                .map(|offer| offer.available.max(0))
+                                .sum(),
+                        }
+                    } else {
+                        Reason::UnknownProduct {
+                            product_id: line.product_id.clone(),
+                        }
+                    };
+                    self.set_status(order, Status::Rejected, Some(reason.clone()))?;
+                    return Ok(Decision::Rejected(reason));
+                }
+            }
+        }
+        self.set_status(order, Status::Confirmed, None)?;
+        for (product_id, of_line) in parts {
+            self.take(order, product_id, of_line, new_id)?;
+        }
+        Ok(Decision::Confirmed)
+    }
+
+    /// Cancels an order and returns all that was taken for it. All of a confirmed order's updates must be loaded.
+    ///
+    /// # Errors
+    /// The order cannot be cancelled, or was not loaded.
+    pub fn cancel(
+        &mut self,
+        order: OrderId,
+        reason: Option<Reason>,
+        new_id: &mut dyn FnMut() -> UpdateId,
+    ) -> Result<(), BookError> {
+        let was = self.status(order)?;
+        self.set_status(order, Status::Cancelled, reason)?;
+        if was != Status::Confirmed {
+            return Ok(());
+        }
+        let returned: BTreeSet<UpdateId> =
+            self.updates.values().filter_map(|u| u.reverses).collect();
+        let takes: Vec<Update> = self
+            .updates
+            .values()
+            .filter(|u| u.order_id == order && u.delta < 0 && !returned.contains(&u.id))
+            .filter(|u| !matches!(u.state, State::Rejected | State::Void))
+            .cloned()
+            .collect();
+        for take in takes {
+            self.add_update(Update {
+                id: new_id(),
+                delta: -take.delta,
+                reverses: Some(take.id),
+                state: State::Open,
+                ..take
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Gives an order up: its message is in the dead-letter queue. Only a pending one can fail.
+    ///
+    /// # Errors
+    /// The order was not loaded.
+    pub fn fail(&mut self, order: OrderId, error: String) -> Result<(), BookError> {
+        if self.status(order)? == Status::Pending {
+            self.set_status(
+                order,
+                Status::Failed,
+                Some(Reason::ProcessingFailed { error }),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Takes a failed order up again, before its message is replayed.
+    ///
+    /// # Errors
+    /// The order was not loaded.
+    pub fn revive(&mut self, order: OrderId) -> Result<(), BookError> {
+        if self.status(order)? == Status::Failed {
+            self.set_status(order, Status::Pending, None)?;
+        }
+        Ok(())
+    }
+
+    /// Records what a vendor answered. `run` is the vendor's current sync run, read after the answer had come.
+    /// For a rejected take, its order and all the order's updates, and all shelves of the order's products must be
+    /// loaded.
+    ///
+    /// # Errors
+    /// A row that is needed was not loaded.
+    pub fn record(
+        &mut self,
+        answers: &[Answer],
+        run: i64,
+        new_id: &mut dyn FnMut() -> UpdateId,
+    ) -> Result<(), BookError> {
+        for answer in answers {
+            let update = self.update(answer.id)?.clone();
+            if update.state != State::Open {
+                continue;
+            }
+            match answer.outcome {
+                Outcome::Applied => self.set_state(update.id, State::Acknowledged)?,
+                Outcome::Void => {
+                    self.set_state(update.id, State::Void)?;
+                    // Both sides are void at the vendor, so neither is waited for any more.
+                    match update.reverses {
+                        Some(take) => self.void_if_open(take)?,
+                        None => self.void_returns_of(update.id)?,
+                    }
+                }
+                Outcome::Rejected => {
+                    self.set_state(update.id, State::Rejected)?;
+                    self.void_returns_of(update.id)?;
+                    self.block(&update, run)?;
+                    if update.delta < 0 && self.status(update.order_id)? == Status::Confirmed {
+                        self.serve_elsewhere(&update, new_id)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A vendor refused a take of a confirmed order: another serves it, or the order is cancelled.
+    fn serve_elsewhere(
+        &mut self,
+        rejected: &Update,
+        new_id: &mut dyn FnMut() -> UpdateId,
+    ) -> Result<(), BookError> {
+        let refused_by: BTreeSet<VendorId> = self
+            .updates
+            .values()
+            .filter(|u| u.order_id == rejected.order_id && u.product_id == rejected.product_id)
+            .filter(|u| u.state == State::Rejected)
+            .map(|u| u.vendor_id.clone())
+            .collect();
+        match allocate(
+            self.offers(&rejected.product_id, &refused_by),
+            -rejected.delta,
+        ) {
+            Some(parts) => self.take(rejected.order_id, &rejected.product_id, parts, new_id),
+            None => self.cancel(
+                rejected.order_id,
+                Some(Reason::VendorRejected {
+                    product_id: rejected.product_id.clone(),
+                }),
+                new_id,
+            ),
+        }
+    }
+
+    /// Brings the loaded shelves of one vendor to what `run`'s snapshot lists; a loaded shelf that it does not list has
+    /// nothing on hand. `applied` are the updates that the snapshot includes; those of products that are not loaded
+    /// must not be among them.
+    ///
+    /// # Errors
+    /// An update in `applied` was not loaded.
+    pub fn reconcile(
+        &mut self,
+        vendor: &VendorId,
+        run: i64,
+        listed: &[Listed],
+        applied: &[UpdateId],
+    ) -> Result<(), BookError> {
+        for product in listed {
+            let known = self.shelves.entry(product.product_id.clone()).or_default();
+            let place = (product.product_id.clone(), vendor.clone());
+            if let Some(shelf) = known.get_mut(vendor) {
+                if shelf.name.as_deref() != Some(product.name.as_str()) {
+                    shelf.name = Some(product.name.clone());
+                    self.changed_shelves.insert(place);
+                }
+            } else {
+                known.insert(
+                    vendor.clone(),
+                    Shelf {
+                        name: Some(product.name.clone()),
+                        ..Shelf::default()
+                    },
+                );
+                self.new_shelves.insert(place);
+            }
+        }
+        let stock: BTreeMap<&ProductId, i64> =
+            listed.iter().map(|p| (&p.product_id, p.stock)).collect();
+        for (product_id, at) in &mut self.shelves {
+            let Some(shelf) = at.get_mut(vendor) else {
+                continue;
+            };
+            let now = stock.get(product_id).copied().unwrap_or(0);
+            // A rejection proved an older snapshot wrong; this run began after it.
+            let unblocked = shelf.blocked_run.is_some_and(|blocked| blocked < run);
+            if shelf.on_hand != now || unblocked {
+                shelf.on_hand = now;
+                if unblocked {
+                    shelf.blocked_run = None;
+                }
+                self.changed_shelves
+                    .insert((product_id.clone(), vendor.clone()));
+            }
+        }
+        for id in applied {
+            if !self.update(*id)?.state.is_closed() {
+                self.set_state(*id, State::Applied)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be written.
+    #[must_use]
+    pub fn into_changes(self) -> Changes {
+        let shelf = |place: &Place| self.shelves.get(&place.0)?.get(&place.1).cloned();
+        Changes {
+            orders: self
+                .changed_orders
+                .iter()
+                .filter_map(|id| Some((*id, *self.orders.get(id)?, self.reasons.get(id).cloned())))
+                .collect(),
+            shelves: self
+                .changed_shelves
+                .difference(&self.new_shelves)
+                .filter_map(|place| Some((place.clone(), shelf(place)?)))
+                .collect(),
+            new_shelves: self
+                .new_shelves
+                .iter()
+                .filter_map(|place| Some((place.clone(), shelf(place)?)))
+                .collect(),
+            updates: self
+                .changed_updates
+                .iter()
+                .filter_map(|id| Some((*id, self.updates.get(id)?.state)))
+                .collect(),
+            new_updates: self
+                .new_updates
+                .iter()
+                .filter_map(|id| self.updates.get(id).cloned())
+                .collect(),
+        }
+    }
+
+    /// The status of a loaded order.
+    ///
+    /// # Errors
+    /// It was not loaded.
+    pub fn status(&self, order: OrderId) -> Result<Status, BookError> {
+        self.orders
+            .get(&order)
+            .copied()
+            .ok_or_else(|| BookError::NotLoaded(format!("order {order}")))
+    }
+
+    fn update(&self, id: UpdateId) -> Result<&Update, BookError> {
+        self.updates
+            .get(&id)
+            .ok_or_else(|| BookError::NotLoaded(format!("update {id}")))
+    }
+
+    fn shelf_mut(
+        &mut self,
+        product: &ProductId,
+        vendor: &VendorId,
+    ) -> Result<&mut Shelf, BookError> {
+        self.changed_shelves
+            .insert((product.clone(), vendor.clone()));
+        self.shelves
+            .get_mut(product)
+            .and_then(|at| at.get_mut(vendor))
+            .ok_or_else(|| BookError::NotLoaded(format!("stock of {product} at {vendor}")))
+    }
+
+    /// What the vendors can give of a product. A vendor that rejected a take of it is passed over until a later sync
+    /// run has written it: what we hold of its stock was proved wrong.
+    fn offers(&self, product: &ProductId, without: &BTreeSet<VendorId>) -> Vec<Offer<'_>> {
+        self.shelves
+            .get(product)
+            .into_iter()
+            .flatten()
+            .filter(|(vendor, shelf)| shelf.blocked_run.is_none() && !without.contains(*vendor))
+            .map(|(vendor_id, shelf)| Offer {
+                vendor_id,
+                available: shelf.available(),
+            })
+            .collect()
+    }
+
+    fn take(
+        &mut self,
+        order_id: OrderId,
+        product_id: &ProductId,
+        parts: Vec<Part>,
+        new_id: &mut dyn FnMut() -> UpdateId,
+    ) -> Result<(), BookError> {
+        for part in parts {
+            self.add_update(Update {
+                id: new_id(),
+                order_id,
+                vendor_id: part.vendor_id,
+                product_id: product_id.clone(),
+                delta: -part.quantity,
+                reverses: None,
+                state: State::Open,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn add_update(&mut self, update: Update) -> Result<(), BookError> {
+        let counted = self.counted(&update);
+        if counted != 0 {
+            self.shelf_mut(&update.product_id, &update.vendor_id)?
+                .open_delta += counted;
+        }
+        self.new_updates.push(update.id);
+        self.updates.insert(update.id, update);
+        Ok(())
+    }
+
+    fn counted(&self, update: &Update) -> i64 {
+        update.counted(!self.ledgerless.contains(&update.vendor_id))
+    }
+
+    /// The one place where an update changes its state, and with it its shelf.
+    fn set_state(&mut self, id: UpdateId, state: State) -> Result<(), BookError> {
+        let before = self.update(id)?.clone();
+        let after = Update {
+            state,
+            ..before.clone()
+        };
+        let difference = self.counted(&after) - self.counted(&before);
+        if difference != 0 {
+            self.shelf_mut(&before.product_id, &before.vendor_id)?
+                .open_delta += difference;
+        }
+        self.updates.insert(id, after);
+        if !self.new_updates.contains(&id) {
+            self.changed_updates.insert(id);
+        }
+        Ok(())
+    }
+
+    fn void_if_open(&mut self, id: UpdateId) -> Result<(), BookError> {
+        if self.update(id)?.state == State::Open {
+            self.set_state(id, State::Void)?;
+        }
+        Ok(())
+    }
+
+    fn void_returns_of(&mut self, take: UpdateId) -> Result<(), BookError> {
+        let returns: Vec<UpdateId> = self
+            .updates
+            .values()
+            .filter(|u| u.reverses == Some(take))
+            .map(|u| u.id)
+            .collect();
+        returns.into_iter().try_for_each(|id| self.void_if_open(id))
+    }
+
+    fn block(&mut self, rejected: &Update, run: i64) -> Result<(), BookError> {
+        self.shelf_mut(&rejected.product_id, &rejected.vendor_id)?
+            .blocked_run = Some(run);
+        Ok(())
+    }
+
+    fn set_status(
+        &mut self,
+        order: OrderId,
+        to: Status,
+        reason: Option<Reason>,
+    ) -> Result<(), BookError> {
+        let from = self.status(order)?;
+        let legal = match from {
+            Status::Pending => matches!(
+                to,
+                Status::Confirmed | Status::Rejected | Status::Cancelled | Status::Failed
+            ),
+            Status::Confirmed => to == Status::Cancelled,
+            Status::Failed => matches!(to, Status::Pending | Status::Cancelled),
+            Status::Rejected | Status::Cancelled => false,
+        };
+        if !legal {
+            return Err(BookError::Illegal { order, from, to });
+        }
+        self.orders.insert(order, to);
+        self.changed_orders.insert(order);
+        match reason {
+            Some(reason) => self.reasons.insert(order, reason),
+            None => self.reasons.remove(&order),
+        };
+        Ok(())
+    }
+}

@@ -1,0 +1,158 @@
+//! Names of things, parsed once at the door: what holds one of these is known to be well formed.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Why a text is no id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// Nothing at all.
+    #[error("must not be empty")]
+    Empty,
+    /// Longer than the limit, which the schema checks too.
+    #[error("must be at most {max} bytes long, has {actual}")]
+    TooLong {
+        /// The limit in bytes.
+        max: usize,
+        /// What was given.
+        actual: usize,
+    },
+    /// U+0000 cannot be stored as text in PostgreSQL, and other control characters are never meant.
+    #[error("must not contain control characters")]
+    Control,
+    /// A vendor's id is part of URLs, configuration keys and variable names.
+    #[error("must consist of letters, digits, '_' and '-'")]
+    Charset,
+}
+
+/// The longest product id in bytes.
+pub const PRODUCT_ID_BYTES_MAX: usize = 200;
+/// The longest vendor id in bytes.
+pub const VENDOR_ID_BYTES_MAX: usize = 64;
+
+fn check(text: &str, bytes_max: usize) -> Result<(), IdError> {
+    if text.is_empty() {
+        return Err(IdError::Empty);
+    }
+    if text.len() > bytes_max {
+        return Err(IdError::TooLong {
+            max: bytes_max,
+            actual: text.len(),
+        });
+    }
+    if text.chars().any(char::is_control) {
+        return Err(IdError::Control);
+    }
+    Ok(())
+}
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident, |$text:ident| $check:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// Checks and takes the text.
+            ///
+            /// # Errors
+            /// [`IdError`] says what is wrong with it.
+            pub fn parse($text: impl Into<String>) -> Result<Self, IdError> {
+                let $text: String = $text.into();
+                $check?;
+                Ok(Self($text))
+            }
+
+            /// The text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = IdError;
+            fn try_from(text: String) -> Result<Self, IdError> {
+                Self::parse(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+text_id!(
+    /// A product, by the id that all its vendors share.
+    ProductId,
+    |text| check(&text, PRODUCT_ID_BYTES_MAX)
+);
+
+text_id!(
+    /// A vendor, by its key in the configuration.
+    VendorId,
+    |text| check(&text, VENDOR_ID_BYTES_MAX).and_then(|()| {
+        if text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
+            Ok(())
+        } else {
+            Err(IdError::Charset)
+        }
+    })
+);
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+uuid_id!(
+    /// An order.
+    OrderId
+);
+uuid_id!(
+    /// One change of one product's stock at one vendor; the key of the vendor's ledger.
+    UpdateId
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_checked_at_the_door() {
+        assert_eq!(ProductId::parse(""), Err(IdError::Empty));
+        assert_eq!(ProductId::parse("a\0b"), Err(IdError::Control));
+        assert!(ProductId::parse("é".repeat(100)).is_ok());
+        assert_eq!(
+            ProductId::parse("é".repeat(101)),
+            Err(IdError::TooLong {
+                max: 200,
+                actual: 202
+            })
+        );
+        assert!(VendorId::parse("vendor-A_1").is_ok());
+        assert_eq!(VendorId::parse("vendor/../A"), Err(IdError::Charset));
+    }
+}

@@ -1,0 +1,333 @@
+//! The messages on the queues, and how a foreign one is read.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::ids::{OrderId, ProductId, UpdateId, VendorId};
+use super::order::{self, IDEMPOTENCY_KEY_CHARS_MAX, Invalid, Line, Lines, NewOrder};
+use super::update::Update;
+
+/// The caller that orders published straight to the queue are accepted for.
+pub const BROKER_CALLER: &str = "amqp";
+/// Most updates of one message: what a vendor takes in one call.
+pub const UPDATES_PER_MESSAGE_MAX: usize = 500;
+
+/// Why a message is none of ours and never will be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// Not JSON, or of another shape.
+    #[error("the body is not a message of this queue: {0}")]
+    Malformed(String),
+    /// Well formed, but not allowed.
+    #[error("the body is not valid: {0}")]
+    Invalid(#[from] Invalid),
+    /// Nothing to tell a second delivery from a second order by.
+    #[error(
+        "an order without an \"id\" needs the AMQP property message-id, so that it is not ordered twice"
+    )]
+    NoMessageId,
+}
+
+/// An order on its way to be decided; it carries the whole order, so that it can be inserted from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct OrderMessage {
+    id: OrderId,
+    caller: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<String>,
+    lines: Vec<Line>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reference: Option<String>,
+    accepted_at: DateTime<Utc>,
+}
+
+/// What another producer may publish.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ForeignOrder {
+    product_id: Option<ProductId>,
+    quantity: Option<i64>,
+    lines: Option<Vec<Line>>,
+    reference: Option<String>,
+}
+
+/// Writes an order's message.
+#[must_use]
+pub fn encode_order(order: &NewOrder) -> String {
+    let message = OrderMessage {
+        id: order.id,
+        caller: order.caller.clone(),
+        idempotency_key: order.idempotency_key.clone(),
+        lines: order.lines.as_slice().to_vec(),
+        reference: order.reference.clone(),
+        accepted_at: order.accepted_at,
+    };
+    json(&message)
+}
+
+/// Reads an order's message, ours or another producer's.
+///
+/// # Errors
+/// Nothing that could ever be processed.
+pub fn decode_order(
+    body: &[u8],
+    message_id: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<NewOrder, MessageError> {
+    // Ours is the only kind with an id; looking for it first keeps the error about the kind that was meant.
+    #[derive(Deserialize)]
+    struct Kind {
+        id: Option<serde::de::IgnoredAny>,
+    }
+    let malformed = |error: serde_json::Error| MessageError::Malformed(error.to_string());
+    let kind: Kind = serde_json::from_slice(body).map_err(malformed)?;
+    if kind.id.is_some() {
+        let message: OrderMessage = serde_json::from_slice(body).map_err(malformed)?;
+        if let Some(reference) = &message.reference {
+            order::check_reference(reference)?;
+        }
+        check_text("/caller", &message.caller, IDEMPOTENCY_KEY_CHARS_MAX)?;
+        if let Some(key) = &message.idempotency_key {
+            check_text("/idempotencyKey", key, IDEMPOTENCY_KEY_CHARS_MAX)?;
+        }
+        return Ok(NewOrder {
+            id: message.id,
+            caller: message.caller,
+            idempotency_key: message.idempotency_key,
+            lines: Lines::parse_summed(message.lines)?,
+            reference: message.reference,
+            accepted_at: message.accepted_at,
+        });
+    }
+    let foreign: ForeignOrder = serde_json::from_slice(body).map_err(malformed)?;
+    let message_id = message_id.ok_or(MessageError::NoMessageId)?;
+    check_text("message-id", message_id, IDEMPOTENCY_KEY_CHARS_MAX)?;
+    let lines = match (foreign.lines, foreign.product_id, foreign.quantity) {
+        (Some(lines), None, None) => lines,
+        (None, Some(product_id), Some(quantity)) => vec![Line {
+            product_id,
+            quantity,
+        }],
+        _ => {
+            return Err(Invalid::new(
+                "",
+                "needs either \"lines\" or \"productId\" and \"quantity\"",
+            )
+            .into());
+        }
+    };
+    let lines = Lines::parse(lines).map_err(|mut errors| errors.swap_remove(0))?;
+    if let Some(reference) = &foreign.reference {
+        order::check_reference(reference)?;
+    }
+    Ok(NewOrder {
+        id: order::derive_id(
+            BROKER_CALLER,
+            message_id,
+            &lines,
+            foreign.reference.as_deref(),
+        ),
+        caller: BROKER_CALLER.to_owned(),
+        idempotency_key: Some(message_id.to_owned()),
+        lines,
+        reference: foreign.reference,
+        accepted_at: now,
+    })
+}
+
+/// Says whether PostgreSQL can hold a text of at most `chars_max` characters.
+fn check_text(field: &str, text: &str, chars_max: usize) -> Result<(), Invalid> {
+    if text.is_empty() || text.chars().count() > chars_max {
+        return Err(Invalid::new(
+            field,
+            format!("must be 1 to {chars_max} characters long"),
+        ));
+    }
+    if text.contains('\0') {
+        return Err(Invalid::new(field, "must not contain U+0000"));
+    }
+    Ok(())
+}
+
+/// Updates on their way to one vendor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpdatesMessage {
+    /// Whose.
+    pub vendor_id: VendorId,
+    /// What changes; at least one.
+    pub updates: Vec<UpdateItem>,
+}
+
+/// One update in a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpdateItem {
+    /// Its name in the vendor's ledger.
+    pub id: UpdateId,
+    /// Which product.
+    pub product_id: ProductId,
+    /// Units; negative takes, positive returns.
+    pub delta: i64,
+    /// The take that a return gives back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reverses: Option<UpdateId>,
+}
+
+impl From<&Update> for UpdateItem {
+    fn from(update: &Update) -> Self {
+        Self {
+            id: update.id,
+            product_id: update.product_id.clone(),
+            delta: update.delta,
+            reverses: update.reverses,
+        }
+    }
+}
+
+/// The messages that tell the vendors of `updates`: one vendor each, as few as the limit allows.
+#[must_use]
+pub fn updates_messages(updates: &[Update]) -> Vec<UpdatesMessage> {
+    let mut by_vendor: std::collections::BTreeMap<&VendorId, Vec<UpdateItem>> =
+        std::collections::BTreeMap::new();
+    for update in updates {
+        by_vendor
+            .entry(&update.vendor_id)
+            .or_default()
+            .push(update.into());
+    }
+    by_vendor
+        .into_iter()
+        .flat_map(|(vendor_id, items)| {
+            items
+                .chunks(UPDATES_PER_MESSAGE_MAX)
+                .map(|chunk| UpdatesMessage {
+                    vendor_id: vendor_id.clone(),
+                    updates: chunk.to_vec(),
+                })
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// Writes a vendor's message.
+#[must_use]
+pub fn encode_updates(message: &UpdatesMessage) -> String {
+    json(message)
+}
+
+/// Reads a vendor's message.
+///
+/// # Errors
+/// Nothing that could ever be processed.
+pub fn decode_updates(body: &[u8]) -> Result<UpdatesMessage, MessageError> {
+    let message: UpdatesMessage =
+        serde_json::from_slice(body).map_err(|error| MessageError::Malformed(error.to_string()))?;
+    if message.updates.is_empty() || message.updates.len() > UPDATES_PER_MESSAGE_MAX {
+        return Err(Invalid::new(
+            "/updates",
+            format!("must have 1 to {UPDATES_PER_MESSAGE_MAX} updates"),
+        )
+        .into());
+    }
+    Ok(message)
+}
+
+/// These types hold nothing that JSON cannot, so this does not fail.
+fn json(message: &impl Serialize) -> String {
+    serde_json::to_string(message).unwrap_or_default()
+}
+
+/// What tells a message that was delivered before from another.
+#[must_use]
+pub fn fingerprint(message_id: Option<&str>, body: &[u8]) -> Uuid {
+    const NAMESPACE: Uuid = Uuid::from_u128(0x0f8e_21c4_7c39_4d55_8d8b_6a0c_42a1_9b77);
+    let mut name = message_id.unwrap_or_default().as_bytes().to_vec();
+    name.push(0);
+    name.extend_from_slice(body);
+    Uuid::new_v5(&NAMESPACE, &name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000, 0).expect("a time")
+    }
+
+    #[test]
+    fn an_order_survives_its_message() {
+        let order = NewOrder {
+            id: OrderId(Uuid::from_u128(7)),
+            caller: "local".into(),
+            idempotency_key: Some("k".into()),
+            lines: Lines::parse(vec![Line {
+                product_id: ProductId::parse("p1").expect("valid"),
+                quantity: 2,
+            }])
+            .expect("valid"),
+            reference: None,
+            accepted_at: now(),
+        };
+        let text = encode_order(&order);
+        insta::assert_snapshot!(text, @"");
+        assert_eq!(decode_order(text.as_bytes(), None, now()), Ok(order));
+    }
+
+    #[test]
+    fn another_producers_order_is_one_order_by_its_message_id() {
+        let decode = |body: &str, id| decode_order(body.as_bytes(), id, now());
+        let body = r#"{"productId":"p1","quantity":2}"#;
+        let first = decode(body, Some("m1")).expect("an order");
+        assert_eq!(decode(body, Some("m1")).expect("an order").id, first.id);
+        assert_ne!(decode(body, Some("m2")).expect("an order").id, first.id);
+        assert_eq!(decode(body, None), Err(MessageError::NoMessageId));
+    }
+
+    #[test]
+    fn what_is_no_order_says_why() {
+        let error = |body: &[u8]| {
+            decode_order(body, Some("m"), now())
+                .expect_err("no order")
+                .to_string()
+        };
+        insta::assert_snapshot!(error(b"no json"), @"");
+        insta::assert_snapshot!(error(br#"{"productId":"p1","quantity":0}"#), @"");
+        insta::assert_snapshot!(error(br#"{"productId":"p1"}"#), @"");
+        insta::assert_snapshot!(error(br#"{"productId":"a\u0000b","quantity":1}"#), @"");
+        insta::assert_snapshot!(error(br#"{"productId":"p1","quantity":1,"colour":"red"}"#), @"");
+        assert!(decode_order(b"\xff\xfe", Some("m"), now()).is_err());
+    }
+
+    #[test]
+    fn updates_are_grouped_by_vendor_and_bounded() {
+        let update = |n: u128, vendor: &str| Update {
+            id: UpdateId(Uuid::from_u128(n)),
+            order_id: OrderId(Uuid::nil()),
+            vendor_id: VendorId::parse(vendor).expect("valid"),
+            product_id: ProductId::parse("p1").expect("valid"),
+            delta: -1,
+            reverses: None,
+            state: crate::domain::update::State::Open,
+        };
+        let updates: Vec<_> = (0..1002)
+            .map(|n| update(n, if n % 501 == 0 { "b" } else { "a" }))
+            .collect();
+        let sizes: Vec<_> = updates_messages(&updates)
+            .iter()
+            .map(|m| (m.vendor_id.to_string(), m.updates.len()))
+            .collect();
+        assert_eq!(
+            sizes,
+            [("a".into(), 500), ("a".into(), 500), ("b".into(), 2)]
+        );
+        let message = &updates_messages(&updates)[2];
+        assert_eq!(
+            decode_updates(encode_updates(message).as_bytes()).as_ref(),
+            Ok(message)
+        );
+    }
+}

@@ -1,0 +1,13 @@
+//! The rules, pure: no async, no clock, no I/O. `now` and new ids come in as arguments, decisions go out as values.
+
+pub mod allocation;
+pub mod book;
+pub mod ids;
+pub mod ledger;
+pub mod messages;
+pub mod order;
+pub mod retry;
+pub mod update;
+
+#[cfg(test)]
+mod protocol_test;

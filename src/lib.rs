@@ -1,0 +1,2 @@
+//! stockctl
+pub mod domain;
