@@ -236,6 +236,17 @@ impl Book {
         Ok(())
     }
 
+    /// Rejects an order for a reason that no stock has a part in. One that is not pending stays as it is.
+    ///
+    /// # Errors
+    /// The order was not loaded.
+    pub fn reject(&mut self, order: OrderId, reason: Reason) -> Result<(), BookError> {
+        if self.status(order)? == Status::Pending {
+            self.set_status(order, Status::Rejected, Some(reason))?;
+        }
+        Ok(())
+    }
+
     /// Gives an order up: its message is in the dead-letter queue. Only a pending one can fail.
     ///
     /// # Errors

@@ -273,7 +273,7 @@ mod tests {
             accepted_at: now(),
         };
         let text = encode_order(&order);
-        insta::assert_snapshot!(text, @"");
+        insta::assert_snapshot!(text, @r#"{"id":"00000000-0000-0000-0000-000000000007","caller":"local","idempotencyKey":"k","lines":[{"productId":"p1","quantity":2}],"acceptedAt":"2027-01-15T08:00:00Z"}"#);
         assert_eq!(decode_order(text.as_bytes(), None, now()), Ok(order));
     }
 
@@ -294,11 +294,11 @@ mod tests {
                 .expect_err("no order")
                 .to_string()
         };
-        insta::assert_snapshot!(error(b"no json"), @"");
-        insta::assert_snapshot!(error(br#"{"productId":"p1","quantity":0}"#), @"");
-        insta::assert_snapshot!(error(br#"{"productId":"p1"}"#), @"");
-        insta::assert_snapshot!(error(br#"{"productId":"a\u0000b","quantity":1}"#), @"");
-        insta::assert_snapshot!(error(br#"{"productId":"p1","quantity":1,"colour":"red"}"#), @"");
+        insta::assert_snapshot!(error(b"no json"), @"the body is not a message of this queue: expected ident at line 1 column 2");
+        insta::assert_snapshot!(error(br#"{"productId":"p1","quantity":0}"#), @"the body is not valid: /lines/0/quantity: must be 1 to 1000000, is 0");
+        insta::assert_snapshot!(error(br#"{"productId":"p1"}"#), @r#"the body is not valid: : needs either "lines" or "productId" and "quantity""#);
+        insta::assert_snapshot!(error(br#"{"productId":"a\u0000b","quantity":1}"#), @"the body is not a message of this queue: must not contain control characters at line 1 column 23");
+        insta::assert_snapshot!(error(br#"{"productId":"p1","quantity":1,"colour":"red"}"#), @"the body is not a message of this queue: unknown field `colour`, expected one of `productId`, `quantity`, `lines`, `reference` at line 1 column 39");
         assert!(decode_order(b"\xff\xfe", Some("m"), now()).is_err());
     }
 

@@ -8,6 +8,7 @@ pub mod messages;
 pub mod order;
 pub mod retry;
 pub mod update;
+pub mod vendor_api;
 
 #[cfg(test)]
 mod protocol_test;

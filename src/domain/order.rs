@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn the_id_never_changes_between_versions() {
         let a = lines(&[("p1", 2)]);
-        insta::assert_snapshot!(derive_id("local", "order-1", &a, Some("r")), @"");
+        insta::assert_snapshot!(derive_id("local", "order-1", &a, Some("r")), @"089ac9cf-2b77-5621-b06d-cbca30a9bae7");
     }
 
     #[test]

@@ -1,0 +1,479 @@
+//! Accepts orders: requests that come at the same time share one transaction. While PostgreSQL is down, an order is
+//! accepted through the broker instead.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::relay::Relay;
+use super::{Context, Error, with_deadline};
+use crate::db;
+use crate::db::orders::Order;
+use crate::db::outbox::Waiting;
+use crate::domain::ids::OrderId;
+use crate::domain::messages::encode_order;
+use crate::domain::order::{NewOrder, Status};
+use crate::mq::{Headers, Message, PublishError, Publisher, Queue};
+
+/// Requests that wait for a transaction; more are refused at once. A second's worth at full speed.
+const REQUESTS_WAITING_MAX: usize = 10_000;
+/// Orders accepted in one transaction.
+const BATCH_MAX: usize = 500;
+/// Transactions under way at once: one more fills while the others wait for the disk.
+const TRANSACTIONS_MAX: usize = 3;
+/// A commit takes milliseconds. PostgreSQL without an answer for this long counts as down, and the broker is asked.
+const COMMIT_DEADLINE: Duration = Duration::from_secs(2);
+/// After PostgreSQL was found down, orders go straight to the broker for this long before it is tried again.
+const RETRY_STORE_AFTER: Duration = Duration::from_secs(1);
+/// A confirm takes milliseconds; the caller is waiting.
+const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
+/// Orders accepted through the broker whose arrival in PostgreSQL is still awaited. Beyond this, which ones is forgotten,
+/// and every unknown id might be one of them.
+const AWAITED_MAX: usize = 100_000;
+
+/// How an order was accepted.
+#[derive(Debug, Clone)]
+pub enum Accepted {
+    /// It is new.
+    New,
+    /// The same request was accepted before; this is what has become of it.
+    Replayed(Box<Order>),
+    /// PostgreSQL is down and the broker has it.
+    ThroughBroker,
+}
+
+/// Why an order was not accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotAccepted {
+    /// Too many requests wait.
+    #[error("too many orders are waiting to be accepted")]
+    Busy,
+    /// The idempotency key belongs to another request.
+    #[error("the idempotency key was used for another request, order {0}")]
+    KeyTaken(OrderId),
+    /// Neither store takes it: nothing was accepted.
+    #[error("neither PostgreSQL nor RabbitMQ can take the order: {0}")]
+    Unavailable(String),
+    /// It may or may not have been accepted.
+    #[error("neither PostgreSQL nor RabbitMQ has answered whether it took order {0}")]
+    OutcomeUnknown(OrderId),
+    /// A contradiction of ours.
+    #[error("{0}")]
+    Bug(String),
+}
+
+type Answer = Result<Accepted, NotAccepted>;
+
+struct Request {
+    order: NewOrder,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// Where requests go to be accepted.
+#[derive(Clone)]
+pub struct Accept {
+    requests: mpsc::Sender<Request>,
+    awaited: Arc<Mutex<Awaited>>,
+}
+
+/// Orders that only the broker has, as far as this process knows.
+#[derive(Default)]
+struct Awaited {
+    orders: HashMap<OrderId, NewOrder>,
+    forgotten: bool,
+}
+
+impl Accept {
+    /// Prepares the door, and the part of it that commits.
+    #[must_use]
+    pub fn new(context: Context, publisher: Publisher, relay: Relay) -> (Self, Committing) {
+        let (requests, receiver) = mpsc::channel(REQUESTS_WAITING_MAX);
+        let awaited = Arc::default();
+        let committer = Arc::new(Committer {
+            context,
+            publisher,
+            relay,
+            awaited: Arc::clone(&awaited),
+            store_down_until: Mutex::new(None),
+        });
+        (
+            Self { requests, awaited },
+            Committing {
+                receiver,
+                committer,
+            },
+        )
+    }
+
+    /// Accepts one order.
+    ///
+    /// # Errors
+    /// See [`NotAccepted`].
+    pub async fn accept(&self, order: NewOrder) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        let id = order.id;
+        self.requests
+            .try_send(Request { order, answer })
+            .map_err(|_| NotAccepted::Busy)?;
+        answered
+            .await
+            .unwrap_or(Err(NotAccepted::OutcomeUnknown(id)))
+    }
+
+    /// Whether an id that PostgreSQL does not know may be that of an order which only the broker has.
+    #[must_use]
+    pub fn awaits(&self, id: OrderId) -> bool {
+        let awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+        awaited.forgotten || awaited.orders.contains_key(&id)
+    }
+}
+
+/// The committing end of an [`Accept`].
+pub struct Committing {
+    receiver: mpsc::Receiver<Request>,
+    committer: Arc<Committer>,
+}
+
+impl Committing {
+    /// Accepts what is asked for until every [`Accept`] is dropped; then finishes what is in hand.
+    pub async fn run(mut self) {
+        let transactions = Arc::new(Semaphore::new(TRANSACTIONS_MAX));
+        loop {
+            let Ok(permit) = Arc::clone(&transactions).acquire_owned().await else {
+                return;
+            };
+            let mut requests = Vec::new();
+            // What has come while all transactions were under way makes the next one: a batch when there is load, and
+            // no wait when there is none.
+            if self.receiver.recv_many(&mut requests, BATCH_MAX).await == 0 {
+                break;
+            }
+            let committer = Arc::clone(&self.committer);
+            tokio::spawn(async move {
+                committer.accept(requests).await;
+                drop(permit);
+            });
+        }
+        let all = u32::try_from(TRANSACTIONS_MAX).unwrap_or(u32::MAX);
+        let _ = transactions.acquire_many(all).await;
+    }
+
+    /// Watches for the arrival in PostgreSQL of the orders that were accepted through the broker.
+    pub fn watch(&self) -> impl Future<Output = ()> + use<> {
+        let committer = Arc::clone(&self.committer);
+        async move {
+            loop {
+                tokio::time::sleep(WATCH_INTERVAL).await;
+                committer.look_for_awaited().await;
+            }
+        }
+    }
+}
+
+/// How often orders that only the broker has are looked for in PostgreSQL.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// How many of them are looked up at once.
+const WATCH_BATCH_MAX: usize = 1000;
+
+struct Committer {
+    context: Context,
+    publisher: Publisher,
+    relay: Relay,
+    awaited: Arc<Mutex<Awaited>>,
+    store_down_until: Mutex<Option<Instant>>,
+}
+
+/// Requests by the order they ask for: several may ask for the same one at the same time.
+type ByOrder = BTreeMap<OrderId, (NewOrder, Vec<oneshot::Sender<Answer>>)>;
+
+impl Committer {
+    async fn accept(&self, requests: Vec<Request>) {
+        let mut by_order = ByOrder::new();
+        for Request { order, answer } in requests {
+            by_order
+                .entry(order.id)
+                .or_insert_with(|| (order, Vec::new()))
+                .1
+                .push(answer);
+        }
+        if self.store_is_down() {
+            self.publish(by_order, false).await;
+            return;
+        }
+        let orders: Vec<NewOrder> = by_order.values().map(|(order, _)| order.clone()).collect();
+        match self.insert(&orders).await {
+            Ok(inserted) => self.answer(by_order, &inserted).await,
+            Err(Insert::NotBegun(error)) => {
+                self.note_down(&error);
+                self.publish(by_order, false).await;
+            }
+            Err(Insert::Unknown(error)) => {
+                self.note_down(&error);
+                self.publish(by_order, true).await;
+            }
+            // One bad order must not fail its neighbours.
+            Err(Insert::Refused(_)) if by_order.len() > 1 => {
+                for (id, entry) in by_order {
+                    Box::pin(self.accept_alone(id, entry)).await;
+                }
+            }
+            Err(Insert::Refused(error)) => {
+                tracing::error!(%error, "an order cannot be inserted");
+                refuse(by_order, &NotAccepted::Bug(error));
+            }
+        }
+    }
+
+    async fn accept_alone(
+        &self,
+        id: OrderId,
+        (order, answers): (NewOrder, Vec<oneshot::Sender<Answer>>),
+    ) {
+        let by_order = ByOrder::from([(id, (order.clone(), answers))]);
+        match self.insert(&[order]).await {
+            Ok(inserted) => self.answer(by_order, &inserted).await,
+            Err(Insert::NotBegun(_)) => self.publish(by_order, false).await,
+            Err(Insert::Unknown(_)) => self.publish(by_order, true).await,
+            Err(Insert::Refused(error)) => {
+                tracing::error!(order = %id, %error, "an order cannot be inserted");
+                refuse(by_order, &NotAccepted::Bug(error));
+            }
+        }
+    }
+
+    async fn insert(&self, orders: &[NewOrder]) -> Result<Vec<OrderId>, Insert> {
+        let pool = &self.context.database;
+        let mut connection = pool
+            .get()
+            .await
+            .map_err(|error| Insert::NotBegun(error.to_string()))?;
+        let inserted = with_deadline(COMMIT_DEADLINE, pool, async {
+            Ok(db::orders::insert_accepted(&mut connection, orders).await?)
+        })
+        .await
+        .map_err(|error| match error.kind() {
+            super::Kind::Unavailable => Insert::Unknown(error.to_string()),
+            _ => Insert::Refused(error.to_string()),
+        })?;
+        let by_id: HashMap<OrderId, &NewOrder> =
+            orders.iter().map(|order| (order.id, order)).collect();
+        let waiting = inserted
+            .iter()
+            .filter_map(|(id, row)| {
+                Some(Waiting {
+                    id: *row,
+                    queue: Queue::Orders.base_name().to_owned(),
+                    message_id: id.0,
+                    body: encode_order(by_id.get(id)?),
+                })
+            })
+            .collect();
+        self.relay.hand_over(waiting);
+        Ok(inserted.into_iter().map(|(id, _)| id).collect())
+    }
+
+    /// Answers after a commit: the new ones at once, and the others once it is known what they are.
+    async fn answer(&self, mut by_order: ByOrder, inserted: &[OrderId]) {
+        for id in inserted {
+            let Some((order, answers)) = by_order.remove(id) else {
+                continue;
+            };
+            let mut answers = answers.into_iter();
+            if let Some(first) = answers.next() {
+                let _ = first.send(Ok(Accepted::New));
+            }
+            for repeated in answers {
+                let _ = repeated.send(Ok(Accepted::Replayed(Box::new(pending(order.clone())))));
+            }
+        }
+        if by_order.is_empty() {
+            return;
+        }
+        // In a statement of its own: the one that inserted may neither have inserted them nor have seen them.
+        match self.look_up(&by_order).await {
+            Ok((existing, taken)) => {
+                for (id, (order, answers)) in by_order {
+                    let key = order
+                        .idempotency_key
+                        .clone()
+                        .map(|key| (order.caller.clone(), key));
+                    let answer = if let Some(order) = existing.get(&id) {
+                        Ok(Accepted::Replayed(Box::new(order.clone())))
+                    } else if let Some(other) = key.and_then(|key| taken.get(&key)) {
+                        Err(NotAccepted::KeyTaken(*other))
+                    } else {
+                        Err(NotAccepted::Unavailable(
+                            "the order vanished while it was accepted; repeat it".into(),
+                        ))
+                    };
+                    for sender in answers {
+                        let _ = sender.send(answer.clone());
+                    }
+                }
+            }
+            Err(error) => {
+                for (id, (_, answers)) in by_order {
+                    tracing::warn!(order = %id, %error, "could not look up an order that exists");
+                    for sender in answers {
+                        let _ = sender.send(Err(NotAccepted::OutcomeUnknown(id)));
+                    }
+                }
+            }
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "both halves are used in one place")]
+    async fn look_up(
+        &self,
+        by_order: &ByOrder,
+    ) -> Result<(HashMap<OrderId, Order>, HashMap<(String, String), OrderId>), Error> {
+        let ids: Vec<OrderId> = by_order.keys().copied().collect();
+        let keys: Vec<(String, String)> = by_order
+            .values()
+            .filter_map(|(order, _)| Some((order.caller.clone(), order.idempotency_key.clone()?)))
+            .collect();
+        with_deadline(COMMIT_DEADLINE, &self.context.database, async {
+            let mut connection = self.context.database.get().await?;
+            let existing = db::orders::find_all(&mut connection, &ids).await?;
+            let taken = db::orders::list_by_keys(&mut connection, &keys).await?;
+            Ok((
+                existing
+                    .into_iter()
+                    .map(|order| (order.request.id, order))
+                    .collect(),
+                taken
+                    .into_iter()
+                    .map(|(caller, key, id)| ((caller, key), id))
+                    .collect(),
+            ))
+        })
+        .await
+    }
+
+    /// Accepts through the broker. `maybe_committed` says that PostgreSQL may have them as well.
+    async fn publish(&self, by_order: ByOrder, maybe_committed: bool) {
+        let messages = by_order
+            .values()
+            .map(|(order, _)| Message {
+                queue: Queue::Orders,
+                message_id: order.id.to_string(),
+                headers: Headers::new(),
+                body: encode_order(order).into_bytes(),
+            })
+            .collect();
+        let results = self.publisher.publish(messages, PUBLISH_DEADLINE).await;
+        for ((id, (order, answers)), result) in by_order.into_iter().zip(results) {
+            let answer = match result {
+                Ok(()) => {
+                    self.await_arrival(order);
+                    Ok(Accepted::ThroughBroker)
+                }
+                Err(PublishError::Unknown(_)) => Err(NotAccepted::OutcomeUnknown(id)),
+                Err(_) if maybe_committed => Err(NotAccepted::OutcomeUnknown(id)),
+                Err(error) => Err(NotAccepted::Unavailable(error.to_string())),
+            };
+            for sender in answers {
+                let _ = sender.send(answer.clone());
+            }
+        }
+    }
+
+    fn store_is_down(&self) -> bool {
+        let until = *self
+            .store_down_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn note_down(&self, error: &str) {
+        let mut until = self
+            .store_down_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if until.is_none_or(|until| until + RETRY_STORE_AFTER * 10 < Instant::now()) {
+            tracing::warn!(
+                error,
+                "PostgreSQL is down; orders are accepted through RabbitMQ until it is back"
+            );
+        }
+        *until = Some(Instant::now() + RETRY_STORE_AFTER);
+    }
+
+    fn await_arrival(&self, order: NewOrder) {
+        let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+        if awaited.orders.len() < AWAITED_MAX {
+            awaited.orders.insert(order.id, order);
+        } else {
+            awaited.forgotten = true;
+        }
+    }
+
+    /// Looks for awaited orders, and forgets those that have arrived.
+    async fn look_for_awaited(&self) {
+        let ids: Vec<OrderId> = {
+            let awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+            awaited
+                .orders
+                .keys()
+                .take(WATCH_BATCH_MAX)
+                .copied()
+                .collect()
+        };
+        if ids.is_empty() {
+            return;
+        }
+        let found = with_deadline(COMMIT_DEADLINE, &self.context.database, async {
+            let mut connection = self.context.database.get().await?;
+            Ok(db::orders::find_all(&mut connection, &ids).await?)
+        })
+        .await;
+        let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+        for order in found.unwrap_or_default() {
+            awaited.orders.remove(&order.request.id);
+        }
+        if awaited.orders.is_empty() {
+            awaited.forgotten = false;
+        }
+    }
+}
+
+/// Why an insert has not answered with what it inserted.
+enum Insert {
+    /// No connection: nothing was sent.
+    NotBegun(String),
+    /// It was sent; the commit may have happened.
+    Unknown(String),
+    /// The server refused it: nothing was committed.
+    Refused(String),
+}
+
+fn refuse(by_order: ByOrder, error: &NotAccepted) {
+    for (_, answers) in by_order.into_values() {
+        for sender in answers {
+            let _ = sender.send(Err(error.clone()));
+        }
+    }
+}
+
+/// An order as it is right after it was accepted.
+#[must_use]
+pub fn pending(request: NewOrder) -> Order {
+    Order {
+        request,
+        status: Status::Pending,
+        reason: None,
+        decided_at: None,
+        cancelled_at: None,
+    }
+}
+
+/// The time at which a request is accepted, as PostgreSQL will keep it: to the microsecond.
+#[must_use]
+pub fn now() -> chrono::DateTime<Utc> {
+    use chrono::SubsecRound;
+    Utc::now().trunc_subsecs(6)
+}

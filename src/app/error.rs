@@ -1,0 +1,81 @@
+//! What a use case can fail with, and the one classification from which HTTP derives a status, a consumer its verdict
+//! and `main` the exit code.
+
+use crate::domain::book::BookError;
+use crate::mq;
+use crate::pg;
+use crate::vendors::client;
+
+/// An error of a use case.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Ours or a vendor's PostgreSQL.
+    #[error(transparent)]
+    Database(#[from] pg::Error),
+    /// A vendor's HTTP API.
+    #[error(transparent)]
+    Vendor(#[from] client::Error),
+    /// RabbitMQ.
+    #[error("{0}")]
+    Broker(String),
+    /// A rule was asked for what cannot be.
+    #[error(transparent)]
+    Rule(#[from] BookError),
+    /// What was asked for does not exist.
+    #[error("{0}")]
+    Missing(String),
+    /// The request contradicts the state of things.
+    #[error("{detail}")]
+    Refused {
+        /// A stable code.
+        code: &'static str,
+        /// For a person.
+        detail: String,
+    },
+    /// It may succeed later.
+    #[error("{0}")]
+    NotYet(String),
+}
+
+/// What an error means to whoever handles it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The caller's to mend: repeating the same cannot help.
+    Refused,
+    /// There is no such thing.
+    Missing,
+    /// Our own PostgreSQL or RabbitMQ cannot be reached: nobody's attempt.
+    Unavailable,
+    /// May pass: worth a retry of this one thing.
+    Transient,
+    /// A contradiction: ours to mend.
+    Bug,
+}
+
+impl Error {
+    /// The classification.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Database(error) if error.is_unavailable() => Kind::Unavailable,
+            Self::Database(error) if error.is_constraint_violation() => Kind::Bug,
+            Self::Database(_) | Self::Vendor(_) | Self::NotYet(_) => Kind::Transient,
+            Self::Broker(_) => Kind::Unavailable,
+            Self::Rule(BookError::Illegal { .. }) | Self::Refused { .. } => Kind::Refused,
+            Self::Rule(BookError::NotLoaded(_)) => Kind::Bug,
+            Self::Missing(_) => Kind::Missing,
+        }
+    }
+}
+
+impl From<diesel::result::Error> for Error {
+    fn from(error: diesel::result::Error) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+impl From<mq::Error> for Error {
+    fn from(error: mq::Error) -> Self {
+        Self::Broker(error.to_string())
+    }
+}

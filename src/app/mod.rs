@@ -1,0 +1,104 @@
+//! The use cases. Each has one shape: begin, load and lock, call a pure rule, save, append to the outbox, commit.
+
+pub mod accept;
+pub mod cancel;
+pub mod dead_letters;
+pub mod decide;
+mod error;
+pub mod push;
+pub mod relay;
+mod save;
+pub mod sync;
+pub mod vendor_stock;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::time::Duration;
+
+pub use error::{Error, Kind};
+use uuid::Uuid;
+
+use crate::domain::book::Book;
+use crate::domain::ids::{UpdateId, VendorId};
+use crate::pg;
+use crate::vendors::client::Client;
+
+/// A transaction of ours takes milliseconds. One without an answer for this long has met a server that is open but
+/// silent, which no timeout of that server can end.
+pub const TRANSACTION_DEADLINE: Duration = Duration::from_secs(15);
+
+/// A vendor, as configured.
+#[derive(Clone)]
+pub struct Vendor {
+    /// Its database.
+    pub database: pg::Pool,
+    /// Its HTTP API.
+    pub api: Client,
+    /// Whether its database has the ledger.
+    pub has_ledger: bool,
+}
+
+/// What every use case works with: where the stores are, and who the vendors are.
+#[derive(Clone)]
+pub struct Context {
+    /// `ordersdb`.
+    pub database: pg::Pool,
+    /// The vendors by id.
+    pub vendors: BTreeMap<VendorId, Vendor>,
+}
+
+impl Context {
+    /// The ids of the vendors.
+    #[must_use]
+    pub fn vendor_ids(&self) -> Vec<VendorId> {
+        self.vendors.keys().cloned().collect()
+    }
+
+    /// A configured vendor.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn vendor(&self, id: &VendorId) -> Result<&Vendor, Error> {
+        self.vendors
+            .get(id)
+            .ok_or_else(|| Error::Missing(format!("no vendor {id} is configured")))
+    }
+
+    fn book(&self) -> Book {
+        let ledgerless: BTreeSet<VendorId> = self
+            .vendors
+            .iter()
+            .filter(|(_, vendor)| !vendor.has_ledger)
+            .map(|(id, _)| id.clone())
+            .collect();
+        Book::new(ledgerless)
+    }
+}
+
+/// Ids in the order of time: neighbours in time are neighbours in the index.
+fn new_update_id() -> UpdateId {
+    UpdateId(Uuid::now_v7())
+}
+
+/// Waits for work on a database with a deadline; a server that stays silent counts as down. The connection that the
+/// work held is broken by being left in the middle, and its pool drops it.
+async fn with_deadline<T>(
+    deadline: Duration,
+    pool: &pg::Pool,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(deadline, work).await {
+        Ok(Err(error)) if error.kind() == Kind::Unavailable => {
+            pool.forget_idle();
+            Err(error)
+        }
+        Ok(result) => result,
+        Err(_) => {
+            pool.forget_idle();
+            Err(Error::Database(pg::Error::Unavailable {
+                at: pool.settings().address(),
+                problem: format!("no answer within {} s", deadline.as_secs()),
+            }))
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Tells a vendor of updates, and records what it answers.
+
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, Utc};
+use diesel_async::{AsyncConnection, AsyncPgConnection};
+
+use super::cancel::load_updates_of;
+use super::save::save;
+use super::{Context, Error, TRANSACTION_DEADLINE, new_update_id, with_deadline};
+use crate::db;
+use crate::db::outbox::Waiting;
+use crate::domain::book::Answer;
+use crate::domain::ids::{OrderId, UpdateId, VendorId};
+use crate::domain::update::{Outcome, State, Update};
+
+/// What a push has come to.
+#[derive(Debug, Default)]
+pub struct Pushed {
+    /// The outbox rows of messages that followed: takes from other vendors, returns.
+    pub waiting: Vec<Waiting>,
+    /// Updates that the vendor refuses for good, since it knows their ids with another content.
+    pub conflicts: Vec<UpdateId>,
+}
+
+/// Sends those of the updates that have no answer yet, as they stand in our database, and records the answers.
+///
+/// # Errors
+/// The vendor gave no usable answer, or it could not be recorded: the same updates may be pushed again.
+pub async fn push(
+    context: &Context,
+    source: &str,
+    vendor_id: &VendorId,
+    ids: &[UpdateId],
+    updates_per_call_max: usize,
+) -> Result<Pushed, Error> {
+    let vendor = context.vendor(vendor_id)?;
+    let open = list_unanswered(context, vendor_id, ids).await?;
+    let mut pushed = Pushed::default();
+    for updates in open.chunks(updates_per_call_max) {
+        let answers = vendor.api.send(source, updates).await?;
+        let recorded = record(context, vendor_id, updates, &answers.recorded, Utc::now()).await?;
+        pushed.waiting.extend(recorded);
+        pushed.conflicts.extend(answers.conflicts);
+        if !answers.missing.is_empty() {
+            return Err(Error::NotYet(format!(
+                "vendor {vendor_id} left {} of {} updates out of its answer",
+                answers.missing.len(),
+                updates.len()
+            )));
+        }
+    }
+    Ok(pushed)
+}
+
+/// Of the updates, those that the vendor has not answered for.
+async fn list_unanswered(
+    context: &Context,
+    vendor_id: &VendorId,
+    ids: &[UpdateId],
+) -> Result<Vec<Update>, Error> {
+    with_deadline(TRANSACTION_DEADLINE, &context.database, async {
+        let mut connection = context.database.get().await?;
+        let known = db::updates::find_all(&mut connection, ids).await?;
+        let mut unknown: BTreeSet<UpdateId> = ids.iter().copied().collect();
+        known.iter().for_each(|update| {
+            unknown.remove(&update.id);
+        });
+        if let Some(id) = unknown.first() {
+            return Err(Error::Missing(format!(
+                "update {id} is not in our database"
+            )));
+        }
+        if let Some(update) = known.iter().find(|update| update.vendor_id != *vendor_id) {
+            return Err(Error::Refused {
+                code: crate::domain::retry::INVALID_MESSAGE,
+                detail: format!(
+                    "update {} is vendor {}'s, not {vendor_id}'s",
+                    update.id, update.vendor_id
+                ),
+            });
+        }
+        Ok(known
+            .into_iter()
+            .filter(|update| update.state == State::Open)
+            .collect())
+    })
+    .await
+}
+
+async fn record(
+    context: &Context,
+    vendor_id: &VendorId,
+    sent: &[Update],
+    answers: &[Answer],
+    now: DateTime<Utc>,
+) -> Result<Vec<Waiting>, Error> {
+    let rejected: BTreeSet<UpdateId> = answers
+        .iter()
+        .filter(|answer| answer.outcome == Outcome::Rejected)
+        .map(|answer| answer.id)
+        .collect();
+    let orders: BTreeSet<OrderId> = sent
+        .iter()
+        .filter(|update| rejected.contains(&update.id))
+        .map(|update| update.order_id)
+        .collect();
+    let orders: Vec<OrderId> = orders.into_iter().collect();
+    let waiting = with_deadline(TRANSACTION_DEADLINE, &context.database, async {
+        let mut connection = context.database.get().await?;
+        connection
+            .transaction(async |connection| {
+                record_in_transaction(context, connection, vendor_id, sent, answers, &orders, now)
+                    .await
+            })
+            .await
+    })
+    .await?;
+    if !orders.is_empty() {
+        request_sync(context, vendor_id).await;
+    }
+    Ok(waiting)
+}
+
+async fn record_in_transaction(
+    context: &Context,
+    connection: &mut AsyncPgConnection,
+    vendor_id: &VendorId,
+    sent: &[Update],
+    answers: &[Answer],
+    orders: &[OrderId],
+    now: DateTime<Utc>,
+) -> Result<Vec<Waiting>, Error> {
+    let mut book = context.book();
+    for (id, status) in db::orders::load_for_update(connection, orders).await? {
+        book.load_order(id, status);
+    }
+    load_updates_of(connection, &mut book, orders, sent).await?;
+    // Read after the vendor has answered, so that any later run has seen what it answered.
+    let run = db::vendors::find_current_run(connection, vendor_id).await?;
+    book.record(answers, run, &mut new_update_id)?;
+    save(connection, &book.into_changes(), now).await
+}
+
+/// A rejection proved our figure stale, so the sync should not wait for its next tick. In a transaction of its own: the
+/// vendor's row comes first in the order of locks. Should it be lost, the next tick comes soon.
+async fn request_sync(context: &Context, vendor_id: &VendorId) {
+    let requested = with_deadline(TRANSACTION_DEADLINE, &context.database, async {
+        let mut connection = context.database.get().await?;
+        Ok(db::vendors::request_sync(&mut connection, std::slice::from_ref(vendor_id)).await?)
+    })
+    .await;
+    if let Err(error) = requested {
+        tracing::warn!(vendor = %vendor_id, %error, "could not ask for a sync at once; the next one is scheduled anyway");
+    }
+}

@@ -1,0 +1,247 @@
+//! From the outbox to the broker: what was committed is published, and its row deleted once its confirm has come. What
+//! this process could not publish, or did not live to, a sweeper publishes later; what the broker has lost, a slow sweep
+//! sends again. Consumers remove duplicates, so every doubt is settled by publishing.
+
+use std::time::Duration;
+
+use diesel_async::{AsyncConnection, AsyncPgConnection};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::{Context, Error, TRANSACTION_DEADLINE, with_deadline};
+use crate::db;
+use crate::db::outbox::Waiting;
+use crate::domain::messages;
+use crate::mq::{Headers, Link, Message, PublishError, Publisher, Queue};
+use crate::shutdown::Shutdown;
+
+/// Batches that wait to be published at once; more are left to the sweeper.
+const BATCHES_WAITING_MAX: usize = 256;
+/// Messages published by one call.
+const PUBLISH_BATCH_MAX: usize = 2000;
+/// A confirm takes milliseconds; without one for this long, the sweeper tries again.
+const PUBLISH_DEADLINE: Duration = Duration::from_secs(10);
+/// The sweeper looks this often.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// What has waited for longer has been forgotten by the process that wrote it.
+const SWEEP_AGE: Duration = Duration::from_secs(2);
+/// Rows swept in one transaction, which is open while they are published.
+const SWEEP_BATCH_MAX: i64 = 1000;
+/// The slow sweep looks this often.
+const SLOW_SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// A message without an effect for longer may be lost, with its queue.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
+/// What one slow sweep sends again.
+const FORGOTTEN_BATCH_MAX: i64 = 500;
+
+/// Hands over what was committed, to be published now.
+#[derive(Clone)]
+pub struct Relay {
+    batches: mpsc::Sender<Vec<Waiting>>,
+}
+
+impl Relay {
+    /// Prepares a relay, and the part of it that publishes.
+    #[must_use]
+    pub fn new(context: Context, publisher: Publisher) -> (Self, Publishing) {
+        let (batches, receiver) = mpsc::channel(BATCHES_WAITING_MAX);
+        let publishing = Publishing {
+            context,
+            publisher,
+            receiver,
+        };
+        (Self { batches }, publishing)
+    }
+
+    /// Publishes rows of the outbox soon. Never waits: when too much is under way, the sweeper has them.
+    pub fn hand_over(&self, waiting: Vec<Waiting>) {
+        if !waiting.is_empty() {
+            let _ = self.batches.try_send(waiting);
+        }
+    }
+}
+
+/// The publishing end of a [`Relay`].
+pub struct Publishing {
+    context: Context,
+    publisher: Publisher,
+    receiver: mpsc::Receiver<Vec<Waiting>>,
+}
+
+impl Publishing {
+    /// Publishes what is handed over until every [`Relay`] is dropped.
+    pub async fn run(mut self) {
+        let mut batch = Vec::new();
+        while let Some(first) = self.receiver.recv().await {
+            batch.extend(first);
+            while batch.len() < PUBLISH_BATCH_MAX {
+                let Ok(more) = self.receiver.try_recv() else {
+                    break;
+                };
+                batch.extend(more);
+            }
+            if let Err(error) =
+                publish(&self.context, &self.publisher, std::mem::take(&mut batch)).await
+            {
+                tracing::debug!(%error, "published, but the outbox rows stay: they will be published again");
+            }
+        }
+    }
+}
+
+async fn publish(
+    context: &Context,
+    publisher: &Publisher,
+    waiting: Vec<Waiting>,
+) -> Result<(), Error> {
+    let confirmed = publish_confirmed(publisher, waiting).await;
+    if confirmed.is_empty() {
+        return Ok(());
+    }
+    with_deadline(TRANSACTION_DEADLINE, &context.database, async {
+        let mut connection = context.database.get().await?;
+        Ok(db::outbox::delete(&mut connection, &confirmed).await?)
+    })
+    .await
+}
+
+/// Publishes, and returns the rows whose confirm has come.
+async fn publish_confirmed(publisher: &Publisher, waiting: Vec<Waiting>) -> Vec<i64> {
+    let mut ids = Vec::with_capacity(waiting.len());
+    let mut messages = Vec::with_capacity(waiting.len());
+    for row in waiting {
+        ids.push(row.id);
+        messages.push(Message {
+            queue: if row.queue == Queue::Orders.base_name() {
+                Queue::Orders
+            } else {
+                Queue::VendorSync
+            },
+            message_id: row.message_id.to_string(),
+            headers: Headers::new(),
+            body: row.body.into_bytes(),
+        });
+    }
+    let results = publisher.publish(messages, PUBLISH_DEADLINE).await;
+    let mut confirmed = Vec::with_capacity(ids.len());
+    for (id, result) in ids.iter().zip(results) {
+        match result {
+            Ok(()) => confirmed.push(*id),
+            Err(PublishError::Invalid(problem)) => {
+                tracing::error!(
+                    outbox_id = id,
+                    problem,
+                    "an outbox row can never be published; look at it in the database"
+                );
+            }
+            Err(_) => {}
+        }
+    }
+    confirmed
+}
+
+/// Sweeps until the shutdown: what was forgotten here or by a process that is gone, and what the broker has lost.
+pub async fn sweep_until_stopped(
+    context: Context,
+    publisher: Publisher,
+    relay: Relay,
+    shutdown: Shutdown,
+) {
+    let link = publisher.link();
+    let mut slow_sweep_at = tokio::time::Instant::now() + SLOW_SWEEP_INTERVAL;
+    loop {
+        tokio::select! {
+            () = shutdown.begun() => return,
+            () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+        }
+        // A sweep that cannot publish would only lock rows.
+        if *link.borrow() != Link::Up {
+            continue;
+        }
+        // Each step is bounded, so that a backlog does not keep fresh messages waiting for long.
+        match sweep(&context, &publisher).await {
+            Ok(0) => {}
+            Ok(swept) => tracing::info!(swept, "published messages that had waited in the outbox"),
+            Err(error) => tracing::debug!(%error, "could not sweep the outbox; trying again"),
+        }
+        if tokio::time::Instant::now() >= slow_sweep_at {
+            slow_sweep_at = tokio::time::Instant::now() + SLOW_SWEEP_INTERVAL;
+            match sweep_forgotten(&context, &relay, FORGOTTEN_AFTER).await {
+                Ok(0) => {}
+                Ok(sent) => {
+                    tracing::warn!(sent, "sent messages again that had no effect for minutes")
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "could not look for forgotten messages; trying again")
+                }
+            }
+        }
+    }
+}
+
+/// Publishes the oldest rows of the outbox, and returns how many were confirmed.
+///
+/// # Errors
+/// See [`Error`]; the rows stay.
+pub async fn sweep(context: &Context, publisher: &Publisher) -> Result<usize, Error> {
+    with_deadline(
+        PUBLISH_DEADLINE + TRANSACTION_DEADLINE,
+        &context.database,
+        async {
+            let mut connection = context.database.get().await?;
+            connection
+                .transaction(async |connection| {
+                    let waiting = db::outbox::claim(connection, SWEEP_AGE, SWEEP_BATCH_MAX).await?;
+                    if waiting.is_empty() {
+                        return Ok(0);
+                    }
+                    let confirmed = publish_confirmed(publisher, waiting).await;
+                    db::outbox::delete(connection, &confirmed).await?;
+                    Ok(confirmed.len())
+                })
+                .await
+        },
+    )
+    .await
+}
+
+/// Sends again what has had no effect for `after`: orders still pending, updates still without an answer. Returns how
+/// many messages that makes.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn sweep_forgotten(
+    context: &Context,
+    relay: &Relay,
+    after: Duration,
+) -> Result<usize, Error> {
+    let waiting = with_deadline(TRANSACTION_DEADLINE, &context.database, async {
+        let mut connection = context.database.get().await?;
+        connection
+            .transaction(async |connection| append_forgotten(connection, after).await)
+            .await
+    })
+    .await?;
+    let sent = waiting.len();
+    relay.hand_over(waiting);
+    Ok(sent)
+}
+
+async fn append_forgotten(
+    connection: &mut AsyncPgConnection,
+    after: Duration,
+) -> Result<Vec<Waiting>, Error> {
+    let orders = db::orders::claim_forgotten(connection, after, FORGOTTEN_BATCH_MAX).await?;
+    let bodies = orders
+        .iter()
+        .map(|order| (order.id.0, messages::encode_order(order)))
+        .collect();
+    let mut waiting = db::outbox::append(connection, Queue::Orders.base_name(), bodies).await?;
+    let updates = db::updates::claim_forgotten(connection, after, FORGOTTEN_BATCH_MAX).await?;
+    let bodies = messages::updates_messages(&updates)
+        .iter()
+        .map(|message| (Uuid::now_v7(), messages::encode_updates(message)))
+        .collect();
+    waiting.extend(db::outbox::append(connection, Queue::VendorSync.base_name(), bodies).await?);
+    Ok(waiting)
+}

@@ -1,0 +1,120 @@
+//! The vendor's side: what its HTTP API does with its database.
+
+use diesel_async::AsyncConnection;
+
+use super::{Context, Error, TRANSACTION_DEADLINE};
+use crate::domain::ids::{ProductId, VendorId};
+use crate::domain::ledger::Request;
+use crate::domain::vendor_api::{self, UpdatesResponse};
+use crate::pg;
+use crate::vendors::database::{self, Product};
+
+/// Two requests with an id in common that concern no listed product are kept apart by the primary key alone; the second
+/// one, begun again, finds what the first has recorded.
+const ATTEMPTS_MAX: usize = 3;
+
+/// Applies updates, each id at most once, and answers for each.
+///
+/// # Errors
+/// Nothing was recorded.
+pub async fn apply(
+    context: &Context,
+    vendor_id: &VendorId,
+    source: &str,
+    requests: &[Request],
+) -> Result<UpdatesResponse, Error> {
+    for attempt in 1.. {
+        match apply_once(context, vendor_id, source, requests).await {
+            Err(Error::Database(error))
+                if error.is_unique_violation() && attempt < ATTEMPTS_MAX => {}
+            result => return result,
+        }
+    }
+    unreachable!("the last attempt returns")
+}
+
+async fn apply_once(
+    context: &Context,
+    vendor_id: &VendorId,
+    source: &str,
+    requests: &[Request],
+) -> Result<UpdatesResponse, Error> {
+    with_vendor(context, vendor_id, async |connection| {
+        connection
+            .transaction(async |connection| {
+                let mut ledger = database::load_ledger_for_update(connection, requests).await?;
+                let response = vendor_api::handle(&mut ledger, requests);
+                database::save_ledger(connection, source, &ledger).await?;
+                Ok(response)
+            })
+            .await
+    })
+    .await
+}
+
+/// Looks up what the vendor itself says of a product.
+///
+/// # Errors
+/// The vendor does not list it, or cannot be asked.
+pub async fn find_product(
+    context: &Context,
+    vendor_id: &VendorId,
+    id: &ProductId,
+) -> Result<Product, Error> {
+    with_vendor(context, vendor_id, async |connection| {
+        database::find_product(connection, id)
+            .await?
+            .ok_or_else(|| not_listed(vendor_id, id))
+    })
+    .await
+}
+
+/// Sets a product's name and stock at the vendor: a restock, or a new product. `matches` says whether the product, as it
+/// stands, is what the caller believes; it is asked under the lock. Returns whether the product is new.
+///
+/// # Errors
+/// It is not what the caller believes, and nothing was changed.
+pub async fn put_product(
+    context: &Context,
+    vendor_id: &VendorId,
+    product: &Product,
+    matches: impl Fn(Option<&Product>) -> bool + Send + Sync,
+) -> Result<bool, Error> {
+    let id = ProductId::parse(product.id.as_str()).map_err(|error| Error::Refused {
+        code: "validation_failed",
+        detail: error.to_string(),
+    })?;
+    with_vendor(context, vendor_id, async |connection| {
+        connection
+            .transaction(async |connection| {
+                let held = database::load_product_for_update(connection, &id).await?;
+                if !matches(held.as_ref()) {
+                    return Err(Error::Refused {
+                        code: "precondition_failed",
+                        detail: format!("product {id} of vendor {vendor_id} is not what If-Match names; read it again"),
+                    });
+                }
+                database::save_product(connection, product).await?;
+                Ok(held.is_none())
+            })
+            .await
+    })
+    .await
+}
+
+fn not_listed(vendor_id: &VendorId, id: &ProductId) -> Error {
+    Error::Missing(format!("vendor {vendor_id} does not list product {id}"))
+}
+
+async fn with_vendor<T>(
+    context: &Context,
+    vendor_id: &VendorId,
+    work: impl AsyncFnOnce(&mut diesel_async::AsyncPgConnection) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let pool: &pg::Pool = &context.vendor(vendor_id)?.database;
+    super::with_deadline(TRANSACTION_DEADLINE, pool, async {
+        let mut connection = pool.get().await?;
+        work(&mut connection).await
+    })
+    .await
+}

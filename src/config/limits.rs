@@ -1,0 +1,33 @@
+//! The bounds of the settings, each with its reason. `config/default.toml` repeats them for people, and a test
+//! compares the two.
+
+use std::ops::RangeInclusive;
+
+/// Below 100 ms nothing in hand could finish; 5 minutes is longer than any supervisor waits.
+pub(super) const SHUTDOWN_DEADLINE_MS: RangeInclusive<u64> = 100..=300_000;
+/// PostgreSQL allows 100 connections by default.
+pub(super) const POOL_SIZE: RangeInclusive<usize> = 1..=100;
+/// Below 100 ms a busy server looks unreachable; beyond a minute the caller has gone.
+pub(super) const CONNECT_TIMEOUT_MS: RangeInclusive<u64> = 100..=60_000;
+/// Half of the 10 minutes for which a consumer may hold a message.
+pub(super) const STATEMENT_TIMEOUT_MS: RangeInclusive<u64> = 100..=300_000;
+/// What has failed 21 times will not succeed at the next; the dead-letter queue shows it to somebody.
+pub(super) const RETRIES: RangeInclusive<u32> = 0..=20;
+/// Below 100 ms a retry meets the same trouble again; beyond an hour an order is forgotten.
+pub(super) const RETRY_DELAY_MS: RangeInclusive<u64> = 100..=3_600_000;
+/// A transaction of more orders holds its locks longer than syncs and other workers should wait.
+pub(super) const ORDER_BATCH: RangeInclusive<usize> = 1..=2_000;
+/// 0 would mean no limit to the broker; what is held is also held in memory.
+pub(super) const PREFETCH: RangeInclusive<u16> = 1..=10_000;
+/// A vendor silent for a minute is down, and other vendors' messages wait behind the call.
+pub(super) const VENDOR_TIMEOUT_MS: RangeInclusive<u64> = 100..=60_000;
+/// Vendors limit the size of a body, and one answer lists every update of the call.
+pub(super) const UPDATES_PER_CALL: RangeInclusive<usize> = 1..=1_000;
+/// A chunk's stock rows are locked while it is written, and orders wait for them.
+pub(super) const CHUNK_ROWS: RangeInclusive<usize> = 1..=50_000;
+/// The broker limits a queue's name to 255 bytes; this leaves room for the name itself, and is readable.
+pub(super) const QUEUE_PREFIX_LENGTH: RangeInclusive<usize> = 0..=64;
+/// A vendor's id stands in URLs, messages and metrics.
+pub(super) const VENDOR_ID_LENGTH: RangeInclusive<usize> = 1..=64;
+/// A value is quoted in a message up to this many characters, so that the message stays readable.
+pub(super) const QUOTED_LENGTH: usize = 60;

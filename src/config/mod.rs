@@ -1,0 +1,183 @@
+//! Configuration: the defaults in `config/default.toml`, then one file, then variables `STOCKCTL__SECTION__KEY`, read
+//! into plain structs. What is wrong is reported all at once, by key and by the file or variable it stands in.
+
+mod error;
+mod layers;
+mod limits;
+mod reader;
+mod secret_url;
+mod sections;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+pub use self::error::{ConfigError, Origin, Problem};
+pub use self::secret_url::SecretUrl;
+use crate::telemetry;
+
+/// The file that is read when none is named, if it is there; `stockctl up` writes it.
+const DEFAULT_FILE: &str = ".stockctl/config.toml";
+/// All variables of this program begin like this; the others are none of its business.
+const OUR_VARIABLES: &str = "STOCKCTL_";
+
+/// The whole configuration, checked. `config/default.toml` describes every key with its bounds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The HTTP API.
+    pub http: Http,
+    /// The database of stockctl itself.
+    pub database: Database,
+    /// The broker.
+    pub rabbitmq: RabbitMq,
+    /// How orders are decided.
+    pub orders: Orders,
+    /// How the vendors are told.
+    pub vendor_sync: VendorSync,
+    /// How the vendors' stock is read.
+    pub sync: Sync,
+    /// The vendors by their ids: at least one, and no two ids that differ in case only.
+    pub vendors: BTreeMap<String, Vendor>,
+    /// What is logged and how.
+    pub log: Log,
+}
+
+/// Section `http`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http {
+    /// Where the API listens; always a loopback address, since there are no API keys.
+    pub listen: SocketAddr,
+    /// How long requests in hand may take to finish once the shutdown has begun.
+    pub shutdown_deadline: Duration,
+}
+
+/// Section `database`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Database {
+    /// Where PostgreSQL is.
+    pub url: SecretUrl,
+    /// Connections that the process keeps at most.
+    pub pool_size: usize,
+    /// How long opening a connection may take.
+    pub connect_timeout: Duration,
+    /// How long one statement may run.
+    pub statement_timeout: Duration,
+}
+
+/// Section `rabbitmq`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RabbitMq {
+    /// The nodes of the broker, to be tried in turn; at least one.
+    pub urls: Vec<SecretUrl>,
+    /// Written in front of every queue's name; may be empty.
+    pub queue_prefix: String,
+    /// The type that every queue is declared with.
+    pub queue_type: QueueType,
+}
+
+/// How the broker keeps a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueType {
+    /// Replicated, and counts how often a message was delivered.
+    Quorum,
+    /// On one node; promises less when that node crashes.
+    Classic,
+}
+
+/// Section `orders`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Orders {
+    /// Retries after the first attempt.
+    pub retries_max: u32,
+    /// Wait before each retry.
+    pub retry_delay: Duration,
+    /// Orders decided in one transaction.
+    pub batch_max: usize,
+    /// Messages handed out ahead of their acknowledgement.
+    pub prefetch: u16,
+}
+
+/// Section `vendor_sync`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VendorSync {
+    /// Retries after the first attempt.
+    pub retries_max: u32,
+    /// Wait before each retry.
+    pub retry_delay: Duration,
+    /// Messages handed out ahead of their acknowledgement.
+    pub prefetch: u16,
+    /// How long one call of a vendor's API may take.
+    pub timeout: Duration,
+    /// Stock updates sent in one call.
+    pub updates_per_call_max: usize,
+}
+
+/// Section `sync`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sync {
+    /// When the vendors' stock is read, in UTC.
+    pub schedule: cron::Schedule,
+    /// Products written in one transaction.
+    pub chunk_rows: usize,
+}
+
+/// Section `vendors.<id>`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vendor {
+    /// Where the vendor's own PostgreSQL is.
+    pub database_url: SecretUrl,
+    /// The base of the vendor's API without a slash at its end; `/stock-updates` is appended.
+    pub api_url: SecretUrl,
+    /// Whether the vendor's database has the ledger of handled updates.
+    pub ledger: bool,
+}
+
+/// Section `log`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    /// How a line is written.
+    pub format: telemetry::Format,
+    /// A level or directives, known to be understood by [`telemetry::init`].
+    pub level: String,
+}
+
+/// Reads the configuration of this process. `explicit` is the file of `--config`.
+///
+/// # Errors
+/// When a file that was named cannot be read, when one is not TOML, or with every problem of the values at once.
+pub fn load(explicit: Option<&Path>) -> Result<Config, ConfigError> {
+    let mut variables = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        let Ok(name) = name.into_string() else {
+            continue;
+        };
+        if !name.starts_with(OUR_VARIABLES) {
+            continue;
+        }
+        match value.into_string() {
+            Ok(value) => variables.push((name, value)),
+            Err(_) => return Err(ConfigError::NotUnicode { variable: name }),
+        }
+    }
+    load_from(explicit, Path::new(DEFAULT_FILE), variables)
+}
+
+/// Reads the configuration from what is given only: the file `explicit`, else the one that `STOCKCTL_CONFIG` names
+/// among the `variables`, else `fallback` if it is there; and over it the variables.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_from(
+    explicit: Option<&Path>,
+    fallback: &Path,
+    variables: impl IntoIterator<Item = (String, String)>,
+) -> Result<Config, ConfigError> {
+    let layers = layers::Layers::read(explicit, fallback, variables)?;
+    let mut reader = reader::Reader::new(layers);
+    let config = sections::config(&mut reader);
+    reader.finish(config)
+}

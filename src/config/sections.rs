@@ -1,0 +1,259 @@
+//! Reads section by section: which keys there are, of what type, and what a value has to fulfil.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use super::layers::{Key, VENDORS};
+use super::reader::{Reader, quoted};
+use super::{
+    Config, Database, Http, Log, Orders, QueueType, RabbitMq, SecretUrl, Sync, Vendor, VendorSync,
+    limits,
+};
+use crate::telemetry;
+
+/// Reads everything before it gives up, so that all problems are told at once.
+pub(super) fn config(reader: &mut Reader) -> Option<Config> {
+    let http = http(reader);
+    let database = database(reader);
+    let rabbitmq = rabbitmq(reader);
+    let orders = orders(reader);
+    let vendor_sync = vendor_sync(reader);
+    let sync = sync(reader);
+    let vendors = vendors(reader);
+    let log = log(reader);
+    Some(Config {
+        http: http?,
+        database: database?,
+        rabbitmq: rabbitmq?,
+        orders: orders?,
+        vendor_sync: vendor_sync?,
+        sync: sync?,
+        vendors: vendors?,
+        log: log?,
+    })
+}
+
+fn http(reader: &mut Reader) -> Option<Http> {
+    let listen = reader.text(&Key::fixed("http.listen"), listen_address);
+    let shutdown_deadline = reader.milliseconds(
+        &Key::fixed("http.shutdown_deadline_ms"),
+        limits::SHUTDOWN_DEADLINE_MS,
+    );
+    Some(Http {
+        listen: listen?,
+        shutdown_deadline: shutdown_deadline?,
+    })
+}
+
+fn database(reader: &mut Reader) -> Option<Database> {
+    let url = reader.text(&Key::fixed("database.url"), SecretUrl::postgres);
+    let pool_size = reader.number(&Key::fixed("database.pool_size"), limits::POOL_SIZE);
+    let connect_timeout = reader.milliseconds(
+        &Key::fixed("database.connect_timeout_ms"),
+        limits::CONNECT_TIMEOUT_MS,
+    );
+    let statement_timeout = reader.milliseconds(
+        &Key::fixed("database.statement_timeout_ms"),
+        limits::STATEMENT_TIMEOUT_MS,
+    );
+    Some(Database {
+        url: url?,
+        pool_size: pool_size?,
+        connect_timeout: connect_timeout?,
+        statement_timeout: statement_timeout?,
+    })
+}
+
+fn rabbitmq(reader: &mut Reader) -> Option<RabbitMq> {
+    let urls = reader.texts(&Key::fixed("rabbitmq.url"), SecretUrl::amqp);
+    let queue_prefix = reader.text(&Key::fixed("rabbitmq.queue_prefix"), queue_prefix);
+    let queue_type = reader.text(&Key::fixed("rabbitmq.queue_type"), |text| match text {
+        "quorum" => Ok(QueueType::Quorum),
+        "classic" => Ok(QueueType::Classic),
+        other => Err(format!(
+            "it must be quorum or classic, not {}",
+            quoted(other)
+        )),
+    });
+    Some(RabbitMq {
+        urls: urls?,
+        queue_prefix: queue_prefix?,
+        queue_type: queue_type?,
+    })
+}
+
+fn orders(reader: &mut Reader) -> Option<Orders> {
+    let retries_max = reader.number(&Key::fixed("orders.retries_max"), limits::RETRIES);
+    let retry_delay =
+        reader.milliseconds(&Key::fixed("orders.retry_delay_ms"), limits::RETRY_DELAY_MS);
+    let batch_max = reader.number(&Key::fixed("orders.batch_max"), limits::ORDER_BATCH);
+    let prefetch = reader.number(&Key::fixed("orders.prefetch"), limits::PREFETCH);
+    Some(Orders {
+        retries_max: retries_max?,
+        retry_delay: retry_delay?,
+        batch_max: batch_max?,
+        prefetch: prefetch?,
+    })
+}
+
+fn vendor_sync(reader: &mut Reader) -> Option<VendorSync> {
+    let retries_max = reader.number(&Key::fixed("vendor_sync.retries_max"), limits::RETRIES);
+    let retry_delay = reader.milliseconds(
+        &Key::fixed("vendor_sync.retry_delay_ms"),
+        limits::RETRY_DELAY_MS,
+    );
+    let prefetch = reader.number(&Key::fixed("vendor_sync.prefetch"), limits::PREFETCH);
+    let timeout = reader.milliseconds(
+        &Key::fixed("vendor_sync.timeout_ms"),
+        limits::VENDOR_TIMEOUT_MS,
+    );
+    let updates_per_call_max = reader.number(
+        &Key::fixed("vendor_sync.updates_per_call_max"),
+        limits::UPDATES_PER_CALL,
+    );
+    Some(VendorSync {
+        retries_max: retries_max?,
+        retry_delay: retry_delay?,
+        prefetch: prefetch?,
+        timeout: timeout?,
+        updates_per_call_max: updates_per_call_max?,
+    })
+}
+
+fn sync(reader: &mut Reader) -> Option<Sync> {
+    let schedule = reader.text(&Key::fixed("sync.schedule"), schedule);
+    let chunk_rows = reader.number(&Key::fixed("sync.chunk_rows"), limits::CHUNK_ROWS);
+    Some(Sync {
+        schedule: schedule?,
+        chunk_rows: chunk_rows?,
+    })
+}
+
+fn vendors(reader: &mut Reader) -> Option<BTreeMap<String, Vendor>> {
+    let ids = reader.vendor_ids();
+    if ids.is_empty() {
+        for name in ["database_url", "api_url", "ledger"] {
+            reader.make_known(Key::of_vendor("<id>", name));
+        }
+        let message = "at least one vendor is required; add a section [vendors.<id>] with database_url and api_url";
+        reader.note(&Key::fixed(VENDORS), None, message.to_owned());
+        return None;
+    }
+    let mut vendors = Some(BTreeMap::new());
+    let mut seen: BTreeMap<String, String> = BTreeMap::new();
+    for (id, origin) in ids {
+        let section = Key(vec![VENDORS.to_owned(), id.clone()]);
+        if let Err(message) = check_vendor_id(&id) {
+            reader.note(&section, Some(origin.clone()), message);
+        }
+        if let Some(other) = seen.insert(id.to_lowercase(), id.clone()) {
+            let message = format!("it differs from {VENDORS}.{other} in case only; rename one");
+            reader.note(&section, Some(origin), message);
+        }
+        match (vendor(reader, &id), &mut vendors) {
+            (Some(vendor), Some(vendors)) => {
+                vendors.insert(id, vendor);
+            }
+            _ => vendors = None,
+        }
+    }
+    vendors
+}
+
+fn vendor(reader: &mut Reader, id: &str) -> Option<Vendor> {
+    let database_url = reader.text(&Key::of_vendor(id, "database_url"), SecretUrl::postgres);
+    let api_url = reader.text(&Key::of_vendor(id, "api_url"), SecretUrl::http);
+    let ledger = reader.boolean_or(&Key::of_vendor(id, "ledger"), true);
+    Some(Vendor {
+        database_url: database_url?,
+        api_url: api_url?,
+        ledger: ledger?,
+    })
+}
+
+fn log(reader: &mut Reader) -> Option<Log> {
+    let format = reader.text(&Key::fixed("log.format"), |text| match text {
+        "auto" => Ok(telemetry::Format::Auto),
+        "text" => Ok(telemetry::Format::Text),
+        "json" => Ok(telemetry::Format::Json),
+        other => Err(format!(
+            "it must be auto, text or json, not {}",
+            quoted(other)
+        )),
+    });
+    let level = reader.text(
+        &Key::fixed("log.level"),
+        |text| match telemetry::parse_level(text) {
+            Ok(_) => Ok(text.to_owned()),
+            Err(error) => Err(error.to_string()),
+        },
+    );
+    Some(Log {
+        format: format?,
+        level: level?,
+    })
+}
+
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| {
+        format!(
+            "it must be an IP address and a port such as 127.0.0.1:8080, not {}",
+            quoted(text)
+        )
+    })?;
+    if !address.ip().to_canonical().is_loopback() {
+        return Err(format!(
+            "{address} can be reached from other machines, and without API keys whoever reaches it could order, \
+             cancel and change stock; only loopback addresses such as 127.0.0.1:8080 are possible, \
+             with a proxy that authenticates in front"
+        ));
+    }
+    Ok(address)
+}
+
+fn queue_prefix(text: &str) -> Result<String, String> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if !text.chars().all(is_allowed) || !limits::QUEUE_PREFIX_LENGTH.contains(&text.len()) {
+        return Err(format!(
+            "it may have at most {} characters, of A-Z a-z 0-9 . _ - only; it is {}",
+            limits::QUEUE_PREFIX_LENGTH.end(),
+            quoted(text)
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+fn schedule(text: &str) -> Result<cron::Schedule, String> {
+    let schedule: cron::Schedule = text.parse().map_err(|error: cron::error::Error| {
+        // The crate draws the expression with a caret below it; the reason, where there is one, comes last.
+        let drawing = error.to_string();
+        let reason = drawing.lines().last().unwrap_or_default().trim();
+        let reason = match reason {
+            "" | "^" => String::new(),
+            reason => format!(": {reason}"),
+        };
+        format!(
+            "{} is not a cron expression of six fields, the seconds first, such as \"*/30 * * * * *\"{reason}",
+            quoted(text)
+        )
+    })?;
+    if schedule.upcoming(chrono::Utc).next().is_none() {
+        return Err(format!(
+            "{} never comes due, so no vendor would ever be synced",
+            quoted(text)
+        ));
+    }
+    Ok(schedule)
+}
+
+fn check_vendor_id(id: &str) -> Result<(), String> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+    if id.chars().all(is_allowed) && limits::VENDOR_ID_LENGTH.contains(&id.len()) {
+        return Ok(());
+    }
+    Err(format!(
+        "a vendor's id has {} to {} characters, of A-Z a-z 0-9 _ - only",
+        limits::VENDOR_ID_LENGTH.start(),
+        limits::VENDOR_ID_LENGTH.end()
+    ))
+}

@@ -1,0 +1,378 @@
+//! Orders.
+
+use chrono::{DateTime, Utc};
+use diesel::sql_types::{Array, BigInt, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use uuid::Uuid;
+
+use super::corrupt;
+use crate::domain::ids::{OrderId, ProductId};
+use crate::domain::messages::encode_order;
+use crate::domain::order::{Line, Lines, NewOrder, Reason, Status};
+use crate::pg::{Error, prepared};
+
+/// An order as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// What was asked for.
+    pub request: NewOrder,
+    /// Where it stands.
+    pub status: Status,
+    /// Why, where there is a why.
+    pub reason: Option<Reason>,
+    /// When it was confirmed or rejected.
+    pub decided_at: Option<DateTime<Utc>>,
+    /// When it was cancelled.
+    pub cancelled_at: Option<DateTime<Utc>>,
+}
+
+#[derive(diesel::QueryableByName)]
+struct Row {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = Text)]
+    caller: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    idempotency_key: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    reference: Option<String>,
+    #[diesel(sql_type = Jsonb)]
+    lines: serde_json::Value,
+    #[diesel(sql_type = Text)]
+    status: String,
+    #[diesel(sql_type = Nullable<Jsonb>)]
+    reason: Option<serde_json::Value>,
+    #[diesel(sql_type = Timestamptz)]
+    accepted_at: DateTime<Utc>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    decided_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    cancelled_at: Option<DateTime<Utc>>,
+}
+
+impl TryFrom<Row> for Order {
+    type Error = Error;
+
+    fn try_from(row: Row) -> Result<Self, Error> {
+        let lines: Vec<Line> = serde_json::from_value(row.lines).map_err(corrupt)?;
+        Ok(Self {
+            request: NewOrder {
+                id: OrderId(row.id),
+                caller: row.caller,
+                idempotency_key: row.idempotency_key,
+                lines: Lines::parse_summed(lines).map_err(corrupt)?,
+                reference: row.reference,
+                accepted_at: row.accepted_at,
+            },
+            status: Status::parse(&row.status)
+                .ok_or_else(|| corrupt(format!("status {}", row.status)))?,
+            reason: row
+                .reason
+                .map(serde_json::from_value)
+                .transpose()
+                .map_err(corrupt)?,
+            decided_at: row.decided_at,
+            cancelled_at: row.cancelled_at,
+        })
+    }
+}
+
+/// The columns of an order, in arrays as `unnest` takes them.
+struct Columns {
+    ids: Vec<Uuid>,
+    callers: Vec<String>,
+    keys: Vec<Option<String>>,
+    references: Vec<Option<String>>,
+    lines: Vec<serde_json::Value>,
+    accepted_at: Vec<DateTime<Utc>>,
+}
+
+impl Columns {
+    fn new(orders: &[NewOrder]) -> Result<Self, Error> {
+        Ok(Self {
+            ids: orders.iter().map(|o| o.id.0).collect(),
+            callers: orders.iter().map(|o| o.caller.clone()).collect(),
+            keys: orders.iter().map(|o| o.idempotency_key.clone()).collect(),
+            references: orders.iter().map(|o| o.reference.clone()).collect(),
+            lines: orders
+                .iter()
+                .map(|o| serde_json::to_value(&o.lines))
+                .collect::<Result<_, _>>()
+                .map_err(corrupt)?,
+            accepted_at: orders.iter().map(|o| o.accepted_at).collect(),
+        })
+    }
+}
+
+/// Inserts accepted orders and their outbox rows, in one statement and so in one transaction. Returns, for each order
+/// that did not exist, the row of the outbox that holds its message. The orders must be sorted by id, each id once: two
+/// batches that insert the same keys in opposite order would deadlock.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn insert_accepted(
+    connection: &mut AsyncPgConnection,
+    orders: &[NewOrder],
+) -> Result<Vec<(OrderId, i64)>, Error> {
+    #[derive(diesel::QueryableByName)]
+    struct Inserted {
+        #[diesel(sql_type = SqlUuid)]
+        message_id: Uuid,
+        #[diesel(sql_type = BigInt)]
+        id: i64,
+    }
+    let columns = Columns::new(orders)?;
+    let messages: Vec<String> = orders.iter().map(encode_order).collect();
+    let rows: Vec<Inserted> = prepared(
+        diesel::sql_query(
+            "WITH input AS MATERIALIZED (
+                 SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7)
+                     AS t(id, caller, idempotency_key, reference, lines, accepted_at, message)
+             ), inserted AS (
+                 INSERT INTO orders (id, caller, idempotency_key, reference, lines, accepted_at)
+                 SELECT id, caller, idempotency_key, reference, lines, accepted_at FROM input ORDER BY id
+                 ON CONFLICT DO NOTHING RETURNING id
+             )
+             INSERT INTO outbox (queue, message_id, body)
+             SELECT 'orders_queue', input.id, input.message FROM inserted JOIN input USING (id)
+             RETURNING message_id, id",
+        )
+        .bind::<Array<SqlUuid>, _>(columns.ids)
+        .bind::<Array<Text>, _>(columns.callers)
+        .bind::<Array<Nullable<Text>>, _>(columns.keys)
+        .bind::<Array<Nullable<Text>>, _>(columns.references)
+        .bind::<Array<Jsonb>, _>(columns.lines)
+        .bind::<Array<Timestamptz>, _>(columns.accepted_at)
+        .bind::<Array<Text>, _>(messages),
+    )
+    .load(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (OrderId(row.message_id), row.id))
+        .collect())
+}
+
+/// Inserts orders that came through the broker, where they do not exist yet; their messages are being handled now.
+/// Sorted by id, each id once.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn insert_delivered(
+    connection: &mut AsyncPgConnection,
+    orders: &[NewOrder],
+) -> Result<(), Error> {
+    let columns = Columns::new(orders)?;
+    prepared(
+        diesel::sql_query(
+            "INSERT INTO orders (id, caller, idempotency_key, reference, lines, accepted_at)
+             SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS t(id) ORDER BY id
+             ON CONFLICT DO NOTHING",
+        )
+        .bind::<Array<SqlUuid>, _>(columns.ids)
+        .bind::<Array<Text>, _>(columns.callers)
+        .bind::<Array<Nullable<Text>>, _>(columns.keys)
+        .bind::<Array<Nullable<Text>>, _>(columns.references)
+        .bind::<Array<Jsonb>, _>(columns.lines)
+        .bind::<Array<Timestamptz>, _>(columns.accepted_at),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Locks orders, by id. Those that do not exist are left out.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn load_for_update(
+    connection: &mut AsyncPgConnection,
+    ids: &[OrderId],
+) -> Result<Vec<(OrderId, Status)>, Error> {
+    #[derive(diesel::QueryableByName)]
+    struct Locked {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+        #[diesel(sql_type = Text)]
+        status: String,
+    }
+    let rows: Vec<Locked> = prepared(
+        diesel::sql_query(
+            "SELECT id, status FROM orders WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE",
+        )
+        .bind::<Array<SqlUuid>, _>(ids.iter().map(|id| id.0).collect::<Vec<_>>()),
+    )
+    .load(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let status = Status::parse(&row.status)
+                .ok_or_else(|| corrupt(format!("status {}", row.status)))?;
+            Ok((OrderId(row.id), status))
+        })
+        .collect()
+}
+
+/// Writes what has become of locked orders.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn save(
+    connection: &mut AsyncPgConnection,
+    orders: &[(OrderId, Status, Option<Reason>)],
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    if orders.is_empty() {
+        return Ok(());
+    }
+    let reasons: Vec<Option<serde_json::Value>> = orders
+        .iter()
+        .map(|(_, _, reason)| reason.as_ref().map(serde_json::to_value).transpose())
+        .collect::<Result<_, _>>()
+        .map_err(corrupt)?;
+    prepared(
+        diesel::sql_query(
+            "UPDATE orders SET status = t.status, reason = t.reason,
+                 decided_at = CASE WHEN t.status IN ('confirmed', 'rejected') THEN $4 ELSE decided_at END,
+                 cancelled_at = CASE WHEN t.status = 'cancelled' THEN $4 END
+             FROM unnest($1, $2, $3) AS t(id, status, reason) WHERE orders.id = t.id",
+        )
+        .bind::<Array<SqlUuid>, _>(orders.iter().map(|(id, _, _)| id.0).collect::<Vec<_>>())
+        .bind::<Array<Text>, _>(orders.iter().map(|(_, s, _)| s.as_str()).collect::<Vec<_>>())
+        .bind::<Array<Nullable<Jsonb>>, _>(reasons)
+        .bind::<Timestamptz, _>(now),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+const COLUMNS: &str = "id, caller, idempotency_key, reference, lines, status, reason, accepted_at, decided_at, cancelled_at";
+
+/// Looks orders up by their ids.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn find_all(
+    connection: &mut AsyncPgConnection,
+    ids: &[OrderId],
+) -> Result<Vec<Order>, Error> {
+    let rows: Vec<Row> = prepared(
+        diesel::sql_query(format!("SELECT {COLUMNS} FROM orders WHERE id = ANY($1)"))
+            .bind::<Array<SqlUuid>, _>(ids.iter().map(|id| id.0).collect::<Vec<_>>()),
+    )
+    .load(connection)
+    .await?;
+    rows.into_iter().map(Order::try_from).collect()
+}
+
+/// Which orders to list.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Only those with this status.
+    pub status: Option<Status>,
+    /// Only those with a line of this product.
+    pub product_id: Option<ProductId>,
+    /// Only those after this one, in the order of the list.
+    pub after: Option<(DateTime<Utc>, OrderId)>,
+}
+
+/// Lists orders, newest first.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn list(
+    connection: &mut AsyncPgConnection,
+    filter: &Filter,
+    limit: i64,
+) -> Result<Vec<Order>, Error> {
+    let product = filter
+        .product_id
+        .as_ref()
+        .map(|id| serde_json::json!([{ "productId": id }]));
+    let rows: Vec<Row> = prepared(
+        diesel::sql_query(format!(
+            "SELECT {COLUMNS} FROM orders
+             WHERE ($1 IS NULL OR status = $1) AND ($2 IS NULL OR lines @> $2)
+               AND ($3 IS NULL OR (accepted_at, id) < ($3, $4))
+             ORDER BY accepted_at DESC, id DESC LIMIT $5"
+        ))
+        .bind::<Nullable<Text>, _>(filter.status.map(Status::as_str))
+        .bind::<Nullable<Jsonb>, _>(product)
+        .bind::<Nullable<Timestamptz>, _>(filter.after.map(|(at, _)| at))
+        .bind::<Nullable<SqlUuid>, _>(filter.after.map(|(_, id)| id.0))
+        .bind::<BigInt, _>(limit),
+    )
+    .load(connection)
+    .await?;
+    rows.into_iter().map(Order::try_from).collect()
+}
+
+/// Of a caller's idempotency keys, those that are taken, with the order that has each.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn list_by_keys(
+    connection: &mut AsyncPgConnection,
+    keys: &[(String, String)],
+) -> Result<Vec<(String, String, OrderId)>, Error> {
+    #[derive(diesel::QueryableByName)]
+    struct Taken {
+        #[diesel(sql_type = Text)]
+        caller: String,
+        #[diesel(sql_type = Text)]
+        idempotency_key: String,
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+    }
+    let rows: Vec<Taken> = prepared(
+        diesel::sql_query(
+            "SELECT o.caller, o.idempotency_key, o.id FROM unnest($1, $2) AS t(caller, idempotency_key)
+             JOIN orders o ON o.caller = t.caller AND o.idempotency_key = t.idempotency_key",
+        )
+        .bind::<Array<Text>, _>(keys.iter().map(|(caller, _)| caller.as_str()).collect::<Vec<_>>())
+        .bind::<Array<Text>, _>(keys.iter().map(|(_, key)| key.as_str()).collect::<Vec<_>>()),
+    )
+    .load(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (row.caller, row.idempotency_key, OrderId(row.id)))
+        .collect())
+}
+
+/// Locks orders whose message may be lost: pending for a time that doubles with each sending, and without a row in the
+/// outbox. Returns them whole, oldest first, and counts the sending that follows.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn claim_forgotten(
+    connection: &mut AsyncPgConnection,
+    first_wait: std::time::Duration,
+    limit: i64,
+) -> Result<Vec<NewOrder>, Error> {
+    let rows: Vec<Row> = prepared(
+        diesel::sql_query(format!(
+            "WITH forgotten AS (
+                 SELECT id FROM orders
+                 WHERE status = 'pending' AND accepted_at < now() - make_interval(secs => $1 * 2 ^ resent)
+                   AND NOT EXISTS (SELECT FROM outbox WHERE message_id = orders.id)
+                 ORDER BY accepted_at LIMIT $2 FOR UPDATE SKIP LOCKED
+             )
+             UPDATE orders SET resent = least(resent + 1, 30) FROM forgotten WHERE orders.id = forgotten.id
+             RETURNING {}",
+            COLUMNS
+                .split(", ")
+                .map(|column| format!("orders.{column}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        ))
+        .bind::<diesel::sql_types::Double, _>(first_wait.as_secs_f64())
+        .bind::<BigInt, _>(limit),
+    )
+    .load(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| Order::try_from(row).map(|order| order.request))
+        .collect()
+}

@@ -1,0 +1,322 @@
+//! Updates: the signed changes that the vendors are told.
+
+use chrono::{DateTime, Utc};
+use diesel::sql_types::{Array, BigInt, Double, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use uuid::Uuid;
+
+use super::{corrupt, product_id, vendor_id};
+use crate::domain::ids::{OrderId, ProductId, UpdateId, VendorId};
+use crate::domain::update::{State, Update};
+use crate::pg::{Error, prepared};
+
+#[derive(diesel::QueryableByName)]
+struct Row {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = SqlUuid)]
+    order_id: Uuid,
+    #[diesel(sql_type = Text)]
+    product_id: String,
+    #[diesel(sql_type = Text)]
+    vendor_id: String,
+    #[diesel(sql_type = BigInt)]
+    delta: i64,
+    #[diesel(sql_type = Nullable<SqlUuid>)]
+    reverses: Option<Uuid>,
+    #[diesel(sql_type = Text)]
+    state: String,
+}
+
+impl TryFrom<Row> for Update {
+    type Error = Error;
+
+    fn try_from(row: Row) -> Result<Self, Error> {
+        Ok(Self {
+            id: UpdateId(row.id),
+            order_id: OrderId(row.order_id),
+            vendor_id: vendor_id(row.vendor_id)?,
+            product_id: product_id(row.product_id)?,
+            delta: row.delta,
+            reverses: row.reverses.map(UpdateId),
+            state: State::parse(&row.state)
+                .ok_or_else(|| corrupt(format!("state {}", row.state)))?,
+        })
+    }
+}
+
+fn uuids(ids: &[UpdateId]) -> Vec<Uuid> {
+    ids.iter().map(|id| id.0).collect()
+}
+
+/// Reads updates, without locking them.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn find_all(
+    connection: &mut AsyncPgConnection,
+    ids: &[UpdateId],
+) -> Result<Vec<Update>, Error> {
+    let rows: Vec<Row> = prepared(
+        diesel::sql_query(
+            "SELECT id, order_id, product_id, vendor_id, delta, reverses, state
+             FROM stock_updates WHERE id = ANY($1)",
+        )
+        .bind::<Array<SqlUuid>, _>(uuids(ids)),
+    )
+    .load(connection)
+    .await?;
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+/// Reads all updates of orders, without locking them: their orders or their stock must be locked for them to stay so.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn list_of_orders(
+    connection: &mut AsyncPgConnection,
+    orders: &[OrderId],
+) -> Result<Vec<Update>, Error> {
+    let rows: Vec<Row> = prepared(
+        diesel::sql_query(
+            "SELECT id, order_id, product_id, vendor_id, delta, reverses, state
+             FROM stock_updates WHERE order_id = ANY($1) ORDER BY id",
+        )
+        .bind::<Array<SqlUuid>, _>(orders.iter().map(|id| id.0).collect::<Vec<_>>()),
+    )
+    .load(connection)
+    .await?;
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+/// Locks updates, by id. Their stock must be locked before.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn load_for_update(
+    connection: &mut AsyncPgConnection,
+    ids: &[UpdateId],
+) -> Result<Vec<Update>, Error> {
+    let rows: Vec<Row> = prepared(
+        diesel::sql_query(
+            "SELECT id, order_id, product_id, vendor_id, delta, reverses, state
+             FROM stock_updates WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE",
+        )
+        .bind::<Array<SqlUuid>, _>(uuids(ids)),
+    )
+    .load(connection)
+    .await?;
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+/// Locks updates, by id, with those that they reverse and that reverse them. Their stock must be locked before.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn load_with_counterparts_for_update(
+    connection: &mut AsyncPgConnection,
+    ids: &[UpdateId],
+) -> Result<Vec<Update>, Error> {
+    let rows: Vec<Row> = prepared(
+        diesel::sql_query(
+            "SELECT id, order_id, product_id, vendor_id, delta, reverses, state FROM stock_updates
+             WHERE id IN (
+                 SELECT unnest($1)
+                 UNION SELECT reverses FROM stock_updates WHERE id = ANY($1) AND reverses IS NOT NULL
+                 UNION SELECT id FROM stock_updates WHERE reverses = ANY($1)
+             ) ORDER BY id FOR NO KEY UPDATE",
+        )
+        .bind::<Array<SqlUuid>, _>(uuids(ids)),
+    )
+    .load(connection)
+    .await?;
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+/// Lists, by id, a vendor's updates that are not closed: at most `limit` after `after`. `acknowledged` leaves out those
+/// that the vendor has not answered for.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn list_unclosed(
+    connection: &mut AsyncPgConnection,
+    vendor: &VendorId,
+    only_acknowledged: bool,
+    after: Option<UpdateId>,
+    limit: i64,
+) -> Result<Vec<(UpdateId, ProductId)>, Error> {
+    #[derive(diesel::QueryableByName)]
+    struct Unclosed {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+        #[diesel(sql_type = Text)]
+        product_id: String,
+    }
+    let rows: Vec<Unclosed> = prepared(
+        diesel::sql_query(
+            "SELECT id, product_id FROM stock_updates
+             WHERE vendor_id = $1 AND closed_at IS NULL AND (NOT $2 OR state = 'acknowledged')
+               AND ($3 IS NULL OR id > $3)
+             ORDER BY id LIMIT $4",
+        )
+        .bind::<Text, _>(vendor.as_str())
+        .bind::<diesel::sql_types::Bool, _>(only_acknowledged)
+        .bind::<Nullable<SqlUuid>, _>(after.map(|id| id.0))
+        .bind::<BigInt, _>(limit),
+    )
+    .load(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| Ok((UpdateId(row.id), product_id(row.product_id)?)))
+        .collect()
+}
+
+/// Inserts updates, each take before its return.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn insert(
+    connection: &mut AsyncPgConnection,
+    updates: &[Update],
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    if updates.is_empty() {
+        return Ok(());
+    }
+    prepared(
+        diesel::sql_query(
+            "INSERT INTO stock_updates (id, order_id, product_id, vendor_id, delta, reverses, state, created_at, closed_at)
+             SELECT t.*, $8, CASE WHEN t.state IN ('applied', 'rejected', 'void') THEN $8 END
+             FROM unnest($1, $2, $3, $4, $5, $6, $7)
+                 AS t(id, order_id, product_id, vendor_id, delta, reverses, state)",
+        )
+        .bind::<Array<SqlUuid>, _>(updates.iter().map(|u| u.id.0).collect::<Vec<_>>())
+        .bind::<Array<SqlUuid>, _>(updates.iter().map(|u| u.order_id.0).collect::<Vec<_>>())
+        .bind::<Array<Text>, _>(updates.iter().map(|u| u.product_id.as_str()).collect::<Vec<_>>())
+        .bind::<Array<Text>, _>(updates.iter().map(|u| u.vendor_id.as_str()).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(updates.iter().map(|u| u.delta).collect::<Vec<_>>())
+        .bind::<Array<Nullable<SqlUuid>>, _>(updates.iter().map(|u| u.reverses.map(|id| id.0)).collect::<Vec<_>>())
+        .bind::<Array<Text>, _>(updates.iter().map(|u| u.state.as_str()).collect::<Vec<_>>())
+        .bind::<Timestamptz, _>(now),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Writes the states of locked updates. A closed one never opens again, whatever is asked for.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn save(
+    connection: &mut AsyncPgConnection,
+    updates: &[(UpdateId, State)],
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    if updates.is_empty() {
+        return Ok(());
+    }
+    prepared(
+        diesel::sql_query(
+            "UPDATE stock_updates SET state = t.state,
+                 acknowledged_at = CASE WHEN t.state = 'acknowledged' THEN $3 ELSE acknowledged_at END,
+                 closed_at = CASE WHEN t.state IN ('applied', 'rejected', 'void') THEN $3 END,
+                 dead_lettered_at = NULL
+             FROM unnest($1, $2) AS t(id, state)
+             WHERE stock_updates.id = t.id AND stock_updates.closed_at IS NULL",
+        )
+        .bind::<Array<SqlUuid>, _>(updates.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
+        .bind::<Array<Text>, _>(updates.iter().map(|(_, s)| s.as_str()).collect::<Vec<_>>())
+        .bind::<Timestamptz, _>(now),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes of updates without an answer that their message is in the dead-letter queue, or (`false`) no longer is.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn mark_dead_lettered(
+    connection: &mut AsyncPgConnection,
+    ids: &[UpdateId],
+    dead: bool,
+) -> Result<(), Error> {
+    prepared(
+        diesel::sql_query(
+            "WITH open AS (SELECT id FROM stock_updates WHERE id = ANY($1) AND state = 'open' ORDER BY id FOR NO KEY UPDATE)
+             UPDATE stock_updates u SET dead_lettered_at = CASE WHEN $2 THEN now() END FROM open WHERE u.id = open.id",
+        )
+        .bind::<Array<SqlUuid>, _>(uuids(ids))
+        .bind::<diesel::sql_types::Bool, _>(dead),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Locks updates whose message may be lost: without an answer for a time that doubles with each sending, not in the
+/// dead-letter queue and without a row in the outbox. Returns them, and counts the sending that follows.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn claim_forgotten(
+    connection: &mut AsyncPgConnection,
+    first_wait: std::time::Duration,
+    limit: i64,
+) -> Result<Vec<Update>, Error> {
+    let rows: Vec<Row> = prepared(
+        diesel::sql_query(
+            "WITH forgotten AS (
+                 SELECT id FROM stock_updates
+                 WHERE closed_at IS NULL AND state = 'open' AND dead_lettered_at IS NULL
+                   AND created_at < now() - make_interval(secs => $1 * 2 ^ resent)
+                   AND NOT EXISTS (SELECT FROM outbox WHERE queue = 'vendor_sync'
+                                   AND created_at < now() - make_interval(secs => $1))
+                 ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
+             )
+             UPDATE stock_updates u SET resent = least(resent + 1, 30) FROM forgotten WHERE u.id = forgotten.id
+             RETURNING u.id, u.order_id, u.product_id, u.vendor_id, u.delta, u.reverses, u.state",
+        )
+        .bind::<Double, _>(first_wait.as_secs_f64())
+        .bind::<BigInt, _>(limit),
+    )
+    .load(connection)
+    .await?;
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+/// How far the vendors have been told of an order.
+#[derive(Debug, Clone, PartialEq, Eq, diesel::QueryableByName)]
+pub struct Progress {
+    /// Which order.
+    #[diesel(sql_type = SqlUuid)]
+    pub order_id: Uuid,
+    /// Updates without an answer.
+    #[diesel(sql_type = BigInt)]
+    pub unanswered: i64,
+    /// Of those, in the dead-letter queue.
+    #[diesel(sql_type = BigInt)]
+    pub dead: i64,
+}
+
+/// Counts the updates of orders by how far they have come; orders without any are left out.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn list_progress(
+    connection: &mut AsyncPgConnection,
+    orders: &[OrderId],
+) -> Result<Vec<Progress>, Error> {
+    Ok(prepared(
+        diesel::sql_query(
+            "SELECT order_id, count(*) FILTER (WHERE state = 'open') AS unanswered,
+                 count(*) FILTER (WHERE state = 'open' AND dead_lettered_at IS NOT NULL) AS dead
+             FROM stock_updates WHERE order_id = ANY($1) GROUP BY order_id",
+        )
+        .bind::<Array<SqlUuid>, _>(orders.iter().map(|id| id.0).collect::<Vec<_>>()),
+    )
+    .load(connection)
+    .await?)
+}

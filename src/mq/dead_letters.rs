@@ -1,0 +1,303 @@
+//! An operator's session on one dead-letter queue: look at each message, remove some, leave the rest as
+//! they are and in their order.
+
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
+
+use amiquip::{Channel, ConsumerMessage, ConsumerOptions};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
+
+use super::{
+    Error,
+    consumer::until_cancelled,
+    link::{Trouble, dial_any, parse_addresses},
+    message::{Delivery, Tag, received},
+    queues::{Queue, Settings},
+    wire::{TICK, Wire},
+};
+
+/// A look into a queue takes milliseconds; a silent broker is cut off by the watchdog of `wire` before.
+const OPERATION_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long `close` waits to see everything handed back; the thread goes on without it.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Messages that a session holds without removing them, which bounds its memory. A listing that removes
+/// nothing ends there.
+const HELD_MAX: u16 = 10_000;
+
+/// How long the broker may take to bring the next message that it says is there.
+const NEXT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// After such a pause the broker is asked whether anything is left.
+const ARRIVAL_PAUSE: Duration = Duration::from_millis(200);
+
+/// AMQP's reply code for a queue that does not exist.
+pub(super) const NOT_FOUND: u16 = 404;
+
+/// A session has one channel, so no delivery of another can be confused with its own.
+const EPOCH: u64 = 0;
+
+/// A session on one dead-letter queue. While it is open, the messages it has read are held back from
+/// others; dropping it gives them back.
+pub struct DeadLetters {
+    commands: Sender<Command>,
+    ended: watch::Receiver<()>,
+}
+
+enum Command {
+    Next(oneshot::Sender<Result<Option<Delivery>, Error>>),
+    Ack(u64, oneshot::Sender<Result<(), Error>>),
+}
+
+impl DeadLetters {
+    /// Connects and counts what is there: that many messages will be read at most, so that what comes in
+    /// meanwhile never makes a listing endless.
+    pub async fn open(
+        settings: &Settings,
+        queue: Queue,
+        deadline: Duration,
+    ) -> Result<DeadLetters, Error> {
+        let name = queue.name(settings);
+        if !queue.is_dead_letter() {
+            return Err(Error::NotDeadLetters(name));
+        }
+        let (opened, is_open) = oneshot::channel();
+        // One command waits for its answer at a time; the rest is room for callers that gave up waiting.
+        let (commands, inbox) = crossbeam_channel::bounded(8);
+        let (end, ended) = watch::channel(());
+        let settings = settings.clone();
+        spawn(move || {
+            let _end = end;
+            match open_wire(&settings) {
+                Ok(wire) => serve(wire, &name, opened, &inbox),
+                Err(error) => drop(opened.send(Err(error))),
+            }
+        })?;
+        answer(is_open, deadline).await?;
+        Ok(DeadLetters { commands, ended })
+    }
+
+    /// The next message, not removed. `None` when the queue has no more, or when 10 000 are
+    /// held that were not removed.
+    pub async fn next(&mut self) -> Result<Option<Delivery>, Error> {
+        self.ask(Command::Next).await
+    }
+
+    /// Removes a message for good.
+    pub async fn ack(&mut self, tag: Tag) -> Result<(), Error> {
+        self.ask(|reply| Command::Ack(tag.number, reply)).await
+    }
+
+    /// Gives back, in order, everything not removed.
+    pub async fn close(self) {
+        let DeadLetters {
+            commands,
+            mut ended,
+        } = self;
+        drop(commands);
+        // The thread drops its side when it is done.
+        let _ = timeout(CLOSE_DEADLINE, ended.changed()).await;
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command,
+    ) -> Result<T, Error> {
+        let (reply, answered) = oneshot::channel();
+        if self.commands.try_send(command(reply)).is_err() {
+            return Err(Error::Late(OPERATION_DEADLINE));
+        }
+        answer(answered, OPERATION_DEADLINE).await
+    }
+}
+
+/// Runs blocking work on a thread of its own: it may outlive its deadline, which a pool would suffer from.
+pub(super) fn spawn(work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    thread::Builder::new()
+        .name("mq-operator".to_owned())
+        .spawn(work)
+        .map(drop)
+        .map_err(|error| Error::Unreachable {
+            address: "rabbitmq.url".to_owned(),
+            reason: format!("a thread cannot be started: {error}"),
+        })
+}
+
+/// Waits for the thread's answer. A thread that ended without one is as good as one that is late.
+pub(super) async fn answer<T>(
+    reply: oneshot::Receiver<Result<T, Error>>,
+    deadline: Duration,
+) -> Result<T, Error> {
+    match timeout(deadline, reply).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) | Err(_) => Err(Error::Late(deadline)),
+    }
+}
+
+/// Connects without declaring anything: who only looks changes nothing.
+pub(super) fn open_wire(settings: &Settings) -> Result<Wire, Error> {
+    let (wire, tried) = dial_any(&parse_addresses(settings), 0);
+    wire.map_err(|trouble| Error::Unreachable {
+        address: tried.unwrap_or_else(|| "rabbitmq.url".to_owned()),
+        reason: trouble.to_string(),
+    })
+}
+
+/// Answers commands over one connection until the operator is done, and closes it.
+fn serve(
+    mut wire: Wire,
+    name: &str,
+    opened: oneshot::Sender<Result<(), Error>>,
+    inbox: &Receiver<Command>,
+) {
+    let address = wire.address().to_owned();
+    let channel = match wire.open_channel() {
+        Ok(channel) => channel,
+        Err(trouble) => return drop(opened.send(Err(Error::lost(&address, &trouble)))),
+    };
+    match Session::open(&wire, &channel, name) {
+        Ok(mut session) => {
+            let _ = opened.send(Ok(()));
+            loop {
+                wire.feed();
+                match inbox.recv_timeout(TICK) {
+                    Ok(command) => session.answer(command),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            session.end();
+        }
+        Err(error) => drop(opened.send(Err(error))),
+    }
+    // Everything held goes back with the channel, and with the connection at the latest.
+    wire.feed();
+    let _ = channel.close();
+    let _ = wire.close();
+}
+
+/// The messages come by a consumer, not by `basic.get`: to a quorum queue each get is a consumer of its
+/// own, and on the channel's end it was seen to take their messages back in the order of those consumers'
+/// names (1, 10, 2, …). What one consumer holds goes back in its order.
+struct Session<'a> {
+    wire: &'a Wire,
+    channel: &'a Channel,
+    consumer: amiquip::Consumer<'a>,
+    name: &'a str,
+    held: BTreeMap<u64, amiquip::Delivery>,
+    left: u32,
+}
+
+impl<'a> Session<'a> {
+    fn open(wire: &'a Wire, channel: &'a Channel, name: &'a str) -> Result<Session<'a>, Error> {
+        let lost = |error| Error::lost(wire.address(), &Trouble::from(error));
+        let left = match channel.queue_declare_passive(name) {
+            Ok(queue) => queue.declared_message_count().unwrap_or_default(),
+            Err(amiquip::Error::ServerClosedChannel {
+                code: NOT_FOUND, ..
+            }) => {
+                return Err(Error::MissingQueue(name.to_owned()));
+            }
+            Err(error) => return Err(lost(error)),
+        };
+        channel.qos(0, HELD_MAX, false).map_err(lost)?;
+        let consumer = channel
+            .basic_consume(name, ConsumerOptions::default())
+            .map_err(lost)?;
+        Ok(Session {
+            wire,
+            channel,
+            consumer,
+            name,
+            held: BTreeMap::new(),
+            left,
+        })
+    }
+
+    fn answer(&mut self, command: Command) {
+        // Whoever stopped waiting needs no answer.
+        match command {
+            Command::Next(reply) => {
+                let _ = reply.send(self.next());
+            }
+            Command::Ack(number, reply) => {
+                let _ = reply.send(self.ack(number));
+            }
+        }
+    }
+
+    fn next(&mut self) -> Result<Option<Delivery>, Error> {
+        if self.left == 0 || self.held.len() >= usize::from(HELD_MAX) {
+            return Ok(None);
+        }
+        let until = Instant::now() + NEXT_DEADLINE;
+        loop {
+            let lost = |trouble| Err(Error::lost(self.wire.address(), &trouble));
+            self.wire.feed();
+            match self.consumer.receiver().recv_timeout(ARRIVAL_PAUSE) {
+                Ok(ConsumerMessage::Delivery(mut handle)) => {
+                    self.left -= 1;
+                    let delivery = received(&mut handle, EPOCH);
+                    self.held.insert(delivery.tag.number, handle);
+                    return Ok(Some(delivery));
+                }
+                Ok(
+                    ConsumerMessage::ServerClosedChannel(error)
+                    | ConsumerMessage::ServerClosedConnection(error),
+                ) => {
+                    return lost(Trouble::from(error));
+                }
+                Ok(_) => return lost(Trouble::Lost("the broker ended the listing".to_owned())),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return lost(Trouble::Lost("the connection ended".to_owned()));
+                }
+                // Somebody else may have taken what was counted.
+                Err(RecvTimeoutError::Timeout)
+                    if self.ready()? == 0 && self.consumer.receiver().is_empty() =>
+                {
+                    self.left = 0;
+                    return Ok(None);
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= until => {
+                    return Err(Error::Late(NEXT_DEADLINE));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    fn ack(&mut self, number: u64) -> Result<(), Error> {
+        let handle = self.held.remove(&number).ok_or(Error::NotHeld)?;
+        handle.ack(self.channel).map_err(|error| self.lost(error))?;
+        // An acknowledgement has no answer. The answer to a later question on the same channel says that
+        // the broker has taken it in.
+        self.ready().map(drop)
+    }
+
+    /// What waits in the queue, undelivered.
+    fn ready(&self) -> Result<u32, Error> {
+        self.channel
+            .queue_declare_passive(self.name)
+            .map(|queue| queue.declared_message_count().unwrap_or_default())
+            .map_err(|error| self.lost(error))
+    }
+
+    fn lost(&self, error: amiquip::Error) -> Error {
+        Error::lost(self.wire.address(), &Trouble::from(error))
+    }
+
+    fn end(self) {
+        // The connection is closed next in any case.
+        if self.consumer.cancel().is_ok() {
+            until_cancelled(&self.consumer);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! How the queues are declared, and what to say when they exist otherwise.
+//!
+//! Arguments of a queue cannot be changed later: the broker answers 406 to a declaration that differs.
+//! In classic mode the broker promises less: an expired message whose target is missing is lost, and
+//! deliveries are not counted.
+
+use amiquip::{Channel, QueueDeclareOptions};
+
+use super::{
+    link::Trouble,
+    message::{HeaderValue, Headers, table},
+    queues::{Queue, QueueType, Settings},
+};
+
+/// Every queue is bounded; a full one refuses publishes, which the publisher sees as a nack.
+const MESSAGES_MAX: i64 = 1_000_000;
+
+/// Backstop against a message that crashes whoever takes it before it can be counted: after so many
+/// deliveries the broker dead-letters it. Consumers act earlier.
+const WORK_DELIVERIES_MAX: i64 = 20;
+
+/// Listing dead letters counts as delivering them. A small limit would drop what is looked at often, and
+/// without one, a partial listing was seen to change the order.
+const DEAD_LETTER_DELIVERIES_MAX: i64 = 1_000_000;
+
+/// AMQP's reply code for a declaration that differs from what exists.
+const PRECONDITION_FAILED: u16 = 406;
+
+/// The arguments with which a queue is declared.
+///
+/// - `x-queue-type`: said outright, so that a default of the virtual host cannot change it.
+/// - `x-max-length` with `x-overflow = reject-publish`: a bound that refuses new messages; the default
+///   would drop the oldest. At-least-once dead-lettering demands it too.
+/// - `x-dead-letter-exchange = ""` with a routing key: straight to one queue, without exchanges that could
+///   be missing.
+/// - `x-dead-letter-strategy = at-least-once` (quorum): without it a message is lost when its target is
+///   missing or full at that moment.
+/// - `x-message-ttl` (retry queues): the pause before the next attempt.
+/// - `x-delivery-limit` (quorum work queues and dead letters): see the constants above. A retry queue has
+///   no consumers.
+pub fn arguments(queue: Queue, settings: &Settings) -> Headers {
+    let quorum = settings.queue_type == QueueType::Quorum;
+    let text = |value: &str| HeaderValue::Text(value.to_owned());
+    let mut arguments = Headers::new();
+    let mut set = |name: &str, value| arguments.insert(name.to_owned(), value);
+
+    set(
+        "x-queue-type",
+        text(if quorum { "quorum" } else { "classic" }),
+    );
+    set("x-max-length", HeaderValue::Int(MESSAGES_MAX));
+    set("x-overflow", text("reject-publish"));
+
+    let (target, delay) = match queue {
+        Queue::Orders => (Some(Queue::OrdersDlq), None),
+        Queue::OrdersRetry => (Some(Queue::Orders), Some(settings.orders_retry_delay)),
+        Queue::VendorSync => (Some(Queue::VendorSyncDlq), None),
+        Queue::VendorSyncRetry => (
+            Some(Queue::VendorSync),
+            Some(settings.vendor_sync_retry_delay),
+        ),
+        Queue::OrdersDlq | Queue::VendorSyncDlq => (None, None),
+    };
+    if let Some(target) = target {
+        set("x-dead-letter-exchange", text(""));
+        set(
+            "x-dead-letter-routing-key",
+            HeaderValue::Text(target.name(settings)),
+        );
+        if quorum {
+            set("x-dead-letter-strategy", text("at-least-once"));
+        }
+    }
+    if let Some(delay) = delay {
+        let delay_ms = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
+        set("x-message-ttl", HeaderValue::Int(delay_ms));
+    }
+    if quorum {
+        match queue {
+            Queue::Orders | Queue::VendorSync => {
+                set("x-delivery-limit", HeaderValue::Int(WORK_DELIVERIES_MAX));
+            }
+            Queue::OrdersDlq | Queue::VendorSyncDlq => {
+                set(
+                    "x-delivery-limit",
+                    HeaderValue::Int(DEAD_LETTER_DELIVERIES_MAX),
+                );
+            }
+            Queue::OrdersRetry | Queue::VendorSyncRetry => {}
+        }
+    }
+    arguments
+}
+
+/// Declares every queue. The broker closes the channel over one that it refuses.
+pub(super) fn declare(
+    channel: &Channel,
+    settings: &Settings,
+    mut progress: impl FnMut(),
+) -> Result<(), Trouble> {
+    for queue in Queue::ALL {
+        let name = queue.name(settings);
+        let options = QueueDeclareOptions {
+            durable: true,
+            arguments: table(&arguments(queue, settings)),
+            ..QueueDeclareOptions::default()
+        };
+        channel
+            .queue_declare(name.as_str(), options)
+            .map_err(|error| match error {
+                amiquip::Error::ServerClosedChannel {
+                    code: PRECONDITION_FAILED,
+                    message,
+                    ..
+                } => Trouble::Misdeclared(format!(
+                    "queue {name} exists with other properties than configured: {message}; give back the old \
+                     setting, or drain and delete that queue, or choose another rabbitmq.queue_prefix"
+                )),
+                other => Trouble::from(other),
+            })?;
+        progress();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn settings(queue_type: QueueType) -> Settings {
+        Settings {
+            urls: Vec::new(),
+            queue_prefix: "p.".to_owned(),
+            queue_type,
+            orders_retry_delay: Duration::from_secs(5),
+            vendor_sync_retry_delay: Duration::from_secs(7),
+        }
+    }
+
+    #[test]
+    fn a_retry_queue_hands_back_to_its_work_queue() {
+        let arguments = arguments(Queue::VendorSyncRetry, &settings(QueueType::Quorum));
+        let text = |value: &str| HeaderValue::Text(value.to_owned());
+        let expected = [
+            ("x-dead-letter-exchange", text("")),
+            ("x-dead-letter-routing-key", text("p.vendor_sync")),
+            ("x-dead-letter-strategy", text("at-least-once")),
+            ("x-max-length", HeaderValue::Int(1_000_000)),
+            ("x-message-ttl", HeaderValue::Int(7_000)),
+            ("x-overflow", text("reject-publish")),
+            ("x-queue-type", text("quorum")),
+        ];
+        assert_eq!(
+            arguments,
+            expected
+                .map(|(name, value)| (name.to_owned(), value))
+                .into()
+        );
+    }
+
+    #[test]
+    fn classic_mode_has_no_argument_that_classic_queues_refuse() {
+        for queue in Queue::ALL {
+            let arguments = arguments(queue, &settings(QueueType::Classic));
+            assert!(!arguments.contains_key("x-delivery-limit"));
+            assert!(!arguments.contains_key("x-dead-letter-strategy"));
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Connections: every one has a deadline for connecting, for a statement and for a silent peer, and a pool has a bound.
+
+use std::time::Duration;
+
+use diesel::{ConnectionError, ConnectionResult};
+use diesel_async::AsyncPgConnection;
+use diesel_async::pooled_connection::{
+    AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod, deadpool,
+};
+use futures_util::FutureExt;
+
+use super::Error;
+
+/// A pooled connection.
+pub type Connection = deadpool::Object<AsyncPgConnection>;
+
+/// How to reach a server, and how long to wait for it.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `postgres://user:password@host:port/database`.
+    pub url: String,
+    /// Most connections of the pool.
+    pub pool_size: usize,
+    /// For a connection, and for a free one of the pool.
+    pub connect_timeout: Duration,
+    /// For one statement, enforced by the server.
+    pub statement_timeout: Duration,
+}
+
+/// A transaction that its client left open keeps locks; the server ends it after this.
+const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
+/// A peer that stops acknowledging what was sent is gone after this.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
+/// An idle connection is probed after this, so that a peer that vanished is noticed.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+
+impl Settings {
+    /// Host, port and database, for messages: no secret is in it.
+    #[must_use]
+    pub fn address(&self) -> String {
+        match url::Url::parse(&self.url) {
+            Ok(url) => format!(
+                "{}:{}{}",
+                url.host_str().unwrap_or("localhost"),
+                url.port().unwrap_or(5432),
+                url.path()
+            ),
+            Err(_) => "the configured address".into(),
+        }
+    }
+
+    fn unavailable(&self, problem: impl ToString) -> Error {
+        Error::Unavailable {
+            at: self.address(),
+            problem: problem.to_string(),
+        }
+    }
+}
+
+async fn establish(settings: &Settings) -> ConnectionResult<AsyncPgConnection> {
+    let bad = |error: &dyn std::error::Error| {
+        // tokio-postgres says only "error connecting to server"; its source says why.
+        let source = error.source().map(|s| format!(": {s}")).unwrap_or_default();
+        ConnectionError::BadConnection(format!("{error}{source}"))
+    };
+    let mut config: tokio_postgres::Config = settings
+        .url
+        .parse()
+        .map_err(|error: tokio_postgres::Error| bad(&error))?;
+    let options = format!(
+        "{} -c statement_timeout={} -c idle_in_transaction_session_timeout={}",
+        config.get_options().unwrap_or_default(),
+        settings.statement_timeout.as_millis(),
+        IDLE_IN_TRANSACTION_TIMEOUT.as_millis(),
+    );
+    config
+        .options(options.trim())
+        .connect_timeout(settings.connect_timeout)
+        .tcp_user_timeout(TCP_USER_TIMEOUT)
+        .keepalives_idle(KEEPALIVE_IDLE);
+    if config.get_application_name().is_none() {
+        config.application_name("stockctl");
+    }
+    let connecting = async {
+        let (client, connection) = config
+            .connect(tokio_postgres::NoTls)
+            .await
+            .map_err(|error| bad(&error))?;
+        AsyncPgConnection::try_from_client_and_connection(client, connection).await
+    };
+    tokio::time::timeout(settings.connect_timeout, connecting)
+        .await
+        .unwrap_or_else(|_| {
+            Err(ConnectionError::BadConnection(format!(
+                "no answer within {} ms",
+                settings.connect_timeout.as_millis()
+            )))
+        })
+}
+
+/// Opens a connection outside any pool, for what a session holds: an advisory lock, a snapshot.
+///
+/// # Errors
+/// The server cannot be reached.
+pub async fn connect(settings: &Settings) -> Result<AsyncPgConnection, Error> {
+    establish(settings)
+        .await
+        .map_err(|error| settings.unavailable(error))
+}
+
+/// A bounded pool of connections to one database.
+#[derive(Clone)]
+pub struct Pool {
+    settings: Settings,
+    pool: deadpool::Pool<AsyncPgConnection>,
+}
+
+impl Pool {
+    /// Prepares a pool; nothing is connected before the first use.
+    ///
+    /// # Errors
+    /// The settings allow no connection.
+    pub fn new(settings: Settings) -> Result<Self, Error> {
+        let for_setup = settings.clone();
+        let mut config = ManagerConfig::default();
+        // A lost connection shows on its first use, and every use handles that; a probe would cost a round trip each.
+        config.recycling_method = RecyclingMethod::Fast;
+        config.custom_setup = Box::new(move |_| {
+            let settings = for_setup.clone();
+            async move { establish(&settings).await }.boxed()
+        });
+        let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new_with_config(
+            settings.url.as_str(),
+            config,
+        );
+        let pool = deadpool::Pool::builder(manager)
+            .max_size(settings.pool_size)
+            .runtime(::deadpool::Runtime::Tokio1)
+            .wait_timeout(Some(settings.connect_timeout))
+            .create_timeout(Some(settings.connect_timeout))
+            .recycle_timeout(Some(settings.connect_timeout))
+            .build()
+            .map_err(|error| settings.unavailable(error))?;
+        Ok(Self { settings, pool })
+    }
+
+    /// A connection of the pool.
+    ///
+    /// # Errors
+    /// None is free, or none can be opened, within the deadline.
+    pub async fn get(&self) -> Result<Connection, Error> {
+        self.pool
+            .get()
+            .await
+            .map_err(|error| self.settings.unavailable(error))
+    }
+
+    /// How the pool was set up.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Drops every idle connection: after one was lost, its neighbours usually are too.
+    pub fn forget_idle(&self) {
+        self.pool.retain(|_, _| false);
+    }
+}
