@@ -1,10 +1,44 @@
-//! stockctl
+//! stockctl: one aggregated view of vendors' stock; every order decided exactly once.
+//!
+//! The code map. Imports go down only:
+//!
+//! ```text
+//! main, cli        the command line
+//! commands/        one file per subcommand: wires the parts, owns their lifetime
+//! http/            door: requests -> use case -> response
+//! consumers/       door: delivery -> use case -> verdict (ack, retry, dead-letter)
+//! schedule         door: cron ticks -> use case
+//! app/             use cases: accept, decide, cancel, push, sync, relay; only here are transactions opened
+//! db/              edge: our PostgreSQL
+//! mq/              edge: RabbitMQ; the only place that names amiquip
+//! vendors/         edge: a vendor's database and its HTTP API
+//! local/           edge: the private servers of `up` and of the tests
+//! pg/              plumbing of the PostgreSQL edges
+//! domain/          rules, pure: no async, no clock, no I/O
+//! ```
+//!
+//! `config`, `telemetry` and `shutdown` stand beside them. Edges do not name each other, and `domain` names none of
+//! tokio, diesel, actix or amiquip; a test holds the directions.
+//!
+//! What never happens, and where that is kept:
+//! - an accepted order is lost: the outbox row is written with the order (`db::orders::insert_accepted`);
+//! - an order is applied twice: `domain::book` here, `domain::ledger` at the vendor, ids as primary keys in both;
+//! - stock is oversold, or sold stock brought back by a sync: `domain::book`, `app::sync`, driven through every
+//!   interleaving by `domain::protocol_test`;
+//! - a message is dropped: `consumers` acknowledges only what is committed or copied with a confirm.
+
 pub mod app;
+pub mod cli;
+pub mod commands;
 pub mod config;
+pub mod consumers;
 pub mod db;
 pub mod domain;
+pub mod http;
+pub mod local;
 pub mod mq;
 pub mod pg;
+pub mod schedule;
 pub mod shutdown;
 pub mod telemetry;
 pub mod vendors;

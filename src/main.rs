@@ -1,2 +1,102 @@
-//! The executable.
-fn main() {}
+//! The executable: parses the command line, runs a command, and says why it failed.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use stockctl::cli::{Cli, Command};
+use stockctl::commands::{self, EXIT_CONFIGURATION, Failure};
+use stockctl::config::{self, Config};
+use stockctl::shutdown::{self, Shutdown};
+use stockctl::telemetry;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::bug)
+        .and_then(|runtime| {
+            let result = runtime.block_on(run(cli));
+            // A broker's thread that does not end must not keep the process.
+            runtime.shutdown_background();
+            result
+        });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let label = if std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+            {
+                "\x1b[1;31merror:\x1b[0m"
+            } else {
+                "error:"
+            };
+            let _ = writeln!(std::io::stderr(), "{label} {failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let shutdown = Shutdown::new();
+    let load = || -> Result<Config, Failure> {
+        let config = config::load(cli.config.as_deref()).map_err(|error| {
+            Failure::new(
+                EXIT_CONFIGURATION,
+                format!("{:#}", anyhow::Error::new(error)),
+            )
+        })?;
+        telemetry::init(config.log.format, &config.log.level).map_err(Failure::bug)?;
+        Ok(config)
+    };
+    let until_signal = || shutdown::on_signal(&shutdown).map_err(Failure::bug);
+    match cli.command {
+        Command::Up {
+            data_dir,
+            fresh,
+            listen,
+            servers_only,
+            until_stdin_closes,
+        } => {
+            until_signal()?;
+            let options = commands::up::Options {
+                data_dir,
+                fresh,
+                listen,
+                servers_only,
+                until_stdin_closes,
+            };
+            commands::up::run(&options, shutdown).await
+        }
+        Command::Serve => {
+            let config = load()?;
+            until_signal()?;
+            let listener = commands::serve::bind(&config)?;
+            commands::serve::run(&config, listener, shutdown).await
+        }
+        Command::Sync {
+            once,
+            vendors,
+            allow_empty,
+            json,
+        } => {
+            let config = load()?;
+            let selection = commands::sync::Selection {
+                vendors,
+                allow_empty,
+            };
+            if once {
+                commands::sync::run_once(&config, &selection, json).await
+            } else {
+                until_signal()?;
+                commands::sync::run(&config, &selection, shutdown).await
+            }
+        }
+        Command::Work { queues } => {
+            let config = load()?;
+            until_signal()?;
+            commands::work::run(&config, &queues, shutdown).await
+        }
+        Command::Migrate { vendors } => commands::migrate::run(&load()?, vendors).await,
+    }
+}

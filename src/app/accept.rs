@@ -325,7 +325,6 @@ impl Committer {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "both halves are used in one place")]
     async fn look_up(
         &self,
         by_order: &ByOrder,

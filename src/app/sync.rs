@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use diesel_async::{AsyncConnection, AsyncPgConnection};
 
 use super::save::save;
-use super::{Context, Error, TRANSACTION_DEADLINE, with_deadline};
+use super::{Context, Error, TRANSACTION_DEADLINE, Vendor, with_deadline};
 use crate::db;
 use crate::domain::book::{Changes, Listed};
 use crate::domain::ids::{ProductId, UpdateId, VendorId};
@@ -89,33 +89,7 @@ async fn run(
         Ok(db::vendors::begin_run(connection, vendor_id).await?)
     })
     .await?;
-    // Without a ledger nothing tells what a snapshot includes, so what is known to be applied before it opens is what
-    // it includes for certain. With one, what is listed after it opens and found in its ledger is exactly that.
-    let mut unclosed = if vendor.has_ledger {
-        Vec::new()
-    } else {
-        list_unclosed(context, vendor_id, true).await?
-    };
-    let bound = options.chunk_rows;
-    let mut snapshot =
-        at_vendor_within(vendor_id, Snapshot::open(vendor.database.settings(), bound)).await?;
-    if vendor.has_ledger {
-        let open = list_unclosed(context, vendor_id, false).await?;
-        for chunk in open.chunks(UPDATES_PER_LOOKUP) {
-            let ids: Vec<UpdateId> = chunk.iter().map(|(id, _)| *id).collect();
-            let applied: BTreeSet<UpdateId> =
-                at_vendor_within(vendor_id, snapshot.list_applied(&ids))
-                    .await?
-                    .into_iter()
-                    .collect();
-            unclosed.extend(chunk.iter().filter(|(id, _)| applied.contains(id)).cloned());
-        }
-    }
-    let mut applied: BTreeMap<ProductId, Vec<UpdateId>> = BTreeMap::new();
-    for (id, product_id) in unclosed {
-        applied.entry(product_id).or_default().push(id);
-    }
-
+    let (mut snapshot, mut applied) = look(context, vendor_id, vendor, options.chunk_rows).await?;
     let mut writer = Writer {
         context,
         vendor_id,
@@ -125,19 +99,7 @@ async fn run(
     let mut after: Option<ProductId> = None;
     let mut chunk = at_vendor_within(vendor_id, snapshot.next_chunk()).await?;
     if chunk.is_none() && !options.allow_empty {
-        let had_any = with_connection(context, async |connection| {
-            Ok(db::stock::has_any(connection, vendor_id).await?)
-        })
-        .await?;
-        if had_any {
-            return Err(Error::Refused {
-                code: "empty_snapshot",
-                detail: format!(
-                    "vendor {vendor_id} lists no product at all, where it had stock before; if that is right, run \
-                     `stockctl sync --once --vendor {vendor_id} --allow-empty`"
-                ),
-            });
-        }
+        refuse_if_emptied(context, vendor_id).await?;
     }
     loop {
         let listed = chunk.take().unwrap_or_default();
@@ -151,17 +113,7 @@ async fn run(
             .is_some()
             .then(|| listed.last().map(|p| p.product_id.clone()))
             .flatten();
-        let here = match &until {
-            Some(until) => {
-                let rest = applied.split_off(until);
-                let mut here = std::mem::replace(&mut applied, rest);
-                if let Some((product_id, ids)) = applied.remove_entry(until) {
-                    here.insert(product_id, ids);
-                }
-                here
-            }
-            None => std::mem::take(&mut applied),
-        };
+        let here = split_until(&mut applied, until.as_ref());
         writer.summary.listed += listed.len() as u64;
         if !writer
             .write(&listed, after.as_ref(), until.as_ref(), &here)
@@ -188,6 +140,74 @@ async fn run(
     } else {
         Outcome::Overtaken
     })
+}
+
+/// The updates that a snapshot includes, by product.
+type Applied = BTreeMap<ProductId, Vec<UpdateId>>;
+
+/// Opens the snapshot, and finds which of our updates it includes.
+async fn look(
+    context: &Context,
+    vendor_id: &VendorId,
+    vendor: &Vendor,
+    chunk_rows: usize,
+) -> Result<(Snapshot, Applied), Error> {
+    // Without a ledger nothing tells what a snapshot includes, so what is known to be applied before it opens is what
+    // it includes for certain. With one, what is listed after it opens and found in its ledger is exactly that.
+    let mut included = if vendor.has_ledger {
+        Vec::new()
+    } else {
+        list_unclosed(context, vendor_id, true).await?
+    };
+    let mut snapshot = at_vendor_within(
+        vendor_id,
+        Snapshot::open(vendor.database.settings(), chunk_rows),
+    )
+    .await?;
+    if vendor.has_ledger {
+        let open = list_unclosed(context, vendor_id, false).await?;
+        for chunk in open.chunks(UPDATES_PER_LOOKUP) {
+            let ids: Vec<UpdateId> = chunk.iter().map(|(id, _)| *id).collect();
+            let found = at_vendor_within(vendor_id, snapshot.list_applied(&ids)).await?;
+            let found: BTreeSet<UpdateId> = found.into_iter().collect();
+            included.extend(chunk.iter().filter(|(id, _)| found.contains(id)).cloned());
+        }
+    }
+    let mut applied = Applied::new();
+    for (id, product_id) in included {
+        applied.entry(product_id).or_default().push(id);
+    }
+    Ok((snapshot, applied))
+}
+
+/// TRUNCATE shows in snapshots that are older than it, so an empty catalogue is more likely an accident than the truth.
+async fn refuse_if_emptied(context: &Context, vendor_id: &VendorId) -> Result<(), Error> {
+    let had_any = with_connection(context, async |connection| {
+        Ok(db::stock::has_any(connection, vendor_id).await?)
+    })
+    .await?;
+    if !had_any {
+        return Ok(());
+    }
+    Err(Error::Refused {
+        code: "empty_snapshot",
+        detail: format!(
+            "vendor {vendor_id} lists no product at all, where it had stock before; if that is right, run \
+             `stockctl sync --once --vendor {vendor_id} --allow-empty`"
+        ),
+    })
+}
+
+/// Takes out the part up to and including `until`; all of it when there is no bound.
+fn split_until(applied: &mut Applied, until: Option<&ProductId>) -> Applied {
+    let Some(until) = until else {
+        return std::mem::take(applied);
+    };
+    let mut rest = applied.split_off(until);
+    let at_bound = rest.remove_entry(until);
+    let mut here = std::mem::replace(applied, rest);
+    here.extend(at_bound);
+    here
 }
 
 /// Updates looked up in a ledger by one statement.
@@ -261,7 +281,7 @@ impl Writer<'_> {
         listed: &[Listed],
         after: Option<&ProductId>,
         until: Option<&ProductId>,
-        applied: &BTreeMap<ProductId, Vec<UpdateId>>,
+        applied: &Applied,
     ) -> Result<bool, Error> {
         let changed = self.list_changed(listed, after, until, applied).await?;
         if changed.is_empty() {
@@ -297,7 +317,7 @@ impl Writer<'_> {
         listed: &[Listed],
         after: Option<&ProductId>,
         until: Option<&ProductId>,
-        applied: &BTreeMap<ProductId, Vec<UpdateId>>,
+        applied: &Applied,
     ) -> Result<BTreeSet<ProductId>, Error> {
         let held = with_connection(self.context, async |connection| {
             Ok(db::stock::list_range(connection, self.vendor_id, after, until).await?)

@@ -287,33 +287,45 @@ pub async fn claim_forgotten(
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
-/// How far the vendors have been told of an order.
+/// An update, as shown to people.
 #[derive(Debug, Clone, PartialEq, Eq, diesel::QueryableByName)]
-pub struct Progress {
-    /// Which order.
+pub struct Shown {
+    /// Which update.
+    #[diesel(sql_type = SqlUuid)]
+    pub id: Uuid,
+    /// Which order it belongs to.
     #[diesel(sql_type = SqlUuid)]
     pub order_id: Uuid,
-    /// Updates without an answer.
+    /// Which product.
+    #[diesel(sql_type = Text)]
+    pub product_id: String,
+    /// Whose stock.
+    #[diesel(sql_type = Text)]
+    pub vendor_id: String,
+    /// Units; negative for a take.
     #[diesel(sql_type = BigInt)]
-    pub unanswered: i64,
-    /// Of those, in the dead-letter queue.
-    #[diesel(sql_type = BigInt)]
-    pub dead: i64,
+    pub delta: i64,
+    /// How far it has come.
+    #[diesel(sql_type = Text)]
+    pub state: String,
+    /// Whether its message is in the dead-letter queue.
+    #[diesel(sql_type = diesel::sql_types::Bool)]
+    pub dead: bool,
 }
 
-/// Counts the updates of orders by how far they have come; orders without any are left out.
+/// Lists the updates of orders, to be shown.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn list_progress(
+pub async fn list_shown(
     connection: &mut AsyncPgConnection,
     orders: &[OrderId],
-) -> Result<Vec<Progress>, Error> {
+) -> Result<Vec<Shown>, Error> {
     Ok(prepared(
         diesel::sql_query(
-            "SELECT order_id, count(*) FILTER (WHERE state = 'open') AS unanswered,
-                 count(*) FILTER (WHERE state = 'open' AND dead_lettered_at IS NOT NULL) AS dead
-             FROM stock_updates WHERE order_id = ANY($1) GROUP BY order_id",
+            "SELECT id, order_id, product_id, vendor_id, delta, state,
+                 state = 'open' AND dead_lettered_at IS NOT NULL AS dead
+             FROM stock_updates WHERE order_id = ANY($1) ORDER BY order_id, created_at, vendor_id, product_id, id",
         )
         .bind::<Array<SqlUuid>, _>(orders.iter().map(|id| id.0).collect::<Vec<_>>()),
     )

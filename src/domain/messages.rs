@@ -8,6 +8,17 @@ use super::ids::{OrderId, ProductId, UpdateId, VendorId};
 use super::order::{self, IDEMPOTENCY_KEY_CHARS_MAX, Invalid, Line, Lines, NewOrder};
 use super::update::Update;
 
+/// Header: how often a message was retried.
+pub const RETRY_COUNT: &str = "x-retry-count";
+/// Header: why a message is in the dead-letter queue.
+pub const DEAD_REASON: &str = "x-dead-letter-reason";
+/// Header: the error, for a person.
+pub const DEAD_ERROR: &str = "x-dead-letter-error";
+/// Header: when it was put there.
+pub const DEAD_TIME: &str = "x-dead-letter-time";
+/// Header: how many attempts it had.
+pub const DEAD_ATTEMPTS: &str = "x-dead-letter-attempts";
+
 /// The caller that orders published straight to the queue are accepted for.
 pub const BROKER_CALLER: &str = "amqp";
 /// Most updates of one message: what a vendor takes in one call.

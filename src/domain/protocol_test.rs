@@ -312,23 +312,11 @@ impl World {
             Step::VendorSells {
                 vendor: v,
                 product: p,
-            } => {
-                let database = self.vendors.get_mut(&vendor(*v)).expect("there");
-                let stock = database.stock.get_mut(&product(*p)).expect("there");
-                if *stock > 0 {
-                    *stock -= 1;
-                    *database.own.entry(product(*p)).or_default() -= 1;
-                    self.sold_elsewhere = true;
-                }
-            }
+            } => self.vendor_changes(*v, *p, -1),
             Step::VendorRestocks {
                 vendor: v,
                 product: p,
-            } => {
-                let database = self.vendors.get_mut(&vendor(*v)).expect("there");
-                *database.stock.get_mut(&product(*p)).expect("there") += 2;
-                *database.own.entry(product(*p)).or_default() += 2;
-            }
+            } => self.vendor_changes(*v, *p, 2),
             Step::SyncBegins { vendor: v } => {
                 let number = self.current_run.get_mut(&vendor(*v)).expect("there");
                 *number += 1;
@@ -358,6 +346,16 @@ impl World {
                 }
             }
             Step::SyncWrites { pick } => self.sync_writes(*pick),
+        }
+    }
+
+    fn vendor_changes(&mut self, v: usize, p: usize, units: i64) {
+        let database = self.vendors.get_mut(&vendor(v)).expect("there");
+        let stock = database.stock.get_mut(&product(p)).expect("there");
+        if *stock + units >= 0 {
+            *stock += units;
+            *database.own.entry(product(p)).or_default() += units;
+            self.sold_elsewhere |= units < 0;
         }
     }
 

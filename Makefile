@@ -1,0 +1,35 @@
+# The commands of this project; `make help` lists them. Bash, for arrays and pipefail.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint fmt
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: ## Install PostgreSQL and RabbitMQ where they are missing
+	@missing=(); \
+	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql); \
+	[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null || missing+=(rabbitmq-server); \
+	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then \
+		echo "Please install: $${missing[*]} (PostgreSQL 13 or newer with initdb, RabbitMQ 3.10 or newer), then run make again." >&2; exit 1; fi; \
+	sudo=(); if [ "$$(id -u)" -ne 0 ]; then \
+		command -v sudo >/dev/null || { echo "Please run as root: apt-get install $${missing[*]}" >&2; exit 1; }; sudo=(sudo); fi; \
+	echo "Installing $${missing[*]}"; \
+	"$${sudo[@]}" apt-get update -q; \
+	"$${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"
+
+run: setup ## Build, and run everything on this machine (stockctl up)
+	cargo run --release -- up
+
+test: setup ## Run every test, on private servers
+	cargo test --all-targets
+
+lint: ## Check formatting, lints and docs
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items
+
+fmt: ## Format the code
+	cargo fmt

@@ -1,0 +1,95 @@
+//! The command line: what is parsed, and which command it means.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::work::WorkQueue;
+
+/// One aggregated view of your vendors' stock; every order decided exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "stockctl", version, max_term_width = 100)]
+pub struct Cli {
+    /// Configuration file [default: .stockctl/config.toml, if there is one]
+    #[arg(
+        long,
+        short,
+        global = true,
+        value_name = "FILE",
+        env = "STOCKCTL_CONFIG"
+    )]
+    pub config: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything on this machine, on a private PostgreSQL and a private RabbitMQ
+    Up {
+        /// Where the servers' data and the configuration live
+        #[arg(long, value_name = "DIR", default_value = ".stockctl")]
+        data_dir: PathBuf,
+        /// Start over: remove the data of earlier starts
+        #[arg(long)]
+        fresh: bool,
+        /// Address of the HTTP API [default: 127.0.0.1:8080, or a free port when that is taken]
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<SocketAddr>,
+        /// Start PostgreSQL and RabbitMQ only, and print their addresses as JSON
+        #[arg(long, conflicts_with = "listen")]
+        servers_only: bool,
+        /// End when standard input is closed
+        #[arg(long)]
+        until_stdin_closes: bool,
+    },
+    /// Serve the HTTP API
+    Serve,
+    /// Bring the vendors' stock in, by the schedule
+    Sync {
+        /// Run once and report
+        #[arg(long)]
+        once: bool,
+        /// Only this vendor; may be given more than once
+        #[arg(long = "vendor", value_name = "VENDOR")]
+        vendors: Vec<String>,
+        /// Believe a vendor that lists nothing where there was something
+        #[arg(long)]
+        allow_empty: bool,
+        /// With --once: report as JSON, a line for each vendor
+        #[arg(long, requires = "once")]
+        json: bool,
+    },
+    /// Work on the queues: decide orders, tell the vendors
+    Work {
+        /// Only this queue; may be given more than once
+        #[arg(long = "queue", value_name = "QUEUE", value_enum)]
+        queues: Vec<WorkQueue>,
+    },
+    /// Bring the database schema up to date
+    Migrate {
+        /// The vendors' databases too
+        #[arg(long)]
+        vendors: bool,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_names_every_subcommand() {
+        insta::assert_snapshot!(Cli::command().render_help(), @"");
+    }
+}

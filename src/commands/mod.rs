@@ -1,0 +1,159 @@
+//! One file per subcommand: it wires the parts and owns their lifetime.
+
+pub mod migrate;
+mod seed;
+pub mod serve;
+pub mod sync;
+pub mod up;
+pub mod work;
+
+use std::io::Write;
+use std::time::Duration;
+
+use crate::app::{Context, Vendor};
+use crate::config::{self, Config};
+use crate::domain::ids::VendorId;
+use crate::mq::{self, Link};
+use crate::shutdown::Shutdown;
+use crate::vendors::client::Client;
+use crate::{db, pg};
+
+/// A bug of this program.
+pub const EXIT_BUG: u8 = 1;
+/// The configuration is not valid, or contradicts what it is used on.
+pub const EXIT_CONFIGURATION: u8 = 3;
+/// A server that is needed cannot be reached, or did not start.
+pub const EXIT_UNREACHABLE: u8 = 4;
+/// A check found what it looks for.
+pub const EXIT_CHECK_FAILED: u8 = 5;
+
+/// Why a command ends without success: what to tell the user, and the exit code.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// One of the exit codes.
+    pub code: u8,
+    /// What happened, and what to do.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with its code.
+    pub fn new(code: u8, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// Something that should not be.
+    pub fn bug(error: impl std::fmt::Display) -> Self {
+        Self::new(EXIT_BUG, error.to_string())
+    }
+}
+
+/// Most connections of a vendor's pool: its API handles one call per process at a time, and people look now and then.
+const VENDOR_POOL_SIZE: usize = 4;
+/// A database that is not ready is looked at this often.
+const READY_INTERVAL: Duration = Duration::from_secs(2);
+
+fn database_settings(config: &Config) -> pg::Settings {
+    pg::Settings {
+        url: config.database.url.expose().to_owned(),
+        pool_size: config.database.pool_size,
+        connect_timeout: config.database.connect_timeout,
+        statement_timeout: config.database.statement_timeout,
+    }
+}
+
+fn vendor_settings(config: &Config, vendor: &config::Vendor) -> pg::Settings {
+    pg::Settings {
+        url: vendor.database_url.expose().to_owned(),
+        pool_size: VENDOR_POOL_SIZE,
+        ..database_settings(config)
+    }
+}
+
+fn context(config: &Config) -> Result<Context, Failure> {
+    let vendors = config
+        .vendors
+        .iter()
+        .map(|(id, vendor)| {
+            let id = VendorId::parse(id.as_str()).map_err(|error| {
+                Failure::new(EXIT_CONFIGURATION, format!("vendors.{id}: the id {error}"))
+            })?;
+            let of_vendor = Vendor {
+                database: pg::Pool::new(vendor_settings(config, vendor)).map_err(Failure::bug)?,
+                api: Client::new(vendor.api_url.expose(), config.vendor_sync.timeout)
+                    .map_err(Failure::bug)?,
+                has_ledger: vendor.ledger,
+            };
+            Ok((id, of_vendor))
+        })
+        .collect::<Result<_, Failure>>()?;
+    Ok(Context {
+        database: pg::Pool::new(database_settings(config)).map_err(Failure::bug)?,
+        vendors,
+    })
+}
+
+fn broker_settings(config: &Config) -> mq::Settings {
+    mq::Settings {
+        urls: config
+            .rabbitmq
+            .urls
+            .iter()
+            .map(|url| url.expose().to_owned())
+            .collect(),
+        queue_prefix: config.rabbitmq.queue_prefix.clone(),
+        queue_type: match config.rabbitmq.queue_type {
+            config::QueueType::Quorum => mq::QueueType::Quorum,
+            config::QueueType::Classic => mq::QueueType::Classic,
+        },
+        orders_retry_delay: config.orders.retry_delay,
+        vendor_sync_retry_delay: config.vendor_sync.retry_delay,
+    }
+}
+
+/// Waits until our database can be reached and has its schema, saying what is missing. Returns whether it is so; the
+/// shutdown may come first.
+async fn wait_for_schema(config: &Config, shutdown: &Shutdown) -> bool {
+    let settings = database_settings(config);
+    let mut said = String::new();
+    loop {
+        let problem = match pg::pending_migrations(&settings, db::MIGRATIONS).await {
+            Ok(0) => return true,
+            Ok(pending) => format!(
+                "the database {} lacks {pending} migrations; run `stockctl migrate`",
+                settings.address()
+            ),
+            Err(error) => error.to_string(),
+        };
+        if problem != said {
+            tracing::warn!("waiting: {problem}");
+            said = problem;
+        }
+        tokio::select! {
+            () = shutdown.begun() => return false,
+            () = tokio::time::sleep(READY_INTERVAL) => {}
+        }
+    }
+}
+
+/// Ends the process when the queues at the broker contradict the configuration: no waiting mends that.
+async fn watch_queues(mut link: tokio::sync::watch::Receiver<Link>) -> Failure {
+    loop {
+        if let Link::Misdeclared { message } = &*link.borrow_and_update() {
+            return Failure::new(EXIT_CONFIGURATION, message.clone());
+        }
+        if link.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Writes for the user. Whoever closed the pipe does not want to read it.
+pub fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}

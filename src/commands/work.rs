@@ -1,0 +1,94 @@
+//! `stockctl work`: the consumers.
+
+use tokio::task::JoinSet;
+
+use super::{Failure, broker_settings, context, wait_for_schema, watch_queues};
+use crate::app::relay::{self, Relay};
+use crate::config::Config;
+use crate::consumers::vendor_sync::Limits;
+use crate::consumers::{Door, orders, vendor_sync};
+use crate::mq::{Consumer, Publisher, Queue};
+use crate::shutdown::Shutdown;
+
+/// A queue that can be worked on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum WorkQueue {
+    /// `orders_queue`: decide orders.
+    Orders,
+    /// `vendor_sync`: tell the vendors.
+    VendorSync,
+}
+
+/// Consumes the given queues, or all, until the shutdown.
+///
+/// # Errors
+/// See [`Failure`].
+pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> Result<(), Failure> {
+    let context = context(config)?;
+    if !wait_for_schema(config, &shutdown).await {
+        return Ok(());
+    }
+    let broker = broker_settings(config);
+    let publisher = Publisher::start(broker.clone(), "work");
+    let (relay, publishing) = Relay::new(context.clone(), publisher.clone());
+    let publishing = tokio::spawn(publishing.run());
+    let sweeping = tokio::spawn(relay::sweep_until_stopped(
+        context.clone(),
+        publisher.clone(),
+        relay.clone(),
+        shutdown.clone(),
+    ));
+    let door = |retries_max| Door {
+        context: context.clone(),
+        publisher: publisher.clone(),
+        relay: relay.clone(),
+        retries_max,
+        shutdown: shutdown.clone(),
+    };
+    let works_on = |queue| queues.is_empty() || queues.contains(&queue);
+    let deadline = config.http.shutdown_deadline;
+    let mut consumers = JoinSet::new();
+    if works_on(WorkQueue::Orders) {
+        let consumer = Consumer::start(broker.clone(), Queue::Orders, config.orders.prefetch);
+        consumers.spawn(orders::run_until_stopped(
+            door(config.orders.retries_max),
+            consumer,
+            config.orders.batch_max,
+            deadline,
+        ));
+    }
+    if works_on(WorkQueue::VendorSync) {
+        let consumer = Consumer::start(broker, Queue::VendorSync, config.vendor_sync.prefetch);
+        let limits = Limits {
+            prefetch: config.vendor_sync.prefetch,
+            updates_per_call_max: config.vendor_sync.updates_per_call_max,
+            shutdown_deadline: deadline,
+        };
+        consumers.spawn(vendor_sync::run_until_stopped(
+            door(config.vendor_sync.retries_max),
+            consumer,
+            limits,
+        ));
+    }
+    tracing::info!(?queues, "working");
+
+    let mut result = tokio::select! {
+        () = shutdown.begun() => Ok(()),
+        failure = watch_queues(publisher.link()) => Err(failure),
+        // A loop ends before the shutdown only by a panic, and a process that no longer consumes must not look alive.
+        _ = consumers.join_next() => Err(Failure::bug("a consumer ended by itself")),
+    };
+    shutdown.begin();
+    while let Some(ended) = consumers.join_next().await {
+        if let (Err(error), Ok(())) = (ended, &result) {
+            result = Err(Failure::bug(error));
+        }
+    }
+    let _ = sweeping.await;
+    drop(relay);
+    if tokio::time::timeout(deadline, publishing).await.is_err() {
+        tracing::warn!("not all was published within the deadline; the next process publishes it");
+    }
+    publisher.close(deadline).await;
+    result
+}

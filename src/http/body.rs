@@ -1,0 +1,105 @@
+//! Bodies: read within bounds of size and time, then parsed with the field named that is wrong.
+
+use actix_web::HttpRequest;
+use actix_web::http::header::CONTENT_TYPE;
+use actix_web::web::{BytesMut, Payload};
+use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
+use serde_path_to_error::Segment;
+
+use super::SEND_DEADLINE;
+use super::problem::{
+    BODY_TOO_LARGE, MALFORMED_JSON, Problem, REQUEST_TIMEOUT, UNSUPPORTED_MEDIA_TYPE,
+};
+use crate::domain::order::Invalid;
+
+/// Reads a JSON body of at most `bytes_max`.
+pub(super) async fn read_json<T: DeserializeOwned>(
+    request: &HttpRequest,
+    payload: Payload,
+    bytes_max: usize,
+) -> Result<T, Problem> {
+    check_content_type(request)?;
+    let body = tokio::time::timeout(SEND_DEADLINE, read(payload, bytes_max))
+        .await
+        .map_err(|_| {
+            Problem::new(
+                REQUEST_TIMEOUT,
+                format!("the body took over {} s", SEND_DEADLINE.as_secs()),
+            )
+        })??;
+    parse(&body)
+}
+
+fn check_content_type(request: &HttpRequest) -> Result<(), Problem> {
+    let given = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let essence = given.split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        Ok(())
+    } else {
+        Err(Problem::new(
+            UNSUPPORTED_MEDIA_TYPE,
+            format!("send Content-Type: application/json, not {given:?}"),
+        ))
+    }
+}
+
+async fn read(mut payload: Payload, bytes_max: usize) -> Result<BytesMut, Problem> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|error| {
+            Problem::new(MALFORMED_JSON, format!("the body did not arrive: {error}"))
+        })?;
+        if body.len() + chunk.len() > bytes_max {
+            return Err(Problem::new(
+                BODY_TOO_LARGE,
+                format!("a body may have at most {bytes_max} bytes"),
+            ));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let pointer = pointer(error.path());
+        let inner = error.into_inner();
+        match inner.classify() {
+            serde_json::error::Category::Data => {
+                Problem::invalid_fields(vec![Invalid::new(pointer, without_position(&inner))])
+            }
+            _ => Problem::new(MALFORMED_JSON, inner.to_string()),
+        }
+    })?;
+    deserializer
+        .end()
+        .map_err(|error| Problem::new(MALFORMED_JSON, error.to_string()))?;
+    Ok(value)
+}
+
+/// The pointer says where; the line and the column of a body that a program wrote say nothing to anybody.
+fn without_position(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" at line ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}
+
+/// A path as a JSON pointer (RFC 6901).
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    path.iter()
+        .map(|segment| match segment {
+            Segment::Seq { index } => format!("/{index}"),
+            Segment::Map { key } => format!("/{}", key.replace('~', "~0").replace('/', "~1")),
+            Segment::Enum { variant } => format!("/{variant}"),
+            Segment::Unknown => "/?".to_owned(),
+        })
+        .collect()
+}

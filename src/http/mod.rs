@@ -1,0 +1,204 @@
+//! The HTTP door: a request comes in, a use case runs, an answer goes out.
+
+mod admin;
+mod body;
+mod health;
+mod orders;
+pub mod problem;
+mod products;
+mod vendors;
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use actix_web::dev::Server;
+use actix_web::{App, HttpResponse, HttpServer, web};
+
+use crate::app::Context;
+use crate::app::accept::Accept;
+use crate::app::relay::Relay;
+use crate::domain::ids::{IdError, ProductId, VendorId};
+use crate::mq;
+use problem::{Problem, problems_of_extractors};
+
+/// Largest body of a request. An order with 100 lines of the longest product ids takes half of it.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// Largest body of a request for stock updates: as many as one message carries, with the longest product ids.
+pub const UPDATES_BODY_BYTES_MAX: usize = 512 * 1024;
+/// A client has this long to send the head of a request, and as long again for its body.
+const SEND_DEADLINE: Duration = Duration::from_secs(5);
+/// An idle connection is kept this long.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// Connections of one process that are served at once, and that wait to be.
+const CONNECTIONS_MAX: usize = 10_000;
+const BACKLOG: u32 = 1024;
+
+/// What the handlers work with.
+#[derive(Clone)]
+pub struct State {
+    /// Where the stores are.
+    pub context: Context,
+    /// Where orders are accepted.
+    pub accept: Accept,
+    /// For what a use case has committed.
+    pub relay: Relay,
+    /// For replays, and to see whether the broker is there.
+    pub publisher: mq::Publisher,
+    /// For an operator's own sessions with the broker.
+    pub broker: mq::Settings,
+}
+
+/// Prepares a server on a bound socket; it runs when it is awaited.
+///
+/// # Errors
+/// The socket cannot be used.
+pub fn server(
+    listener: TcpListener,
+    state: State,
+    shutdown_deadline: Duration,
+) -> std::io::Result<Server> {
+    let state = web::Data::new(state);
+    let server = HttpServer::new(move || App::new().app_data(state.clone()).configure(configure))
+        .keep_alive(KEEP_ALIVE)
+        .client_request_timeout(SEND_DEADLINE)
+        .client_disconnect_timeout(SEND_DEADLINE)
+        .max_connections(CONNECTIONS_MAX)
+        .backlog(BACKLOG)
+        .shutdown_timeout(shutdown_deadline.as_secs().max(1))
+        // The process has its own signals.
+        .disable_signals()
+        .listen(listener)?;
+    Ok(server.run())
+}
+
+fn configure(config: &mut web::ServiceConfig) {
+    let not_allowed = || web::route().to(method_not_allowed);
+    config
+        .configure(problems_of_extractors)
+        .service(
+            web::resource("/orders")
+                .post(orders::place)
+                .get(orders::list)
+                .default_service(not_allowed()),
+        )
+        .service(
+            web::resource("/order")
+                .post(orders::place)
+                .default_service(not_allowed()),
+        )
+        .service(
+            web::resource("/orders/{id}")
+                .get(orders::show)
+                .default_service(not_allowed()),
+        )
+        .service(
+            web::resource("/orders/{id}/cancel")
+                .post(orders::cancel)
+                .default_service(not_allowed()),
+        )
+        .service(
+            web::resource("/products")
+                .get(products::list)
+                .default_service(not_allowed()),
+        )
+        .service(
+            web::resource("/products/{id}")
+                .get(products::show)
+                .default_service(not_allowed()),
+        )
+        .service(
+            web::resource("/vendors")
+                .get(vendors::list)
+                .default_service(not_allowed()),
+        )
+        .service(
+            web::resource("/vendors/{vendor}/products/{id}")
+                .get(vendors::show_product)
+                .put(vendors::put_product)
+                .default_service(not_allowed()),
+        )
+        .service(
+            web::resource("/vendors/{vendor}/stock-updates")
+                .post(vendors::apply_updates)
+                .default_service(not_allowed()),
+        )
+        .service(
+            web::resource("/admin/sync")
+                .post(admin::sync)
+                .default_service(not_allowed()),
+        )
+        .service(
+            web::resource("/admin/queues")
+                .get(admin::queues)
+                .default_service(not_allowed()),
+        )
+        .service(
+            web::resource("/admin/dead-letters/{queue}")
+                .get(admin::list_dead_letters)
+                .default_service(not_allowed()),
+        )
+        .service(
+            web::resource("/admin/dead-letters/{queue}/replay")
+                .post(admin::replay)
+                .default_service(not_allowed()),
+        )
+        .service(
+            web::resource("/healthz")
+                .get(health::alive)
+                .default_service(not_allowed()),
+        )
+        .service(
+            web::resource("/readyz")
+                .get(health::ready)
+                .default_service(not_allowed()),
+        )
+        .default_service(web::route().to(no_route));
+}
+
+async fn no_route(request: actix_web::HttpRequest) -> Result<HttpResponse, Problem> {
+    Err(Problem::not_found(format!(
+        "there is nothing at {}",
+        request.path()
+    )))
+}
+
+async fn method_not_allowed(request: actix_web::HttpRequest) -> Result<HttpResponse, Problem> {
+    Err(Problem::new(
+        problem::METHOD_NOT_ALLOWED,
+        format!("{} does not answer {}", request.path(), request.method()),
+    ))
+}
+
+/// A name in a path that cannot be one names nothing.
+fn named<T>(
+    kind: &str,
+    text: &str,
+    parse: impl Fn(String) -> Result<T, IdError>,
+) -> Result<T, Problem> {
+    parse(text.to_owned())
+        .map_err(|error| Problem::not_found(format!("no {kind} can have that id: it {error}")))
+}
+
+fn product_id(text: &str) -> Result<ProductId, Problem> {
+    named("product", text, ProductId::parse)
+}
+
+fn vendor_id(text: &str) -> Result<VendorId, Problem> {
+    named("vendor", text, VendorId::parse)
+}
+
+/// Items of one page of a list.
+const LIMIT_DEFAULT: i64 = 50;
+const LIMIT_MAX: i64 = 200;
+
+fn limit(asked: Option<i64>) -> Result<i64, Problem> {
+    let limit = asked.unwrap_or(LIMIT_DEFAULT);
+    if (1..=LIMIT_MAX).contains(&limit) {
+        Ok(limit)
+    } else {
+        Err(Problem::invalid_parameter(
+            "limit",
+            format!("must be 1 to {LIMIT_MAX}, is {limit}"),
+        ))
+    }
+}

@@ -1,0 +1,342 @@
+//! `/orders`: place, show, list and cancel.
+
+use actix_web::http::header::LOCATION;
+use actix_web::web::{Data, Path, Payload, Query};
+use actix_web::{HttpRequest, HttpResponse};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::body::read_json;
+use super::problem::{NOT_YET_VISIBLE, Problem};
+use super::{BODY_BYTES_MAX, State, limit};
+use crate::app::accept::{self, Accepted};
+use crate::app::{Error, cancel as use_case};
+use crate::db;
+use crate::db::orders::{Filter, Order};
+use crate::db::updates::Shown;
+use crate::domain::ids::{OrderId, ProductId};
+use crate::domain::order::{
+    IDEMPOTENCY_KEY_CHARS_MAX, Invalid, Line, Lines, NewOrder, Reason, Status, check_reference,
+    derive_id,
+};
+
+/// Who asks, as long as there are no API keys: whoever reaches a loopback address.
+const LOCAL_CALLER: &str = "local";
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct OrderRequest {
+    lines: Option<Vec<Line>>,
+    product_id: Option<ProductId>,
+    quantity: Option<i64>,
+    reference: Option<String>,
+}
+
+impl OrderRequest {
+    fn parse(self) -> Result<(Lines, Option<String>), Problem> {
+        let lines = match (self.lines, self.product_id, self.quantity) {
+            (Some(lines), None, None) => Lines::parse(lines),
+            (None, Some(product_id), Some(quantity)) => Lines::parse(vec![Line {
+                product_id,
+                quantity,
+            }])
+            // The short form has no lines to point into.
+            .map_err(|errors| {
+                errors
+                    .into_iter()
+                    .map(|e| Invalid::new("/quantity", e.problem))
+                    .collect()
+            }),
+            (None, Some(_), None) => Err(vec![Invalid::new("/quantity", "is missing")]),
+            (None, None, Some(_)) => Err(vec![Invalid::new("/productId", "is missing")]),
+            (None, None, None) => Err(vec![Invalid::new("/lines", "is missing")]),
+            (Some(_), _, _) => Err(vec![Invalid::new(
+                "/lines",
+                "cannot be given beside productId and quantity",
+            )]),
+        };
+        let mut errors = Vec::new();
+        if let Some(Err(error)) = self.reference.as_deref().map(check_reference) {
+            errors.push(error);
+        }
+        match lines {
+            Ok(lines) if errors.is_empty() => Ok((lines, self.reference)),
+            Ok(_) => Err(Problem::invalid_fields(errors)),
+            Err(mut of_lines) => {
+                of_lines.extend(errors);
+                Err(Problem::invalid_fields(of_lines))
+            }
+        }
+    }
+}
+
+/// The value of `Idempotency-Key`, quoted as a structured-field string or bare.
+fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {
+    let mut values = request.headers().get_all("idempotency-key");
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let invalid = |detail: String| Problem::invalid_parameter("Idempotency-Key", detail);
+    if values.next().is_some() {
+        return Err(invalid("must be given once".into()));
+    }
+    let text = value
+        .to_str()
+        .map_err(|_| invalid("must be printable ASCII".into()))?
+        .trim();
+    let key = match text
+        .strip_prefix('"')
+        .and_then(|text| text.strip_suffix('"'))
+    {
+        Some(quoted) => quoted.replace("\\\"", "\"").replace("\\\\", "\\"),
+        None => text.to_owned(),
+    };
+    let length = key.chars().count();
+    if (1..=IDEMPOTENCY_KEY_CHARS_MAX).contains(&length) {
+        Ok(Some(key))
+    } else {
+        Err(invalid(format!(
+            "must be 1 to {IDEMPOTENCY_KEY_CHARS_MAX} characters long, has {length}"
+        )))
+    }
+}
+
+/// `POST /orders`
+pub(super) async fn place(
+    request: HttpRequest,
+    payload: Payload,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
+    let key = idempotency_key(&request)?;
+    let body: OrderRequest = read_json(&request, payload, BODY_BYTES_MAX).await?;
+    let (lines, reference) = body.parse()?;
+    let id = match &key {
+        Some(key) => derive_id(LOCAL_CALLER, key, &lines, reference.as_deref()),
+        None => OrderId(Uuid::now_v7()),
+    };
+    let order = NewOrder {
+        id,
+        caller: LOCAL_CALLER.to_owned(),
+        idempotency_key: key,
+        lines,
+        reference,
+        accepted_at: accept::now(),
+    };
+    let (order, updates, replayed) = match state.accept.accept(order.clone()).await? {
+        Accepted::New | Accepted::ThroughBroker => (accept::pending(order), Vec::new(), false),
+        Accepted::Replayed(order) => {
+            let updates = load_updates(&state, &[order.request.id]).await?;
+            (*order, updates, true)
+        }
+    };
+    let mut response = HttpResponse::Accepted();
+    response.insert_header((LOCATION, format!("/orders/{id}")));
+    if replayed {
+        response.insert_header(("Idempotent-Replayed", "true"));
+    }
+    Ok(response.json(OrderResponse::new(order, &updates)))
+}
+
+/// `GET /orders/{id}`
+pub(super) async fn show(id: Path<String>, state: Data<State>) -> Result<HttpResponse, Problem> {
+    let id = order_id(&id)?;
+    Ok(HttpResponse::Ok().json(find(&state, id).await?))
+}
+
+fn order_id(text: &str) -> Result<OrderId, Problem> {
+    Uuid::try_parse(text)
+        .map(OrderId)
+        .map_err(|_| Problem::not_found("no order can have that id: it is not a UUID"))
+}
+
+async fn find(state: &State, id: OrderId) -> Result<OrderResponse, Problem> {
+    let mut connection = state.context.database.get().await.map_err(Error::from)?;
+    let found = db::orders::find_all(&mut connection, &[id])
+        .await
+        .map_err(Error::from)?;
+    let Some(order) = found.into_iter().next() else {
+        return Err(if state.accept.awaits(id) {
+            Problem::new(
+                NOT_YET_VISIBLE,
+                format!("order {id} was accepted, or may have been, while PostgreSQL was down"),
+            )
+        } else {
+            Problem::not_found(format!("there is no order {id}"))
+        });
+    };
+    let updates = db::updates::list_shown(&mut connection, &[id])
+        .await
+        .map_err(Error::from)?;
+    Ok(OrderResponse::new(order, &updates))
+}
+
+async fn load_updates(state: &State, ids: &[OrderId]) -> Result<Vec<Shown>, Problem> {
+    let mut connection = state.context.database.get().await.map_err(Error::from)?;
+    Ok(db::updates::list_shown(&mut connection, ids)
+        .await
+        .map_err(Error::from)?)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ListQuery {
+    status: Option<Status>,
+    product_id: Option<ProductId>,
+    limit: Option<i64>,
+    cursor: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ListResponse {
+    orders: Vec<OrderResponse>,
+    next_cursor: Option<String>,
+}
+
+/// `GET /orders`
+pub(super) async fn list(
+    query: Query<ListQuery>,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
+    let limit = limit(query.limit)?;
+    let filter = Filter {
+        status: query.status,
+        product_id: query.product_id.clone(),
+        after: query.cursor.as_deref().map(decode_cursor).transpose()?,
+    };
+    let mut connection = state.context.database.get().await.map_err(Error::from)?;
+    // One more than asked for says whether there is a next page.
+    let mut orders = db::orders::list(&mut connection, &filter, limit + 1)
+        .await
+        .map_err(Error::from)?;
+    let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
+    let has_more = orders.len() > wanted;
+    orders.truncate(wanted);
+    let ids: Vec<OrderId> = orders.iter().map(|order| order.request.id).collect();
+    let updates = db::updates::list_shown(&mut connection, &ids)
+        .await
+        .map_err(Error::from)?;
+    let next_cursor = orders.last().filter(|_| has_more).map(encode_cursor);
+    Ok(HttpResponse::Ok().json(ListResponse {
+        orders: orders
+            .into_iter()
+            .map(|order| {
+                let of_order = updates.partition_point(|u| u.order_id < order.request.id.0);
+                let end = updates.partition_point(|u| u.order_id <= order.request.id.0);
+                OrderResponse::new(order, &updates[of_order..end])
+            })
+            .collect(),
+        next_cursor,
+    }))
+}
+
+fn encode_cursor(order: &Order) -> String {
+    format!(
+        "{}.{}",
+        order.request.accepted_at.timestamp_micros(),
+        order.request.id.0.simple()
+    )
+}
+
+fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, OrderId), Problem> {
+    text.split_once('.')
+        .and_then(|(micros, id)| {
+            let at = DateTime::from_timestamp_micros(micros.parse().ok()?)?;
+            Some((at, OrderId(Uuid::try_parse(id).ok()?)))
+        })
+        .ok_or_else(|| {
+            Problem::invalid_parameter("cursor", "must be a nextCursor of an earlier answer")
+        })
+}
+
+/// `POST /orders/{id}/cancel`
+pub(super) async fn cancel(id: Path<String>, state: Data<State>) -> Result<HttpResponse, Problem> {
+    let id = order_id(&id)?;
+    match use_case::cancel(&state.context, id, Utc::now()).await {
+        Ok(waiting) => state.relay.hand_over(waiting),
+        Err(Error::Missing(_)) if state.accept.awaits(id) => {
+            return Err(Problem::new(
+                NOT_YET_VISIBLE,
+                format!("order {id} has not reached PostgreSQL yet"),
+            ));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(HttpResponse::Ok().json(find(&state, id).await?))
+}
+
+/// How far the vendors have been told of an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum VendorSync {
+    None,
+    Pending,
+    Done,
+    Failed,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OrderResponse {
+    id: OrderId,
+    status: Status,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Reason>,
+    vendor_sync: VendorSync,
+    lines: Lines,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reference: Option<String>,
+    /// What was taken where, and returned.
+    updates: Vec<UpdateResponse>,
+    accepted_at: DateTime<Utc>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decided_at: Option<DateTime<Utc>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cancelled_at: Option<DateTime<Utc>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct UpdateResponse {
+    id: Uuid,
+    vendor_id: String,
+    product_id: String,
+    delta: i64,
+    state: String,
+}
+
+impl OrderResponse {
+    fn new(order: Order, updates: &[Shown]) -> Self {
+        let vendor_sync = if updates.is_empty() {
+            VendorSync::None
+        } else if updates.iter().any(|update| update.dead) {
+            VendorSync::Failed
+        } else if updates.iter().any(|update| update.state == "open") {
+            VendorSync::Pending
+        } else {
+            VendorSync::Done
+        };
+        Self {
+            id: order.request.id,
+            status: order.status,
+            reason: order.reason,
+            vendor_sync,
+            lines: order.request.lines,
+            reference: order.request.reference,
+            updates: updates
+                .iter()
+                .map(|update| UpdateResponse {
+                    id: update.id,
+                    vendor_id: update.vendor_id.clone(),
+                    product_id: update.product_id.clone(),
+                    delta: update.delta,
+                    state: update.state.clone(),
+                })
+                .collect(),
+            accepted_at: order.request.accepted_at,
+            decided_at: order.decided_at,
+            cancelled_at: order.cancelled_at,
+        }
+    }
+}

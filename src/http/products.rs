@@ -1,0 +1,115 @@
+//! `/products`: the aggregated view.
+
+use actix_web::HttpResponse;
+use actix_web::web::{Data, Path, Query};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::problem::Problem;
+use super::{State, limit, product_id};
+use crate::app::Error;
+use crate::db;
+use crate::db::stock::Shown;
+use crate::domain::ids::ProductId;
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ProductResponse {
+    id: String,
+    name: String,
+    available: i64,
+    vendors: Vec<AtVendor>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AtVendor {
+    vendor_id: String,
+    name: String,
+    on_hand: i64,
+    open: i64,
+    available: i64,
+    last_sync_at: Option<DateTime<Utc>>,
+}
+
+/// Groups rows, sorted by product, into products.
+fn products(rows: Vec<Shown>) -> Vec<ProductResponse> {
+    let mut products: Vec<ProductResponse> = Vec::new();
+    for row in rows {
+        // A vendor that sold what we had taken has nothing to give, and takes nothing from what the others have.
+        let at_vendor = AtVendor {
+            vendor_id: row.vendor_id,
+            name: row.name.clone(),
+            on_hand: row.on_hand,
+            open: row.open_delta,
+            available: (row.on_hand + row.open_delta).max(0),
+            last_sync_at: row.last_sync_at,
+        };
+        match products.last_mut() {
+            Some(product) if product.id == row.product_id => {
+                product.available += at_vendor.available;
+                product.vendors.push(at_vendor);
+            }
+            _ => products.push(ProductResponse {
+                id: row.product_id,
+                name: row.name,
+                available: at_vendor.available,
+                vendors: vec![at_vendor],
+            }),
+        }
+    }
+    products
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ListQuery {
+    limit: Option<i64>,
+    cursor: Option<ProductId>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ListResponse {
+    products: Vec<ProductResponse>,
+    next_cursor: Option<String>,
+}
+
+/// `GET /products`
+pub(super) async fn list(
+    query: Query<ListQuery>,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
+    let limit = limit(query.limit)?;
+    let mut connection = state.context.database.get().await.map_err(Error::from)?;
+    let rows = db::stock::list_products(&mut connection, query.cursor.as_ref(), limit + 1)
+        .await
+        .map_err(Error::from)?;
+    let mut products = products(rows);
+    let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
+    let has_more = products.len() > wanted;
+    products.truncate(wanted);
+    let next_cursor = products
+        .last()
+        .filter(|_| has_more)
+        .map(|product| product.id.clone());
+    Ok(HttpResponse::Ok().json(ListResponse {
+        products,
+        next_cursor,
+    }))
+}
+
+/// `GET /products/{id}`
+pub(super) async fn show(id: Path<String>, state: Data<State>) -> Result<HttpResponse, Problem> {
+    let id = product_id(&id)?;
+    let mut connection = state.context.database.get().await.map_err(Error::from)?;
+    let rows = db::stock::find_product(&mut connection, &id)
+        .await
+        .map_err(Error::from)?;
+    match products(rows).into_iter().next() {
+        Some(product) => Ok(HttpResponse::Ok().json(product)),
+        None => Err(Problem::not_found(format!(
+            "no vendor has ever listed product {id}"
+        ))),
+    }
+}

@@ -1,0 +1,115 @@
+//! The door of time: ticks of a cron schedule, and requests for a run at once, start the sync.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use crate::app::Context;
+use crate::app::sync::{self, Options, Outcome};
+use crate::db;
+use crate::domain::ids::VendorId;
+use crate::shutdown::Shutdown;
+
+/// How often requests for a run at once are looked for.
+const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
+/// Looking takes milliseconds.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+/// A sync of a large catalogue says how far it is after each so many products.
+const PROGRESS_ROWS: u64 = 100_000;
+
+/// Syncs each vendor at once, then at every tick and on every request, until the shutdown. Each vendor has a loop of its
+/// own, so that a slow one holds up none; a tick that comes while a run is going is skipped.
+pub async fn run_until_stopped(
+    context: Context,
+    schedule: cron::Schedule,
+    vendors: Vec<VendorId>,
+    options: Options,
+    shutdown: Shutdown,
+) {
+    let wakes: BTreeMap<VendorId, Arc<Notify>> =
+        vendors.into_iter().map(|id| (id, Arc::default())).collect();
+    let mut loops = JoinSet::new();
+    for (vendor_id, wake) in wakes.clone() {
+        let (context, schedule, shutdown) = (context.clone(), schedule.clone(), shutdown.clone());
+        loops.spawn(async move {
+            while !shutdown.is_begun() {
+                tokio::select! {
+                    // What is not written by then is written by the next run; what is, is right.
+                    () = shutdown.begun() => return,
+                    () = sync_once(&context, &vendor_id, options) => {}
+                }
+                tokio::select! {
+                    () = shutdown.begun() => return,
+                    () = next_tick(&schedule) => {}
+                    () = wake.notified() => {}
+                }
+            }
+        });
+    }
+    loop {
+        tokio::select! {
+            () = shutdown.begun() => break,
+            () = tokio::time::sleep(REQUEST_INTERVAL) => wake_requested(&context, &wakes).await,
+        }
+    }
+    while loops.join_next().await.is_some() {}
+}
+
+async fn next_tick(schedule: &cron::Schedule) {
+    let now = Utc::now();
+    match schedule.upcoming(Utc).next() {
+        Some(tick) => tokio::time::sleep((tick - now).to_std().unwrap_or_default()).await,
+        // The configuration refuses a schedule that never comes due; one that has ended comes due no more.
+        None => std::future::pending().await,
+    }
+}
+
+async fn wake_requested(context: &Context, wakes: &BTreeMap<VendorId, Arc<Notify>>) {
+    let requested = async {
+        let mut connection = context.database.get().await?;
+        db::vendors::list_requested(&mut connection).await
+    };
+    if let Ok(Ok(requested)) = tokio::time::timeout(REQUEST_DEADLINE, requested).await {
+        for vendor_id in requested {
+            if let Some(wake) = wakes.get(&vendor_id) {
+                wake.notify_one();
+            }
+        }
+    }
+}
+
+async fn sync_once(context: &Context, vendor_id: &VendorId, options: Options) {
+    let started = std::time::Instant::now();
+    let progress = |listed: u64| {
+        if listed >= PROGRESS_ROWS && listed % PROGRESS_ROWS < options.chunk_rows as u64 {
+            tracing::info!(vendor = %vendor_id, products = listed, "syncing");
+        }
+    };
+    match sync::sync(context, vendor_id, options, &progress).await {
+        Ok(Outcome::Done(summary)) => {
+            let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            if summary.written > 0 || summary.closed > 0 {
+                tracing::info!(
+                    vendor = %vendor_id, products = summary.listed, written = summary.written,
+                    updates_closed = summary.closed, elapsed_ms, "synced"
+                );
+            } else {
+                tracing::debug!(vendor = %vendor_id, products = summary.listed, elapsed_ms, "synced, nothing changed");
+            }
+            if summary.skipped > 0 {
+                tracing::warn!(vendor = %vendor_id, products = summary.skipped, "passed over: their ids cannot be ours");
+            }
+        }
+        Ok(Outcome::Busy) => tracing::debug!(vendor = %vendor_id, "another process syncs it"),
+        Ok(Outcome::Overtaken) => {
+            tracing::info!(vendor = %vendor_id, "a newer run has begun; it writes the rest")
+        }
+        Err(error) => {
+            tracing::warn!(vendor = %vendor_id, %error, "sync failed; trying again at the next tick")
+        }
+    }
+}
