@@ -97,7 +97,9 @@ fn context(config: &Config) -> Result<Context, Failure> {
     })
 }
 
-fn broker_settings(config: &Config) -> mq::Settings {
+/// How to reach the broker.
+#[must_use]
+pub fn broker_settings(config: &Config) -> mq::Settings {
     mq::Settings {
         urls: config
             .rabbitmq

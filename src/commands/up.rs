@@ -76,7 +76,10 @@ async fn run_on(
             "postgresql": servers.database_url("postgres"), "rabbitmq": servers.amqp_url(),
         })
         .to_string());
-        return wait(servers, shutdown).await;
+        return tokio::select! {
+            failure = watch(servers) => Err(failure),
+            () = shutdown.begun() => Ok(()),
+        };
     };
     progress("preparing the databases");
     seed::prepare(servers)
@@ -96,19 +99,13 @@ async fn run_on(
     greet(servers, address, &path);
     tokio::select! {
         result = run_parts(&config, listener, shutdown) => result,
-        result = wait(servers, shutdown) => result,
+        failure = watch(servers) => Err(failure),
     }
 }
 
-/// Waits for the shutdown, or for a server that ends by itself.
-async fn wait(servers: &mut Servers, shutdown: &Shutdown) -> Result<(), Failure> {
-    tokio::select! {
-        error = servers.failed() => Err(Failure::new(EXIT_UNREACHABLE, error.to_string())),
-        () = shutdown.begun() => {
-            // The parts end first, on servers that are still there.
-            std::future::pending().await
-        }
-    }
+/// A server that ends by itself ends everything.
+async fn watch(servers: &mut Servers) -> Failure {
+    Failure::new(EXIT_UNREACHABLE, servers.failed().await.to_string())
 }
 
 async fn run_parts(

@@ -32,9 +32,12 @@ pub enum Link {
 /// Why a connection could not be made or came to its end.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub(super) enum Trouble {
-    /// It can be tried again at once.
+    /// It can be tried again soon.
     #[error("{0}")]
     Lost(String),
+    /// A queue was deleted under us.
+    #[error("{0}")]
+    QueueGone(String),
     /// Only a person can put it right.
     #[error("{0}")]
     Misdeclared(String),
@@ -49,6 +52,9 @@ impl From<amiquip::Error> for Trouble {
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// A broker that comes back is noticed within this time.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// How long a queue found missing stays so before it is declared again. One that is there again at once
+/// leaves other consumers of the old one without notice; see `consumer::session`.
+pub(super) const REDECLARE_PAUSE: Duration = Duration::from_secs(1);
 /// Nobody repairs a queue faster, and each check costs the broker a channel.
 const MISDECLARED_RECHECK: Duration = Duration::from_secs(30);
 /// A connection that lived so long was a good one: the next outage starts from the shortest pause. One
@@ -174,6 +180,12 @@ impl Dialer {
                 let pause = backoff(self.failures);
                 self.failures = self.failures.saturating_add(1);
                 jittered(pause)
+            }
+            Trouble::QueueGone(error) => {
+                self.link.send_replace(Link::Connecting {
+                    error: Some(error.clone()),
+                });
+                REDECLARE_PAUSE
             }
             Trouble::Misdeclared(message) => {
                 self.link.send_replace(Link::Misdeclared {

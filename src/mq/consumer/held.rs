@@ -52,6 +52,10 @@ impl<H> Held<H> {
         self.alone.len()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.handles.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.handles.is_empty()
     }

@@ -36,7 +36,7 @@ pub enum PublishError {
     /// The broker refused it: its queue is full, or has no majority.
     #[error("RabbitMQ refused the message; its queue is full or lacks a majority")]
     Nacked,
-    /// Its queue does not exist. The queues are being declared again.
+    /// Its queue does not exist. The queues are declared again within two seconds.
     #[error("RabbitMQ returned the message; its queue does not exist")]
     Unroutable,
     /// It can never be published.

@@ -18,7 +18,7 @@ use super::{
     in_flight::{InFlight, Sent},
 };
 use crate::mq::{
-    link::{Dialer, Link, Trouble, declare_queues},
+    link::{Dialer, Link, REDECLARE_PAUSE, Trouble, declare_queues},
     message::properties,
     queues::{Queue, Settings},
     wire::{TICK, Wire},
@@ -30,9 +30,6 @@ const BURST_MAX: usize = 64;
 /// A broker that owes a confirm for so long will not give it (a quorum queue that lost its majority and
 /// came back, say). Only a new channel frees the room that the message takes.
 const CONFIRM_OVERDUE: Duration = Duration::from_secs(30);
-
-/// A missing queue returns every message; declaring it once a second is enough.
-const REDECLARE_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) fn spawn(
     settings: Settings,
@@ -221,9 +218,8 @@ struct Session<'a> {
     channel: Channel,
     current: Option<Request>,
     is_blocked: bool,
-    /// A message came back, so a queue is missing.
-    is_queue_missing: bool,
-    redeclared: Option<Instant>,
+    /// When the first message came back since the queues were declared: one is missing.
+    missing_since: Option<Instant>,
 }
 
 impl Session<'_> {
@@ -242,8 +238,7 @@ impl Session<'_> {
             channel,
             current: None,
             is_blocked: false,
-            is_queue_missing: false,
-            redeclared: None,
+            missing_since: None,
         };
         session.channel.enable_publisher_confirms()?;
         Ok(session)
@@ -255,7 +250,7 @@ impl Session<'_> {
         loop {
             let confirm = self.confirms.try_recv();
             for returned in self.returns.try_iter() {
-                self.is_queue_missing = true;
+                self.missing_since.get_or_insert_with(Instant::now);
                 let message_id = returned
                     .properties
                     .message_id()
@@ -290,13 +285,11 @@ impl Session<'_> {
     }
 
     fn is_redeclare_due(&mut self) -> bool {
-        let is_due = self.is_queue_missing
-            && self
-                .redeclared
-                .is_none_or(|at| at.elapsed() >= REDECLARE_EVERY);
+        let is_due = self
+            .missing_since
+            .is_some_and(|since| since.elapsed() >= REDECLARE_PAUSE);
         if is_due {
-            self.is_queue_missing = false;
-            self.redeclared = Some(Instant::now());
+            self.missing_since = None;
             tracing::warn!(
                 "RabbitMQ returned a message, so a queue is missing; all are declared again"
             );

@@ -1,0 +1,31 @@
+//! What the tests stand on: the servers, and a shop of one's own on them.
+
+mod servers;
+mod shop;
+
+use std::future::Future;
+use std::time::Duration;
+
+pub(crate) use servers::{Servers, binary};
+pub(crate) use shop::{Running, Shop, ShopOptions};
+
+/// Longer than anything takes on a busy machine; only a failure waits for it.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Asks until the answer is there. `what` says what was waited for, should it never come.
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> T {
+    let asking = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, asking)
+        .await
+        .unwrap_or_else(|_| panic!("never came: {what}"))
+}

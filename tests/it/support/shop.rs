@@ -1,0 +1,367 @@
+//! A shop of a test's own: databases, queues, and the parts of the product that the test starts.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+use serde_json::{Value, json};
+use stockctl::commands::work::WorkQueue;
+use stockctl::commands::{self, Failure};
+use stockctl::config::{self, Config};
+use stockctl::shutdown::Shutdown;
+use stockctl::{mq, pg};
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use super::{Servers, eventually};
+
+/// What a shop is like.
+pub(crate) struct ShopOptions {
+    /// The vendors, and what each has to sell: (product, stock).
+    pub(crate) vendors: Vec<(&'static str, Vec<(&'static str, i64)>)>,
+    /// Further lines of the configuration file, such as `[orders]\nretries_max = 1`.
+    pub(crate) config: String,
+}
+
+impl Default for ShopOptions {
+    /// The vendors of `stockctl up`, and retries that a test can wait for.
+    fn default() -> Self {
+        Self {
+            vendors: vec![("vendorA", vec![("p1", 10), ("p2", 15)]), ("vendorB", vec![("p2", 5), ("p3", 20)])],
+            config: "[orders]\nretry_delay_ms = 200\n[vendor_sync]\nretry_delay_ms = 200\ntimeout_ms = 2000\n".into(),
+        }
+    }
+}
+
+/// A part of the product that runs in this process, until it is stopped or dropped.
+pub(crate) struct Running {
+    shutdown: Shutdown,
+    task: Option<JoinHandle<Result<(), Failure>>>,
+}
+
+impl Running {
+    fn new(shutdown: Shutdown, task: JoinHandle<Result<(), Failure>>) -> Self {
+        Self {
+            shutdown,
+            task: Some(task),
+        }
+    }
+
+    /// Ends it as SIGTERM does, and waits for the end.
+    pub(crate) async fn stop(mut self) {
+        self.shutdown.begin();
+        let task = self.task.take().expect("not stopped before");
+        task.await.expect("no panic").expect("a clean end");
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) async fn ended(mut self) -> Result<(), Failure> {
+        self.task
+            .take()
+            .expect("not stopped before")
+            .await
+            .expect("no panic")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shutdown.begin();
+    }
+}
+
+/// A shop with databases and queues of its own.
+pub(crate) struct Shop {
+    /// The configuration of its parts.
+    pub(crate) config: Config,
+    /// The file it was read from, for parts that run as processes.
+    pub(crate) config_file: PathBuf,
+    /// The base of the API that [`Shop::serve`] serves.
+    pub(crate) url: String,
+    /// A client for it.
+    pub(crate) http: reqwest::Client,
+    databases: BTreeMap<String, String>,
+    listener: TcpListener,
+    vendor_listener: TcpListener,
+    _directory: tempfile::TempDir,
+}
+
+/// The name of our own database among [`Shop`]'s.
+const ORDERS: &str = "orders";
+
+impl Shop {
+    /// A shop with the vendors of `stockctl up`; nothing of it runs yet.
+    pub(crate) async fn new() -> Shop {
+        Self::with(ShopOptions::default()).await
+    }
+
+    /// A shop; nothing of it runs yet.
+    pub(crate) async fn with(options: ShopOptions) -> Shop {
+        Self::on(Servers::get().await, options).await
+    }
+
+    async fn on(servers: &Servers, options: ShopOptions) -> Shop {
+        let id = Uuid::new_v4().simple().to_string();
+        let mut databases = BTreeMap::new();
+        let name = format!("shop_{id}");
+        databases.insert(
+            ORDERS.to_owned(),
+            servers.create_database(&name, false).await,
+        );
+        // Bound now, so that the addresses stay ours until something serves them; until then callers wait in the
+        // backlog, or are refused once the listener is dropped.
+        let bind = || TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let (listener, vendor_listener) = (bind(), bind());
+        let vendor_address = vendor_listener.local_addr().expect("bound");
+        let mut text = format!(
+            "[http]\nlisten = \"{}\"\n[database]\nurl = \"{}\"\n[rabbitmq]\nurl = \"{}\"\nqueue_prefix = \"{id}.\"\n{}\n",
+            listener.local_addr().expect("bound"),
+            databases[ORDERS],
+            servers.amqp_url,
+            options.config,
+        );
+        for (index, (vendor, products)) in options.vendors.iter().enumerate() {
+            let url = servers
+                .create_database(&format!("shop_{id}_{index}"), true)
+                .await;
+            text.push_str(&format!(
+                "[vendors.{vendor}]\ndatabase_url = \"{url}\"\napi_url = \"http://{vendor_address}/vendors/{vendor}\"\n"
+            ));
+            databases.insert((*vendor).to_owned(), url);
+            let _ = products;
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        let config_file = directory.path().join("config.toml");
+        std::fs::write(&config_file, text).expect("written");
+        let config = config::load(Some(&config_file)).unwrap_or_else(|error| panic!("{error}"));
+        let shop = Shop {
+            url: format!("http://{}", config.http.listen),
+            config,
+            config_file,
+            http: reqwest_client(),
+            databases,
+            listener,
+            vendor_listener,
+            _directory: directory,
+        };
+        for (vendor, products) in options.vendors {
+            for (product, stock) in products {
+                shop.run_at(
+                    vendor,
+                    &format!("INSERT INTO products (id, name, stock) VALUES ('{product}', 'Product {product}', {stock})"),
+                )
+                .await;
+            }
+        }
+        shop
+    }
+
+    /// Starts the HTTP API, and waits until it answers.
+    pub(crate) async fn serve(&self) -> Running {
+        let running = self.serve_on(self.listener.try_clone().expect("cloned"));
+        eventually("the API is alive", || async {
+            self.http
+                .get(format!("{}/healthz", self.url))
+                .send()
+                .await
+                .ok()
+        })
+        .await;
+        running
+    }
+
+    /// Starts the vendors' own API, at the address that the configuration names for it.
+    pub(crate) fn serve_vendors(&self) -> Running {
+        self.serve_on(self.vendor_listener.try_clone().expect("cloned"))
+    }
+
+    fn serve_on(&self, listener: TcpListener) -> Running {
+        let shutdown = Shutdown::new();
+        let (config, until) = (self.config.clone(), shutdown.clone());
+        let task =
+            tokio::spawn(async move { commands::serve::run(&config, listener, until).await });
+        Running::new(shutdown, task)
+    }
+
+    /// Starts the consumers.
+    pub(crate) fn work(&self) -> Running {
+        self.work_on(&[])
+    }
+
+    /// Starts some of the consumers.
+    pub(crate) fn work_on(&self, queues: &[WorkQueue]) -> Running {
+        let shutdown = Shutdown::new();
+        let (config, until, queues) = (self.config.clone(), shutdown.clone(), queues.to_vec());
+        let task = tokio::spawn(async move { commands::work::run(&config, &queues, until).await });
+        Running::new(shutdown, task)
+    }
+
+    /// Syncs all vendors once.
+    pub(crate) async fn sync(&self) {
+        self.try_sync()
+            .await
+            .unwrap_or_else(|failure| panic!("{failure}"));
+    }
+
+    /// Syncs all vendors once.
+    pub(crate) async fn try_sync(&self) -> Result<(), Failure> {
+        commands::sync::run_once(&self.config, &commands::sync::Selection::default(), false).await
+    }
+
+    /// Everything at work, and the vendors synced once.
+    pub(crate) async fn open(&self) -> Vec<Running> {
+        self.sync().await;
+        vec![self.serve_vendors(), self.work(), self.serve().await]
+    }
+
+    /// Sends a request, and returns the status and the body.
+    pub(crate) async fn send(&self, request: reqwest::RequestBuilder) -> (u16, Value) {
+        let response = request.send().await.expect("an answer");
+        let status = response.status().as_u16();
+        let text = response.text().await.expect("a body");
+        (
+            status,
+            serde_json::from_str(&text).unwrap_or(Value::String(text)),
+        )
+    }
+
+    /// `GET` a path.
+    pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
+        self.send(self.http.get(format!("{}{path}", self.url)))
+            .await
+    }
+
+    /// `POST` a JSON body to a path.
+    pub(crate) async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+        self.send(self.http.post(format!("{}{path}", self.url)).json(&body))
+            .await
+    }
+
+    /// Orders, and returns the order's id.
+    pub(crate) async fn order(&self, lines: &[(&str, i64)]) -> String {
+        let lines: Vec<Value> = lines
+            .iter()
+            .map(|(p, q)| json!({"productId": p, "quantity": q}))
+            .collect();
+        let (status, order) = self.post("/orders", json!({ "lines": lines })).await;
+        assert_eq!(status, 202, "{order}");
+        order["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Waits until an order has a status, and returns the order.
+    pub(crate) async fn order_with_status(&self, id: &str, status: &str) -> Value {
+        self.order_where(id, &format!("order {id} is {status}"), |order| {
+            order["status"] == status
+        })
+        .await
+    }
+
+    /// Waits until all vendors have answered for an order, and returns it.
+    pub(crate) async fn order_told(&self, id: &str) -> Value {
+        self.order_where(id, &format!("the vendors are told of {id}"), |order| {
+            order["vendorSync"] == "done"
+        })
+        .await
+    }
+
+    /// Waits until an order is as asked for.
+    pub(crate) async fn order_where(
+        &self,
+        id: &str,
+        what: &str,
+        is_so: impl Fn(&Value) -> bool,
+    ) -> Value {
+        eventually(what, || async {
+            let (status, order) = self.get(&format!("/orders/{id}")).await;
+            (status == 200 && is_so(&order)).then_some(order)
+        })
+        .await
+    }
+
+    /// How many units of a product are available.
+    pub(crate) async fn available(&self, product: &str) -> i64 {
+        let (status, shown) = self.get(&format!("/products/{product}")).await;
+        assert_eq!(status, 200, "{shown}");
+        shown["available"].as_i64().expect("a number")
+    }
+
+    /// A vendor's own stock of a product.
+    pub(crate) async fn stock_at(&self, vendor: &str, product: &str) -> i64 {
+        self.number(
+            vendor,
+            &format!("SELECT stock AS n FROM products WHERE id = '{product}'"),
+        )
+        .await
+    }
+
+    /// A number from our database.
+    pub(crate) async fn count(&self, sql: &str) -> i64 {
+        self.number(ORDERS, sql).await
+    }
+
+    async fn number(&self, database: &str, sql: &str) -> i64 {
+        #[derive(diesel::QueryableByName)]
+        struct Number {
+            #[diesel(sql_type = diesel::sql_types::BigInt)]
+            n: i64,
+        }
+        let mut connection = pg::connect(&self.settings(database))
+            .await
+            .expect("reachable");
+        let row: Number = diesel::sql_query(sql)
+            .get_result(&mut connection)
+            .await
+            .expect("a row");
+        row.n
+    }
+
+    /// Executes SQL at a vendor, as the vendor's own business.
+    pub(crate) async fn run_at(&self, vendor: &str, sql: &str) {
+        let mut connection = pg::connect(&self.settings(vendor))
+            .await
+            .expect("reachable");
+        connection.batch_execute(sql).await.expect("executes");
+    }
+
+    /// Executes SQL in our database.
+    pub(crate) async fn run_here(&self, sql: &str) {
+        self.run_at(ORDERS, sql).await;
+    }
+
+    fn settings(&self, database: &str) -> pg::Settings {
+        pg::Settings {
+            url: self.databases[database].clone(),
+            pool_size: 1,
+            connect_timeout: Duration::from_secs(10),
+            statement_timeout: Duration::from_secs(30),
+        }
+    }
+
+    /// How to reach the broker, for a test that is a producer or a consumer itself.
+    pub(crate) fn broker(&self) -> mq::Settings {
+        commands::broker_settings(&self.config)
+    }
+
+    /// The dead letters of a queue, once there are so many.
+    pub(crate) async fn dead_letters(&self, queue: &str, count: usize) -> Vec<Value> {
+        eventually(&format!("{count} dead letters in {queue}"), || async {
+            let (status, answer) = self
+                .get(&format!("/admin/dead-letters/{queue}?limit=200"))
+                .await;
+            assert_eq!(status, 200, "{answer}");
+            let letters = answer["deadLetters"].as_array().expect("a list").clone();
+            (letters.len() >= count).then_some(letters)
+        })
+        .await
+    }
+}
+
+fn reqwest_client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+        .timeout(Duration::from_secs(20))
+        .build()
+        .expect("a client")
+}
