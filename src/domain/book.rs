@@ -220,7 +220,7 @@ impl Book {
         let takes: Vec<Update> = self
             .updates
             .values()
-            .filter(|u| u.order_id == order && u.delta < 0 && !returned.contains(&u.id))
+            .filter(|u| u.order_id == order && u.delta < 0)
             .filter(|u| !matches!(u.state, State::Rejected | State::Void))
             .cloned()
             .collect();

@@ -155,6 +155,8 @@ struct World {
     /// Requests whose sender is gone, still on their way.
     late: Vec<(VendorId, Vec<UpdateId>)>,
     runs: Vec<Run>,
+    /// What a vendor had when it rejected a take, and the run that was current then.
+    told: BTreeMap<(ProductId, VendorId), (i64, i64)>,
     sold_elsewhere: bool,
     next_id: u128,
 }
@@ -230,6 +232,14 @@ impl World {
             });
         }
         for update in changes.new_updates {
+            let place = (update.product_id.clone(), update.vendor_id.clone());
+            if let Some((had, _)) = self.told.get(&place) {
+                let taken = -update.delta;
+                assert!(
+                    taken <= *had,
+                    "{taken} taken at {place:?}, which has just said it has {had}"
+                );
+            }
             self.updates.insert(update.id, update);
         }
     }
@@ -381,6 +391,17 @@ impl World {
         let requests = self.requests(&sent);
         let answers = self.vendors.get_mut(&to).expect("there").handle(&requests);
         let run = self.current_run[&to];
+        for answer in answers.iter().filter(|a| a.outcome == Outcome::Rejected) {
+            assert!(
+                self.sold_elsewhere,
+                "a vendor rejects {answer:?} although nobody sold elsewhere"
+            );
+            if self.updates[&answer.id].state == State::Open {
+                let product_id = self.updates[&answer.id].product_id.clone();
+                let had = self.vendors[&to].stock[&product_id];
+                self.told.insert((product_id, to.clone()), (had, run));
+            }
+        }
         self.transact(|book, new_id| book.record(&answers, run, new_id))
             .expect("loaded");
         if acknowledged {
@@ -421,6 +442,9 @@ impl World {
                 }
                 book.reconcile(&of, number, &listed, &here).expect("loaded");
                 self.save(book.into_changes());
+                if self.told.get(&place).is_some_and(|(_, run)| *run < number) {
+                    self.told.remove(&place);
+                }
                 self.own_at_snapshot
                     .insert(place, snapshot.own.get(&chunk).copied().unwrap_or(0));
             }
@@ -557,7 +581,7 @@ fn index(pick: usize, len: usize) -> Option<usize> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn stock_is_exact_under_any_interleaving(
