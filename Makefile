@@ -21,7 +21,7 @@ setup: ## Install PostgreSQL and RabbitMQ where they are missing
 	"$${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"
 
 run: setup ## Build, and run everything on this machine (stockctl up)
-	cargo run --release -- up
+	cargo run -- up
 
 test: setup ## Run every test, on private servers
 	cargo test --all-targets

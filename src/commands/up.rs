@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{EXIT_CONFIGURATION, EXIT_UNREACHABLE, Failure, say, seed};
+use crate::app::sync;
 use crate::config::{self, Config};
 use crate::local::{self, Servers};
 use crate::shutdown::Shutdown;
@@ -96,11 +97,29 @@ async fn run_on(
     let config = config::load(Some(&path))
         .map_err(|error| Failure::new(EXIT_CONFIGURATION, error.to_string()))?;
     telemetry::init(config.log.format, &config.log.level).map_err(Failure::bug)?;
+    progress("reading the vendors' stock");
+    read_stock(&config).await?;
     greet(servers, address, &path);
     tokio::select! {
         result = run_parts(&config, listener, shutdown) => result,
         failure = watch(servers) => Err(failure),
     }
+}
+
+/// So that the first look shows what there is to sell.
+async fn read_stock(config: &Config) -> Result<(), Failure> {
+    let context = super::context(config)?;
+    let options = sync::Options {
+        chunk_rows: config.sync.chunk_rows,
+        allow_empty: false,
+    };
+    for vendor_id in context.vendor_ids() {
+        if let Err(error) = sync::sync(&context, &vendor_id, options, &|_| {}).await {
+            // The sync loop tries again, and says so.
+            tracing::warn!(vendor = %vendor_id, %error, "the vendor's stock is not known yet");
+        }
+    }
+    Ok(())
 }
 
 /// A server that ends by itself ends everything.

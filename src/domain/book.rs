@@ -215,8 +215,6 @@ impl Book {
         if was != Status::Confirmed {
             return Ok(());
         }
-        let returned: BTreeSet<UpdateId> =
-            self.updates.values().filter_map(|u| u.reverses).collect();
         let takes: Vec<Update> = self
             .updates
             .values()
