@@ -47,7 +47,8 @@ impl UpdatesRequest {
             errors.push(Invalid::new("/source", problem));
         }
         for (index, update) in self.updates.iter().enumerate() {
-            if update.delta == 0 || update.delta.abs() > DELTA_MAX {
+            // By its range: the absolute value of the lowest number does not exist.
+            if update.delta == 0 || !(-DELTA_MAX..=DELTA_MAX).contains(&update.delta) {
                 errors.push(Invalid::new(
                     format!("/updates/{index}/delta"),
                     format!(
