@@ -71,10 +71,10 @@ pub async fn sync(
     result
 }
 
-/// An error of the vendor's database is the vendor's, not ours: it must not look like our own being down.
-fn at_vendor(vendor_id: &VendorId) -> impl Fn(pg::Error) -> Error {
-    let vendor_id = vendor_id.clone();
-    move |error| Error::NotYet(format!("the database of vendor {vendor_id}: {error}"))
+/// An error of the vendor's database is the vendor's, not ours: it must not look like our own being down. Whoever shows
+/// the error of a run names the vendor.
+fn at_vendor(error: pg::Error) -> Error {
+    Error::NotYet(format!("its database: {error}"))
 }
 
 async fn run(
@@ -97,7 +97,7 @@ async fn run(
         summary: Summary::default(),
     };
     let mut after: Option<ProductId> = None;
-    let mut chunk = at_vendor_within(vendor_id, snapshot.next_chunk()).await?;
+    let mut chunk = at_vendor_within(snapshot.next_chunk()).await?;
     if chunk.is_none() && !options.allow_empty {
         refuse_if_emptied(context, vendor_id).await?;
     }
@@ -106,7 +106,7 @@ async fn run(
         let next = if listed.is_empty() {
             None
         } else {
-            at_vendor_within(vendor_id, snapshot.next_chunk()).await?
+            at_vendor_within(snapshot.next_chunk()).await?
         };
         // The last chunk reaches to the end, so that products after the vendor's last one are found delisted.
         let until = next
@@ -159,16 +159,13 @@ async fn look(
     } else {
         list_unclosed(context, vendor_id, true).await?
     };
-    let mut snapshot = at_vendor_within(
-        vendor_id,
-        Snapshot::open(vendor.database.settings(), chunk_rows),
-    )
-    .await?;
+    let mut snapshot =
+        at_vendor_within(Snapshot::open(vendor.database.settings(), chunk_rows)).await?;
     if vendor.has_ledger {
         let open = list_unclosed(context, vendor_id, false).await?;
         for chunk in open.chunks(UPDATES_PER_LOOKUP) {
             let ids: Vec<UpdateId> = chunk.iter().map(|(id, _)| *id).collect();
-            let found = at_vendor_within(vendor_id, snapshot.list_applied(&ids)).await?;
+            let found = at_vendor_within(snapshot.list_applied(&ids)).await?;
             let found: BTreeSet<UpdateId> = found.into_iter().collect();
             included.extend(chunk.iter().filter(|(id, _)| found.contains(id)).cloned());
         }
@@ -192,7 +189,7 @@ async fn refuse_if_emptied(context: &Context, vendor_id: &VendorId) -> Result<()
     Err(Error::Refused {
         code: "empty_snapshot",
         detail: format!(
-            "vendor {vendor_id} lists no product at all, where it had stock before; if that is right, run \
+            "it lists no product at all, where it had stock before; if that is right, run \
              `stockctl sync --once --vendor {vendor_id} --allow-empty`"
         ),
     })
@@ -225,14 +222,11 @@ async fn with_connection<T>(
 }
 
 /// A vendor's database that stays silent ends its run, not the loop.
-async fn at_vendor_within<T>(
-    vendor_id: &VendorId,
-    work: impl Future<Output = Result<T, pg::Error>>,
-) -> Result<T, Error> {
+async fn at_vendor_within<T>(work: impl Future<Output = Result<T, pg::Error>>) -> Result<T, Error> {
     match tokio::time::timeout(VENDOR_DEADLINE, work).await {
-        Ok(result) => result.map_err(at_vendor(vendor_id)),
+        Ok(result) => result.map_err(at_vendor),
         Err(_) => Err(Error::NotYet(format!(
-            "the database of vendor {vendor_id}: no answer within {} s",
+            "its database: no answer within {} s",
             VENDOR_DEADLINE.as_secs()
         ))),
     }
