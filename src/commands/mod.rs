@@ -117,19 +117,31 @@ pub fn broker_settings(config: &Config) -> mq::Settings {
     }
 }
 
+/// What keeps our database from being used, if anything: it cannot be reached, or lacks its schema.
+async fn problem_of_schema(config: &Config) -> Option<String> {
+    let settings = database_settings(config);
+    match pg::pending_migrations(&settings, db::MIGRATIONS).await {
+        Ok(0) => None,
+        Ok(pending) => Some(format!(
+            "the database {} lacks {pending} {}; run `stockctl migrate`",
+            settings.address(),
+            if pending == 1 {
+                "migration"
+            } else {
+                "migrations"
+            },
+        )),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
 /// Waits until our database can be reached and has its schema, saying what is missing. Returns whether it is so; the
 /// shutdown may come first.
 async fn wait_for_schema(config: &Config, shutdown: &Shutdown) -> bool {
-    let settings = database_settings(config);
     let mut said = String::new();
     loop {
-        let problem = match pg::pending_migrations(&settings, db::MIGRATIONS).await {
-            Ok(0) => return true,
-            Ok(pending) => format!(
-                "the database {} lacks {pending} migrations; run `stockctl migrate`",
-                settings.address()
-            ),
-            Err(error) => error.to_string(),
+        let Some(problem) = problem_of_schema(config).await else {
+            return true;
         };
         if problem != said {
             tracing::warn!("waiting: {problem}");

@@ -6,7 +6,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::task::JoinSet;
 
 use super::{
-    EXIT_CHECK_FAILED, EXIT_CONFIGURATION, EXIT_UNREACHABLE, Failure, context, wait_for_schema,
+    EXIT_CHECK_FAILED, EXIT_CONFIGURATION, EXIT_UNREACHABLE, Failure, context, problem_of_schema,
+    wait_for_schema,
 };
 use crate::app::sync::{self, Options, Outcome};
 use crate::app::{Context, Error};
@@ -87,6 +88,10 @@ fn options(config: &Config, selection: &Selection) -> Options {
 pub async fn run_once(config: &Config, selection: &Selection, json: bool) -> Result<(), Failure> {
     let context = context(config)?;
     let vendors = select(&context, selection)?;
+    // Said once, and with the way out, instead of by each vendor's run in the server's words.
+    if let Some(problem) = problem_of_schema(config).await {
+        return Err(Failure::new(EXIT_UNREACHABLE, problem));
+    }
     let options = options(config, selection);
     let bars = MultiProgress::new();
     let mut runs = JoinSet::new();
