@@ -2,5 +2,10 @@
 //! test; nothing is shared but the servers.
 
 mod architecture;
+mod cli;
 mod flow;
+mod rejections;
 mod support;
+mod sync;
+mod up;
+mod vendor_stock;

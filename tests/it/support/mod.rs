@@ -1,11 +1,13 @@
 //! What the tests stand on: the servers, and a shop of one's own on them.
 
+mod process;
 mod servers;
 mod shop;
 
 use std::future::Future;
 use std::time::Duration;
 
+pub(crate) use process::{Ended, Process};
 pub(crate) use servers::{Servers, binary};
 pub(crate) use shop::{Running, Shop, ShopOptions};
 

@@ -138,6 +138,13 @@ impl Servers {
         self.database_url(name)
     }
 
+    /// A new database without any schema.
+    pub(crate) async fn create_empty_database(&self) -> String {
+        let name = format!("empty_{}", uuid::Uuid::new_v4().simple());
+        self.execute(&format!("CREATE DATABASE {name}")).await;
+        self.database_url(&name)
+    }
+
     async fn execute(&self, sql: &str) {
         let mut connection = pg::connect(&self.settings("postgres"))
             .await

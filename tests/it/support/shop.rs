@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use serde_json::{Value, json};
 use stockctl::commands::work::WorkQueue;
 use stockctl::commands::{self, Failure};
@@ -15,7 +15,7 @@ use stockctl::{mq, pg};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use super::{Servers, eventually};
+use super::{Ended, Process, Servers, eventually};
 
 /// What a shop is like.
 pub(crate) struct ShopOptions {
@@ -210,6 +210,51 @@ impl Shop {
         commands::sync::run_once(&self.config, &commands::sync::Selection::default(), false).await
     }
 
+    /// Starts the sync loop.
+    pub(crate) fn sync_by_schedule(&self) -> Running {
+        let shutdown = Shutdown::new();
+        let (config, until) = (self.config.clone(), shutdown.clone());
+        let selection = commands::sync::Selection::default();
+        let task =
+            tokio::spawn(async move { commands::sync::run(&config, &selection, until).await });
+        Running::new(shutdown, task)
+    }
+
+    /// Starts a subcommand as a process, with this shop's configuration.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Process {
+        let file = self.config_file.to_str().expect("a path in UTF-8");
+        Process::start(&[&["--config", file], arguments].concat(), &[])
+    }
+
+    /// Runs a subcommand as a process, with this shop's configuration.
+    pub(crate) async fn run(&self, arguments: &[&str]) -> Ended {
+        self.start(arguments).ended().await
+    }
+
+    /// Changes the text of the configuration file. What runs already keeps what it has.
+    pub(crate) fn reconfigure(&mut self, change: impl FnOnce(String) -> String) {
+        let text = std::fs::read_to_string(&self.config_file).expect("readable");
+        std::fs::write(&self.config_file, change(text)).expect("written");
+        self.config = config::load(Some(&self.config_file)).unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    /// Lets statements of what is started from now on wait for the locks that a test holds.
+    pub(crate) fn wait_long_for_locks(&mut self) {
+        self.reconfigure(|text| {
+            text.replace("[database]\n", "[database]\nstatement_timeout_ms = 14000\n")
+        });
+    }
+
+    /// The URL of a vendor's database.
+    pub(crate) fn database_url_of(&self, vendor: &str) -> &str {
+        &self.databases[vendor]
+    }
+
+    /// The URL of our own database.
+    pub(crate) fn own_database_url(&self) -> &str {
+        &self.databases[ORDERS]
+    }
+
     /// Everything at work, and the vendors synced once.
     pub(crate) async fn open(&self) -> Vec<Running> {
         self.sync().await;
@@ -296,6 +341,28 @@ impl Shop {
         .await
     }
 
+    /// A text from our database; empty where there is none.
+    pub(crate) async fn text(&self, sql: &str) -> String {
+        #[derive(diesel::QueryableByName)]
+        struct Text {
+            #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
+            t: Option<String>,
+        }
+        let mut connection = pg::connect(&self.settings(ORDERS))
+            .await
+            .expect("reachable");
+        let row: Text = diesel::sql_query(sql)
+            .get_result(&mut connection)
+            .await
+            .expect("a row");
+        row.t.unwrap_or_default()
+    }
+
+    /// A number from a vendor's database.
+    pub(crate) async fn count_at(&self, vendor: &str, sql: &str) -> i64 {
+        self.number(vendor, sql).await
+    }
+
     /// A number from our database.
     pub(crate) async fn count(&self, sql: &str) -> i64 {
         self.number(ORDERS, sql).await
@@ -330,6 +397,54 @@ impl Shop {
         self.run_at(ORDERS, sql).await;
     }
 
+    /// What the server answers to SQL in our database.
+    pub(crate) async fn try_here(&self, sql: &str) -> Result<(), String> {
+        self.try_at(ORDERS, sql).await
+    }
+
+    /// What the server answers to SQL in a vendor's database.
+    pub(crate) async fn try_at(&self, vendor: &str, sql: &str) -> Result<(), String> {
+        let mut connection = pg::connect(&self.settings(vendor))
+            .await
+            .expect("reachable");
+        connection
+            .batch_execute(sql)
+            .await
+            .map_err(|error| error.to_string())
+    }
+
+    /// Begins a transaction in our database, which holds its locks until it is released.
+    pub(crate) async fn hold_here(&self, sql: &str) -> Held {
+        self.hold_at(ORDERS, sql).await
+    }
+
+    /// Begins a transaction in a vendor's database, which holds its locks until it is released.
+    pub(crate) async fn hold_at(&self, vendor: &str, sql: &str) -> Held {
+        let mut connection = pg::connect(&self.settings(vendor))
+            .await
+            .expect("reachable");
+        connection
+            .batch_execute(&format!("BEGIN; {sql}"))
+            .await
+            .expect("executes");
+        Held(connection)
+    }
+
+    /// Waits until somebody waits for a lock in our database.
+    pub(crate) async fn held_up_here(&self) {
+        self.held_up_at(ORDERS).await;
+    }
+
+    /// Waits until somebody waits for a lock in a vendor's database.
+    pub(crate) async fn held_up_at(&self, vendor: &str) {
+        let sql = "SELECT count(*) AS n FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        eventually("somebody waits for a lock", || async {
+            (self.number(vendor, sql).await > 0).then_some(())
+        })
+        .await;
+    }
+
     fn settings(&self, database: &str) -> pg::Settings {
         pg::Settings {
             url: self.databases[database].clone(),
@@ -355,6 +470,16 @@ impl Shop {
             (letters.len() >= count).then_some(letters)
         })
         .await
+    }
+}
+
+/// A transaction that a test holds open; it is rolled back when this is dropped.
+pub(crate) struct Held(AsyncPgConnection);
+
+impl Held {
+    /// Commits it.
+    pub(crate) async fn release(mut self) {
+        self.0.batch_execute("COMMIT").await.expect("commits");
     }
 }
 

@@ -1,0 +1,366 @@
+//! The command line, as processes: what it says, and the exit codes that scripts rely on.
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Process, Servers, Shop, ShopOptions};
+
+/// A password that stands in every URL of a test, and must stand nowhere else.
+const SECRET: &str = "hush-hush";
+
+/// A configuration in which nothing can be reached.
+fn nowhere() -> (tempfile::TempDir, String) {
+    let text = format!(
+        "[http]\nlisten = \"127.0.0.1:0\"\n[database]\nurl = \"postgres://u:{SECRET}@127.0.0.1:1/ordersdb\"\n\
+         [rabbitmq]\nurl = \"amqp://u:{SECRET}@127.0.0.1:2/%2f\"\n\
+         [vendors.vendorA]\ndatabase_url = \"postgres://u:{SECRET}@127.0.0.1:3/vendoradb\"\n\
+         api_url = \"http://u:{SECRET}@127.0.0.1:4/\"\n"
+    );
+    written(&text)
+}
+
+fn written(text: &str) -> (tempfile::TempDir, String) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("config.toml");
+    std::fs::write(&file, text).expect("written");
+    let file = file.to_str().expect("UTF-8").to_owned();
+    (directory, file)
+}
+
+#[tokio::test]
+async fn the_help_texts_say_what_there_is() {
+    let mut texts = String::new();
+    for command in ["", "up", "serve", "sync", "work", "migrate"] {
+        let arguments: Vec<&str> = command.split_terminator(' ').chain(["--help"]).collect();
+        let ended = Process::run(&arguments).await;
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+        texts.push_str(&format!(
+            "$ stockctl {}\n{}\n",
+            arguments.join(" "),
+            ended.stdout
+        ));
+    }
+    insta::assert_snapshot!(texts, @"
+    $ stockctl --help
+    One aggregated view of your vendors' stock; every order decided exactly once
+
+    Usage: stockctl [OPTIONS] <COMMAND>
+
+    Commands:
+      up       Run everything on this machine, on a private PostgreSQL and a private RabbitMQ
+      serve    Serve the HTTP API
+      sync     Bring the vendors' stock in, by the schedule
+      work     Work on the queues: decide orders, tell the vendors
+      migrate  Bring the database schema up to date
+      help     Print this message or the help of the given subcommand(s)
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+      -h, --help           Print help
+      -V, --version        Print version
+
+    $ stockctl up --help
+    Run everything on this machine, on a private PostgreSQL and a private RabbitMQ
+
+    Usage: stockctl up [OPTIONS]
+
+    Options:
+      -c, --config <FILE>       Configuration file [default: .stockctl/config.toml, if there is one]
+                                [env: STOCKCTL_CONFIG=]
+          --data-dir <DIR>      Where the servers' data and the configuration live [default: .stockctl]
+          --fresh               Start over: remove the data of earlier starts
+          --listen <ADDRESS>    Address of the HTTP API [default: 127.0.0.1:8080, or a free port when
+                                that is taken]
+          --servers-only        Start PostgreSQL and RabbitMQ only, and print their addresses as JSON
+          --until-stdin-closes  End when standard input is closed
+      -h, --help                Print help
+
+    $ stockctl serve --help
+    Serve the HTTP API
+
+    Usage: stockctl serve [OPTIONS]
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+      -h, --help           Print help
+
+    $ stockctl sync --help
+    Bring the vendors' stock in, by the schedule
+
+    Usage: stockctl sync [OPTIONS]
+
+    Options:
+      -c, --config <FILE>    Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                             STOCKCTL_CONFIG=]
+          --once             Run once and report
+          --vendor <VENDOR>  Only this vendor; may be given more than once
+          --allow-empty      Believe a vendor that lists nothing where there was something
+          --json             With --once: report as JSON, a line for each vendor
+      -h, --help             Print help
+
+    $ stockctl work --help
+    Work on the queues: decide orders, tell the vendors
+
+    Usage: stockctl work [OPTIONS]
+
+    Options:
+      -c, --config <FILE>
+              Configuration file [default: .stockctl/config.toml, if there is one]
+              
+              [env: STOCKCTL_CONFIG=]
+
+          --queue <QUEUE>
+              Only this queue; may be given more than once
+
+              Possible values:
+              - orders:      `orders_queue`: decide orders
+              - vendor-sync: `vendor_sync`: tell the vendors
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    $ stockctl migrate --help
+    Bring the database schema up to date
+
+    Usage: stockctl migrate [OPTIONS]
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+          --vendors        The vendors' databases too
+      -h, --help           Print help
+    ");
+}
+
+#[tokio::test]
+async fn a_wrong_command_line_ends_with_2() {
+    for arguments in [
+        &[][..],
+        &["nothing"],
+        &["serve", "--nothing"],
+        &["sync", "--json"],
+        &["sync", "--once", "--vendor"],
+        &["work", "--queue", "nothing"],
+        &["up", "--listen", "nowhere"],
+        &["up", "--servers-only", "--listen", "127.0.0.1:0"],
+    ] {
+        let ended = Process::run(arguments).await;
+        assert_eq!(ended.code, Some(2), "{arguments:?}: {ended:?}");
+        assert_eq!(ended.stdout, "", "{arguments:?}");
+        assert!(ended.stderr.contains("--help"), "{arguments:?}: {ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_bad_configuration_ends_with_3_and_names_the_key_the_problem_and_the_file() {
+    let (_directory, file) = written(&format!(
+        "[http]\nlisten = \"0.0.0.0:8080\"\n[database]\nurl = \"postgres://u:{SECRET}@h/d\"\npool_sizes = 3\n\
+         [rabbitmq]\nurl = \"amqps://u:{SECRET}@h\"\n[orders]\nretries_max = -1\n[sync]\nschedule = \"soon\"\n\
+         [vendors.vendorA]\ndatabase_url = \"mysql://u:{SECRET}@h/d\"\n"
+    ));
+    for command in ["serve", "sync", "work", "migrate"] {
+        let ended = Process::run(&["--config", &file, command]).await;
+        assert_eq!(ended.code, Some(3), "{command}: {ended:?}");
+        assert!(!ended.stderr.contains(SECRET), "{ended:?}");
+        if command == "serve" {
+            insta::assert_snapshot!(ended.stderr.replace(&file, "FILE"), @r#"
+            error: the configuration will not do:
+              http.listen (FILE, line 2): 0.0.0.0:8080 can be reached from other machines, and without API keys whoever reaches it could order, cancel and change stock; only loopback addresses such as 127.0.0.1:8080 are possible, with a proxy that authenticates in front
+              rabbitmq.url (FILE, line 7): amqps:// is not supported yet, and connecting without encryption instead would send the password in the clear: use amqp:// on a network that is trusted
+              orders.retries_max (FILE, line 9): it must be a whole number from 0 to 20, not -1
+              sync.schedule (FILE, line 11): "soon" is not a cron expression of six fields, the seconds first, such as "*/30 * * * * *": The 'Seconds' field does not support using names. 'soon' specified.
+              vendors.vendorA.database_url (FILE, line 13): it must begin with postgres:// or postgresql://
+              vendors.vendorA.api_url: it is required and not set; set it in FILE, or set STOCKCTL__VENDORS__VENDORA__API_URL
+              database.pool_sizes (FILE, line 5): there is no such key; the nearest one is database.pool_size
+            "#);
+        }
+    }
+    let ended = Process::run(&["--config", "/nowhere/stockctl.toml", "migrate"]).await;
+    assert_eq!(ended.code, Some(3));
+    insta::assert_snapshot!(ended.stderr, @"error: the configuration file /nowhere/stockctl.toml (named by --config) cannot be read: No such file or directory (os error 2)");
+    let ended = Process::run(&["migrate"]).await;
+    assert_eq!(ended.code, Some(3));
+    insta::assert_snapshot!(ended.stderr, @"
+    error: the configuration will not do:
+      database.url: it is required and not set; no file was found, so name one with --config, or set STOCKCTL__DATABASE__URL
+      rabbitmq.url: it is required and not set; no file was found, so name one with --config, or set STOCKCTL__RABBITMQ__URL
+      vendors: at least one vendor is required; add a section [vendors.<id>] with database_url and api_url
+    ");
+}
+
+#[tokio::test]
+async fn a_variable_is_named_when_its_value_will_not_do() {
+    let (_directory, file) = nowhere();
+    let variables = [
+        ("STOCKCTL_CONFIG", file.as_str()),
+        ("STOCKCTL__ORDERS__RETRIES_MAX", "many"),
+    ];
+    let ended = Process::start(&["migrate"], &variables).ended().await;
+    assert_eq!(ended.code, Some(3));
+    insta::assert_snapshot!(ended.stderr, @r#"
+    error: the configuration will not do:
+      orders.retries_max (STOCKCTL__ORDERS__RETRIES_MAX): it must be a whole number from 0 to 20, not "many"
+    "#);
+}
+
+#[tokio::test]
+async fn an_unknown_vendor_ends_with_3_and_names_those_there_are() {
+    let (_directory, file) = nowhere();
+    let ended = Process::run(&["--config", &file, "sync", "--once", "--vendor", "vendora"]).await;
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    insta::assert_snapshot!(ended.stderr, @r#"error: no vendor "vendora" is configured; there are: vendorA"#);
+}
+
+#[tokio::test]
+async fn what_runs_once_ends_with_4_when_a_server_cannot_be_reached_and_says_which() {
+    let (_directory, file) = nowhere();
+    let mut texts = String::new();
+    for arguments in [
+        &["migrate"][..],
+        &["migrate", "--vendors"],
+        &["sync", "--once"],
+    ] {
+        let ended = Process::run(&[&["--config", &file], arguments].concat()).await;
+        assert_eq!(ended.code, Some(4), "{ended:?}");
+        assert_eq!(ended.stdout, "");
+        assert!(!ended.stderr.contains(SECRET), "{ended:?}");
+        texts.push_str(&ended.stderr);
+    }
+    insta::assert_snapshot!(texts, @r#"
+    error: ordersdb: PostgreSQL at 127.0.0.1:1/ordersdb cannot be reached: error connecting to server: Connection refused (os error 111)
+    error: ordersdb: PostgreSQL at 127.0.0.1:1/ordersdb cannot be reached: error connecting to server: Connection refused (os error 111)
+    error: PostgreSQL at 127.0.0.1:1/ordersdb cannot be reached: error connecting to server: Connection refused (os error 111)
+    "#);
+}
+
+#[tokio::test]
+async fn what_runs_on_says_which_server_it_cannot_reach_keeps_trying_and_ends_cleanly() {
+    let (_directory, file) = nowhere();
+    let postgresql = "PostgreSQL at 127.0.0.1:1/ordersdb cannot be reached: error connecting to server: Connection refused";
+    for (command, said) in [
+        ("serve", [postgresql, "127.0.0.1:2"]),
+        ("work", [postgresql, postgresql]),
+        ("sync", [postgresql, postgresql]),
+    ] {
+        let mut process = Process::start(
+            &["--config", &file, command],
+            &[("STOCKCTL__LOG__LEVEL", "debug")],
+        );
+        for text in said {
+            process.writes(text).await;
+        }
+        assert!(process.is_running(), "{command}");
+        process.signal(Signal::SIGTERM);
+        let ended = process.ended().await;
+        assert_eq!(ended.code, Some(0), "{command}: {ended:?}");
+        assert!(!ended.stderr.contains(SECRET), "{ended:?}");
+        assert_eq!(ended.stdout, "", "{command}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_processes_start_working_when_the_schema_appears() {
+    let mut shop = Shop::with(ShopOptions {
+        config: "[orders]\nretry_delay_ms = 200\nretries_max = 20\n".into(),
+        ..ShopOptions::default()
+    })
+    .await;
+    let empty = Servers::get().await.create_empty_database().await;
+    let url = shop.own_database_url().to_owned();
+    shop.reconfigure(|text| text.replace(&format!("{url:?}"), &format!("{empty:?}")));
+    let _api = (shop.serve().await, shop.serve_vendors());
+    let processes = [
+        shop.start(&["sync"]),
+        shop.start(&["work", "--queue", "orders"]),
+        shop.start(&["work", "--queue", "vendor-sync"]),
+    ];
+    for process in &processes {
+        process
+            .writes("lacks 1 migration; run `stockctl migrate`")
+            .await;
+    }
+    let ended = shop.run(&["migrate"]).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let id = shop.order(&[("p2", 18)]).await;
+    let order = shop.order_told(&id).await;
+    assert_eq!(order["status"], "confirmed");
+    for process in &processes {
+        process.signal(Signal::SIGINT);
+    }
+    for process in processes {
+        let ended = process.ended().await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_in_use_ends_with_4() {
+    let shop = Shop::new().await;
+    // The harness itself listens there.
+    let ended = shop.run(&["serve"]).await;
+    assert_eq!(ended.code, Some(4), "{ended:?}");
+    let address = shop.url.replace("http://", "");
+    insta::assert_snapshot!(ended.stderr.replace(&address, "ADDRESS"), @"error: cannot listen on ADDRESS (http.listen): Address already in use (os error 98)");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_printed_for_people_and_for_programs() {
+    let shop = Shop::new().await;
+    let mut text = String::new();
+    for arguments in [&["sync", "--once"][..], &["sync", "--once", "--json"]] {
+        let ended = shop.run(arguments).await;
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+        // The vendors are synced side by side, and reported as they are done.
+        let mut lines: Vec<&str> = ended.stdout.lines().collect();
+        lines.sort_unstable();
+        text.push_str(&format!("{}\n", lines.join("\n")));
+    }
+    insta::assert_snapshot!(text, @r#"
+    vendorA: 2 products, 2 written, 0 updates found applied
+    vendorB: 2 products, 2 written, 0 updates found applied
+    {"outcome":"done","products":2,"skipped":0,"updatesClosed":0,"vendorId":"vendorA","written":0}
+    {"outcome":"done","products":2,"skipped":0,"updatesClosed":0,"vendorId":"vendorB","written":0}
+    "#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_before_the_migration_says_what_to_run() {
+    let mut shop = Shop::new().await;
+    let empty = Servers::get().await.create_empty_database().await;
+    let url = shop.own_database_url().to_owned();
+    shop.reconfigure(|text| text.replace(&format!("{url:?}"), &format!("{empty:?}")));
+    let ended = shop.run(&["sync", "--once"]).await;
+    assert_eq!(ended.code, Some(4), "{ended:?}");
+    assert!(ended.stderr.contains("run `stockctl migrate`"), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_password_is_written_even_when_everything_is_logged() {
+    let shop = Shop::new().await;
+    let servers = Servers::get().await;
+    let passwords: Vec<String> = [shop.own_database_url(), &servers.amqp_url]
+        .iter()
+        .filter_map(|url| url::Url::parse(url).ok()?.password().map(str::to_owned))
+        .collect();
+    assert_eq!(passwords.len(), 2, "both servers ask for one");
+    let file = shop.config_file.to_str().expect("UTF-8");
+    let _api = (shop.serve().await, shop.serve_vendors());
+    let processes = ["sync", "work"].map(|command| {
+        Process::start(
+            &["--config", file, command],
+            &[("STOCKCTL__LOG__LEVEL", "trace")],
+        )
+    });
+    let id = shop.order(&[("p2", 18)]).await;
+    shop.order_told(&id).await;
+    for process in processes {
+        process.signal(Signal::SIGTERM);
+        let ended = process.ended().await;
+        assert_eq!(ended.code, Some(0));
+        assert!(ended.stderr.contains("TRACE"), "everything is logged");
+        for password in &passwords {
+            assert!(!ended.stderr.contains(password.as_str()));
+        }
+    }
+}

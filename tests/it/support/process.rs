@@ -1,0 +1,119 @@
+//! The program as a process: what it writes, how it ends.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
+
+use super::{DEADLINE, binary, eventually};
+
+/// What a process has left when it has ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// Its exit code; `None` when a signal ended it.
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// The program, running; killed when this is dropped.
+pub(crate) struct Process {
+    child: Child,
+    stdout: Written,
+    stderr: Written,
+}
+
+/// What has been written to a pipe so far.
+struct Written {
+    text: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Written {
+    fn read(mut pipe: impl AsyncRead + Unpin + Send + 'static) -> Self {
+        let text = Arc::<Mutex<Vec<u8>>>::default();
+        let into = Arc::clone(&text);
+        let reader = tokio::spawn(async move {
+            let mut buffer = [0; 4096];
+            while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
+                let mut text = into.lock().expect("no panic");
+                text.extend_from_slice(&buffer[..read]);
+            }
+        });
+        Self { text, reader }
+    }
+
+    fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.text.lock().expect("no panic")).into_owned()
+    }
+}
+
+impl Process {
+    /// Starts the program in a directory without a configuration and with an environment that holds `variables` only.
+    pub(crate) fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(binary())
+            .args(arguments)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .envs(variables.iter().copied())
+            .current_dir(Path::new(env!("CARGO_TARGET_TMPDIR")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the program runs");
+        Self {
+            stdout: Written::read(child.stdout.take().expect("piped")),
+            stderr: Written::read(child.stderr.take().expect("piped")),
+            child,
+        }
+    }
+
+    /// Runs the program to its end.
+    pub(crate) async fn run(arguments: &[&str]) -> Ended {
+        Self::start(arguments, &[]).ended().await
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = self.child.id().expect("not ended yet");
+        kill(Pid::from_raw(pid.try_into().expect("a pid")), signal).expect("sent");
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("asked").is_none()
+    }
+
+    /// Waits until it has written a text, to stdout or to stderr, and returns both as they are then.
+    pub(crate) async fn writes(&self, text: &str) -> String {
+        eventually(&format!("{text:?} is written"), || async {
+            let written = self.stdout.so_far() + &self.stderr.so_far();
+            written.contains(text).then_some(written)
+        })
+        .await
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ended(mut self) -> Ended {
+        let ending = async {
+            let status = self.child.wait().await.expect("ends");
+            let _ = (&mut self.stdout.reader).await;
+            let _ = (&mut self.stderr.reader).await;
+            status.code()
+        };
+        let code = tokio::time::timeout(DEADLINE, ending).await;
+        let (stdout, stderr) = (self.stdout.so_far(), self.stderr.so_far());
+        Ended {
+            code: code.unwrap_or_else(|_| panic!("does not end; it wrote {stdout}{stderr}")),
+            stdout,
+            stderr,
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! `stockctl up` as a process. Each start takes seconds, so each test sees as much as it can in few of them.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::support::{Process, eventually};
+
+/// A data directory of a test's own. It is named after the test, so that a run finds what another has left.
+fn data_dir(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+/// Where servers of a data directory keep their files, as the marks on their command lines name it.
+fn marks(data_dir: &Path) -> Vec<String> {
+    ["postgres", "rabbitmq"]
+        .iter()
+        .filter_map(|server| data_dir.join("servers").join(server).metadata().ok())
+        .map(|metadata| format!("stockctl-{:x}-{:x}", metadata.dev(), metadata.ino()))
+        .collect()
+}
+
+/// How many processes run on a data directory.
+fn processes_on(data_dir: &Path) -> usize {
+    let marks = marks(data_dir);
+    std::fs::read_dir("/proc")
+        .expect("readable")
+        .filter_map(|entry| std::fs::read(entry.ok()?.path().join("cmdline")).ok())
+        .map(|command_line| String::from_utf8_lossy(&command_line).into_owned())
+        .filter(|command_line| marks.iter().any(|mark| command_line.contains(mark)))
+        .count()
+}
+
+/// A running `stockctl up`.
+struct Up {
+    process: Process,
+    url: String,
+    http: reqwest::Client,
+}
+
+impl Up {
+    async fn start(data_dir: &Path, arguments: &[&str]) -> Up {
+        let data_dir = data_dir.to_str().expect("UTF-8");
+        let process = Process::start(&[&["up", "--data-dir", data_dir], arguments].concat(), &[]);
+        let written = process.writes("Ctrl-C stops everything").await;
+        let url = written
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("HTTP API"))
+            .expect("the address is printed");
+        Up {
+            process,
+            url: url.trim().to_owned(),
+            http: reqwest::Client::new(),
+        }
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let response = self.http.get(format!("{}{path}", self.url)).send().await;
+        let text = response.expect("an answer").text().await.expect("a body");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// Places an order, and returns it once it is decided and the vendors are told.
+    async fn order(&self, product: &str, quantity: i64) -> Value {
+        let response = self
+            .http
+            .post(format!("{}/orders", self.url))
+            .json(&json!({"productId": product, "quantity": quantity}))
+            .send()
+            .await
+            .expect("an answer");
+        assert_eq!(response.status(), 202);
+        let location = response.headers()["location"]
+            .to_str()
+            .expect("ASCII")
+            .to_owned();
+        eventually("the order is decided and told", || async {
+            let order = self.get(&location).await;
+            (order["status"] != "pending" && order["vendorSync"] != "pending").then_some(order)
+        })
+        .await
+    }
+
+    /// The products with what is available of each, once the first sync has brought them in.
+    async fn products(&self) -> Value {
+        eventually("the products are there", || async {
+            let answer = self.get("/products").await;
+            let products = answer["products"].as_array().expect("a list");
+            (products.len() == 3).then(|| {
+                products
+                    .iter()
+                    .map(|p| json!([p["id"], p["available"]]))
+                    .collect()
+            })
+        })
+        .await
+    }
+
+    async fn stop(self) -> String {
+        self.process.signal(Signal::SIGINT);
+        let ended = self.process.ended().await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        ended.stderr
+    }
+}
+
+const SEEDED: fn() -> Value = || json!([["p1", 10], ["p2", 20], ["p3", 20]]);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_user_orders_stops_starts_again_and_starts_over() {
+    let directory = data_dir("up-new-user");
+    let listen = ["--listen", "127.0.0.1:0"];
+    let up = Up::start(&directory, &[&["--fresh"][..], &listen].concat()).await;
+    assert_eq!(up.products().await, SEEDED());
+    let order = up.order("p2", 18).await;
+    assert_eq!(order["status"], "confirmed");
+    let mut taken: Vec<Value> = order["updates"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|u| json!([u["vendorId"], u["delta"]]))
+        .collect();
+    taken.sort_by_key(ToString::to_string);
+    assert_eq!(taken, [json!(["vendorA", -15]), json!(["vendorB", -3])]);
+    for (vendor, stock) in [("vendorA", 0), ("vendorB", 2)] {
+        let product = up.get(&format!("/vendors/{vendor}/products/p2")).await;
+        assert_eq!(product["stock"], stock, "{vendor}");
+    }
+    let order = up.order("p1", 11).await;
+    assert_eq!(
+        order["reason"],
+        json!({"code": "insufficient_stock", "productId": "p1", "requested": 11, "available": 10})
+    );
+    let on_hand = |product: &Value| -> Vec<Value> {
+        let vendors = product["vendors"].as_array().expect("a list");
+        vendors.iter().map(|v| v["onHand"].clone()).collect()
+    };
+    let synced = async |up: &Up| {
+        eventually("a sync has seen what was taken", || async {
+            let product = up.get("/products/p2").await;
+            assert_eq!(product["available"], 2, "before and after the sync");
+            (on_hand(&product) == [json!(0), json!(2)]).then_some(())
+        })
+        .await;
+    };
+    let response = up.http.post(format!("{}/admin/sync", up.url)).send().await;
+    assert_eq!(response.expect("an answer").status(), 202);
+    synced(&up).await;
+    let config = directory.join("config.toml");
+    assert_eq!(
+        config.metadata().expect("it is written").mode() & 0o777,
+        0o600,
+        "it holds passwords"
+    );
+    // The other subcommands read it.
+    let config = config.to_str().expect("UTF-8").to_owned();
+    let ended = Process::run(&["--config", &config, "sync", "--once", "--vendor", "vendorB"]).await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(processes_on(&directory) > 0);
+    up.stop().await;
+    assert_eq!(processes_on(&directory), 0);
+
+    let up = Up::start(&directory, &listen).await;
+    synced(&up).await;
+    let orders = up.get("/orders").await;
+    assert_eq!(
+        orders["orders"].as_array().map(Vec::len),
+        Some(2),
+        "{orders}"
+    );
+    assert_eq!(up.order("p2", 2).await["status"], "confirmed");
+    up.stop().await;
+
+    let up = Up::start(&directory, &[&["--fresh"][..], &listen].concat()).await;
+    assert_eq!(up.products().await, SEEDED());
+    assert_eq!(up.get("/orders").await["orders"], json!([]));
+    up.stop().await;
+    assert_eq!(processes_on(&directory), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_kill_and_after_a_second_signal_the_next_start_recovers() {
+    let directory = data_dir("up-recovers");
+    let listen = ["--listen", "127.0.0.1:0"];
+    let up = Up::start(&directory, &[&["--fresh"][..], &listen].concat()).await;
+    assert_eq!(up.products().await, SEEDED());
+    assert_eq!(up.order("p1", 4).await["status"], "confirmed");
+    up.process.signal(Signal::SIGKILL);
+    up.process.ended().await;
+    assert!(
+        processes_on(&directory) > 0,
+        "nobody has stopped its servers"
+    );
+
+    let up = Up::start(&directory, &listen).await;
+    assert_eq!(up.get("/products/p1").await["available"], 6);
+    assert_eq!(up.order("p1", 6).await["status"], "confirmed");
+    up.process.signal(Signal::SIGINT);
+    up.process.writes("stopping PostgreSQL and RabbitMQ").await;
+    up.process.signal(Signal::SIGINT);
+    let ended = up.process.ended().await;
+    assert_eq!(ended.code, Some(130), "{ended:?}");
+
+    let up = Up::start(&directory, &listen).await;
+    assert_eq!(up.get("/products/p1").await["available"], 0);
+    assert_eq!(up.order("p3", 1).await["status"], "confirmed");
+    up.stop().await;
+    assert_eq!(processes_on(&directory), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_data_directories_run_side_by_side_and_one_never_twice() {
+    let (one, other) = (data_dir("up-one"), data_dir("up-other"));
+    let (first, second) = tokio::join!(
+        Up::start(&one, &["--fresh"]),
+        Up::start(&other, &["--fresh"])
+    );
+    assert_ne!(first.url, second.url);
+    let (products, others) = tokio::join!(first.products(), second.products());
+    assert_eq!((products, others), (SEEDED(), SEEDED()));
+    assert_eq!(first.order("p3", 20).await["status"], "confirmed");
+    assert_eq!(second.get("/products/p3").await["available"], 20);
+
+    let before = processes_on(&one);
+    let path = one.to_str().expect("UTF-8");
+    let again = Process::run(&["up", "--data-dir", path]).await;
+    assert_eq!(again.code, Some(4), "{again:?}");
+    assert!(
+        again.stderr.contains("in use by another stockctl (pid "),
+        "{again:?}"
+    );
+    assert_eq!(processes_on(&one), before);
+
+    second.stop().await;
+    assert_eq!(processes_on(&other), 0);
+    assert_eq!(first.get("/products/p3").await["available"], 0);
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_in_use_ends_it_with_4_and_nothing_left() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let parent = tempfile::tempdir().expect("a directory");
+    let directory = parent.path().join("data");
+    let path = directory.to_str().expect("UTF-8");
+    let ended = Process::run(&["up", "--data-dir", path, "--listen", &address]).await;
+    assert_eq!(ended.code, Some(4), "{ended:?}");
+    insta::assert_snapshot!(ended.stderr.replace(&address, "ADDRESS"), @"error: cannot listen on ADDRESS (--listen): Address already in use (os error 98)");
+    assert_eq!(ended.stdout, "");
+    assert!(!directory.exists());
+}
