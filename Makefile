@@ -13,7 +13,7 @@ setup: ## Install PostgreSQL and RabbitMQ where they are missing
 	[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null || missing+=(rabbitmq-server); \
 	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \
 	if ! command -v apt-get >/dev/null; then \
-		echo "Please install: $${missing[*]} (PostgreSQL 13 or newer with initdb, RabbitMQ 3.10 or newer), then run make again." >&2; exit 1; fi; \
+		echo "Please install: $${missing[*]} (PostgreSQL 14 or newer with initdb, RabbitMQ 3.10 or newer), then run make again." >&2; exit 1; fi; \
 	sudo=(); if [ "$$(id -u)" -ne 0 ]; then \
 		command -v sudo >/dev/null || { echo "Please run as root: apt-get install $${missing[*]}" >&2; exit 1; }; sudo=(sudo); fi; \
 	echo "Installing $${missing[*]}"; \

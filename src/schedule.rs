@@ -16,8 +16,6 @@ use crate::shutdown::Shutdown;
 
 /// How often requests for a run at once are looked for.
 const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
-/// Looking takes milliseconds.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
 /// A sync of a large catalogue says how far it is after each so many products.
 const PROGRESS_ROWS: u64 = 100_000;
 
@@ -53,10 +51,14 @@ pub async fn run_until_stopped(
     loop {
         tokio::select! {
             () = shutdown.begun() => break,
+            // A vendor that is never synced again must not look synced: the process ends instead.
+            Some(_) = loops.join_next() => break,
             () = tokio::time::sleep(REQUEST_INTERVAL) => wake_requested(&context, &wakes).await,
         }
     }
-    while loops.join_next().await.is_some() {}
+    if shutdown.is_begun() {
+        while loops.join_next().await.is_some() {}
+    }
 }
 
 async fn next_tick(schedule: &cron::Schedule) {
@@ -69,11 +71,10 @@ async fn next_tick(schedule: &cron::Schedule) {
 }
 
 async fn wake_requested(context: &Context, wakes: &BTreeMap<VendorId, Arc<Notify>>) {
-    let requested = async {
-        let mut connection = context.database.get().await?;
-        db::vendors::list_requested(&mut connection).await
-    };
-    if let Ok(Ok(requested)) = tokio::time::timeout(REQUEST_DEADLINE, requested).await {
+    let requested = context
+        .with_connection(async |connection| Ok(db::vendors::list_requested(connection).await?))
+        .await;
+    if let Ok(requested) = requested {
         for vendor_id in requested {
             if let Some(wake) = wakes.get(&vendor_id) {
                 wake.notify_one();

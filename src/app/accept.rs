@@ -9,7 +9,7 @@ use chrono::Utc;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::relay::Relay;
-use super::{Context, Error, with_deadline};
+use super::{Context, Error, Kind, with_deadline};
 use crate::db;
 use crate::db::orders::Order;
 use crate::db::outbox::Waiting;
@@ -23,7 +23,7 @@ const REQUESTS_WAITING_MAX: usize = 10_000;
 /// Orders accepted in one transaction.
 const BATCH_MAX: usize = 500;
 /// Transactions under way at once: one more fills while the others wait for the disk.
-const TRANSACTIONS_MAX: usize = 3;
+pub const TRANSACTIONS_MAX: usize = 3;
 /// A commit takes milliseconds. PostgreSQL without an answer for this long counts as down, and the broker is asked.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(2);
 /// After PostgreSQL was found down, orders go straight to the broker for this long before it is tried again.
@@ -82,7 +82,7 @@ pub struct Accept {
 /// Orders that only the broker has, as far as this process knows.
 #[derive(Default)]
 struct Awaited {
-    orders: HashMap<OrderId, NewOrder>,
+    orders: HashMap<OrderId, Instant>,
     forgotten: bool,
 }
 
@@ -177,6 +177,8 @@ impl Committing {
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How many of them are looked up at once.
 const WATCH_BATCH_MAX: usize = 1000;
+/// An order that has not arrived after this is in the dead-letter queue, or was never accepted.
+const AWAITED_FOR: Duration = Duration::from_secs(24 * 3600);
 
 struct Committer {
     context: Context,
@@ -233,10 +235,20 @@ impl Committer {
         (order, answers): (NewOrder, Vec<oneshot::Sender<Answer>>),
     ) {
         let by_order = ByOrder::from([(id, (order.clone(), answers))]);
+        if self.store_is_down() {
+            self.publish(by_order, false).await;
+            return;
+        }
         match self.insert(&[order]).await {
             Ok(inserted) => self.answer(by_order, &inserted).await,
-            Err(Insert::NotBegun(_)) => self.publish(by_order, false).await,
-            Err(Insert::Unknown(_)) => self.publish(by_order, true).await,
+            Err(Insert::NotBegun(error)) => {
+                self.note_down(&error);
+                self.publish(by_order, false).await;
+            }
+            Err(Insert::Unknown(error)) => {
+                self.note_down(&error);
+                self.publish(by_order, true).await;
+            }
             Err(Insert::Refused(error)) => {
                 tracing::error!(order = %id, %error, "an order cannot be inserted");
                 refuse(by_order, &NotAccepted::Bug(error));
@@ -255,8 +267,11 @@ impl Committer {
         })
         .await
         .map_err(|error| match error.kind() {
-            super::Kind::Unavailable => Insert::Unknown(error.to_string()),
-            _ => Insert::Refused(error.to_string()),
+            Kind::Unavailable => Insert::Unknown(error.to_string()),
+            Kind::Bug => Insert::Refused(error.to_string()),
+            // The server answered, so nothing is committed; and one that is full, read-only or without its schema is as
+            // good as down.
+            _ => Insert::NotBegun(error.to_string()),
         })?;
         let by_id: HashMap<OrderId, &NewOrder> =
             orders.iter().map(|order| (order.id, order)).collect();
@@ -364,14 +379,16 @@ impl Committer {
             })
             .collect();
         let results = self.publisher.publish(messages, PUBLISH_DEADLINE).await;
-        for ((id, (order, answers)), result) in by_order.into_iter().zip(results) {
+        for ((id, (_, answers)), result) in by_order.into_iter().zip(results) {
             let answer = match result {
                 Ok(()) => {
-                    self.await_arrival(order);
+                    self.await_arrival(id);
                     Ok(Accepted::ThroughBroker)
                 }
-                Err(PublishError::Unknown(_)) => Err(NotAccepted::OutcomeUnknown(id)),
-                Err(_) if maybe_committed => Err(NotAccepted::OutcomeUnknown(id)),
+                Err(error) if maybe_committed || matches!(error, PublishError::Unknown(_)) => {
+                    self.await_arrival(id);
+                    Err(NotAccepted::OutcomeUnknown(id))
+                }
                 Err(error) => Err(NotAccepted::Unavailable(error.to_string())),
             };
             for sender in answers {
@@ -402,37 +419,39 @@ impl Committer {
         *until = Some(Instant::now() + RETRY_STORE_AFTER);
     }
 
-    fn await_arrival(&self, order: NewOrder) {
+    fn await_arrival(&self, id: OrderId) {
         let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
         if awaited.orders.len() < AWAITED_MAX {
-            awaited.orders.insert(order.id, order);
+            awaited.orders.insert(id, Instant::now());
         } else {
             awaited.forgotten = true;
         }
     }
 
-    /// Looks for awaited orders, and forgets those that have arrived.
+    /// Looks for awaited orders, and forgets those that have arrived, or never will.
     async fn look_for_awaited(&self) {
         let ids: Vec<OrderId> = {
-            let awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
             awaited
                 .orders
-                .keys()
-                .take(WATCH_BATCH_MAX)
-                .copied()
-                .collect()
+                .retain(|_, since| since.elapsed() < AWAITED_FOR);
+            awaited.orders.keys().copied().collect()
         };
-        if ids.is_empty() {
-            return;
+        let mut found = Vec::new();
+        for ids in ids.chunks(WATCH_BATCH_MAX) {
+            let page = with_deadline(COMMIT_DEADLINE, &self.context.database, async {
+                let mut connection = self.context.database.get().await?;
+                Ok(db::orders::list_existing(&mut connection, ids).await?)
+            })
+            .await;
+            match page {
+                Ok(page) => found.extend(page),
+                Err(_) => break,
+            }
         }
-        let found = with_deadline(COMMIT_DEADLINE, &self.context.database, async {
-            let mut connection = self.context.database.get().await?;
-            Ok(db::orders::find_all(&mut connection, &ids).await?)
-        })
-        .await;
         let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
-        for order in found.unwrap_or_default() {
-            awaited.orders.remove(&order.request.id);
+        for id in found {
+            awaited.orders.remove(&id);
         }
         if awaited.orders.is_empty() {
             awaited.forgotten = false;

@@ -43,14 +43,14 @@ async fn transact(
         .first()
     {
         None => return Err(Error::Missing(format!("there is no order {id}"))),
-        Some((_, Status::Cancelled)) => return Ok(Vec::new()),
-        Some((_, Status::Rejected)) => {
+        Some((_, Status::Cancelled, _)) => return Ok(Vec::new()),
+        Some((_, Status::Rejected, _)) => {
             return Err(Error::Refused {
                 code: "not_cancellable",
                 detail: "the order was rejected: nothing was taken for it".into(),
             });
         }
-        Some((_, status)) => *status,
+        Some((_, status, _)) => *status,
     };
     book.load_order(id, status);
     load_updates_of(connection, &mut book, &[id], &[]).await?;

@@ -1,8 +1,11 @@
 //! What a message's way into the dead-letter queue and out of it means for its order or its updates.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use diesel_async::AsyncConnection;
 
+use super::decide::lock_or_insert;
 use super::save::save;
 use super::{Context, Error, TRANSACTION_DEADLINE, with_deadline};
 use crate::db;
@@ -26,11 +29,8 @@ pub async fn fail_order(
         connection
             .transaction(async |connection| {
                 let mut book = context.book();
-                db::orders::insert_delivered(connection, std::slice::from_ref(order)).await?;
-                for (id, status) in db::orders::load_for_update(connection, &[order.id]).await? {
-                    book.load_order(id, status);
-                    book.fail(id, error.chars().take(1000).collect())?;
-                }
+                lock_or_insert(connection, &BTreeMap::from([(order.id, order)]), &mut book).await?;
+                book.fail(order.id, error.chars().take(1000).collect())?;
                 save(connection, &book.into_changes(), now).await?;
                 Ok(())
             })
@@ -61,7 +61,7 @@ async fn revive_order(context: &Context, id: OrderId) -> Result<(), Error> {
         connection
             .transaction(async |connection| {
                 let mut book = context.book();
-                for (id, status) in db::orders::load_for_update(connection, &[id]).await? {
+                for (id, status, _) in db::orders::load_for_update(connection, &[id]).await? {
                     book.load_order(id, status);
                     book.revive(id)?;
                 }

@@ -9,9 +9,9 @@ use super::save::save;
 use super::{Context, Error, TRANSACTION_DEADLINE, new_update_id, with_deadline};
 use crate::db;
 use crate::db::outbox::Waiting;
-use crate::domain::book::Decision;
+use crate::domain::book::{Book, Decision};
 use crate::domain::ids::{OrderId, ProductId};
-use crate::domain::order::{NewOrder, Reason, Status};
+use crate::domain::order::{Lines, NewOrder, Reason, Status};
 
 /// How each order was decided, in the order they were given, and what has to leave for the broker.
 #[derive(Debug)]
@@ -49,12 +49,12 @@ async fn transact(
     let mut book = context.book();
     let unique: BTreeMap<OrderId, &NewOrder> =
         orders.iter().map(|order| (order.id, order)).collect();
-    let conflicts = lock_or_insert(connection, &unique, &mut book).await?;
+    let Locked { lines, conflicts } = lock_or_insert(connection, &unique, &mut book).await?;
 
-    let products: BTreeSet<&ProductId> = unique
-        .values()
-        .filter(|order| book.status(order.id) == Ok(Status::Pending))
-        .flat_map(|order| order.lines.as_slice())
+    let products: BTreeSet<&ProductId> = lines
+        .iter()
+        .filter(|(id, _)| book.status(**id) == Ok(Status::Pending))
+        .flat_map(|(_, lines)| lines.as_slice())
         .map(|line| &line.product_id)
         .collect();
     if !products.is_empty() {
@@ -62,10 +62,7 @@ async fn transact(
         for ((product_id, vendor_id), shelf) in
             db::stock::load_for_update(connection, &products).await?
         {
-            // A vendor that is no longer configured can be told of nothing.
-            if context.vendors.contains_key(&vendor_id) {
-                book.load_shelf(product_id, vendor_id, shelf);
-            }
+            book.load_shelf(product_id, vendor_id, shelf);
         }
     }
 
@@ -75,18 +72,16 @@ async fn transact(
         if conflicts.contains(&order.id) {
             book.reject(order.id, Reason::IdempotencyConflict)?;
         }
-        let mut decision = book.decide(
-            order.id,
-            &order.lines,
-            every_vendor_known.unwrap_or(false),
-            &mut new_update_id,
-        )?;
+        // What the row says is decided, not what this copy of the message says.
+        let lines = lines.get(&order.id).unwrap_or(&order.lines);
+        let known = every_vendor_known.unwrap_or(false);
+        let mut decision = book.decide(order.id, lines, known, &mut new_update_id)?;
         if decision == Decision::Undecidable && every_vendor_known.is_none() {
             // Asked only when a rejection is at stake.
             let unknown = db::vendors::list_never_synced(connection, &context.vendor_ids()).await?;
             every_vendor_known = Some(unknown.is_empty());
             if unknown.is_empty() {
-                decision = book.decide(order.id, &order.lines, true, &mut new_update_id)?;
+                decision = book.decide(order.id, lines, true, &mut new_update_id)?;
             }
         }
         decisions.push(decision);
@@ -95,19 +90,25 @@ async fn transact(
     Ok(Decided { decisions, waiting })
 }
 
-/// Locks the orders into the book, and inserts those that came through the broker while PostgreSQL was down. Returns
-/// those among them whose idempotency key belongs to another request.
-async fn lock_or_insert(
+/// What the locked orders ask for.
+pub(super) struct Locked {
+    lines: BTreeMap<OrderId, Lines>,
+    /// Those whose idempotency key belongs to another request.
+    conflicts: BTreeSet<OrderId>,
+}
+
+/// Locks the orders into the book, and inserts those that came through the broker while PostgreSQL was down.
+pub(super) async fn lock_or_insert(
     connection: &mut AsyncPgConnection,
     orders: &BTreeMap<OrderId, &NewOrder>,
-    book: &mut crate::domain::book::Book,
-) -> Result<BTreeSet<OrderId>, Error> {
+    book: &mut Book,
+) -> Result<Locked, Error> {
     let ids: Vec<OrderId> = orders.keys().copied().collect();
     let mut locked = db::orders::load_for_update(connection, &ids).await?;
     let mut conflicts = BTreeSet::new();
     if locked.len() < ids.len() {
-        let missing = |locked: &[(OrderId, Status)]| -> Vec<NewOrder> {
-            let known: BTreeSet<OrderId> = locked.iter().map(|(id, _)| *id).collect();
+        let missing = |locked: &[(OrderId, Status, Lines)]| -> Vec<NewOrder> {
+            let known: BTreeSet<OrderId> = locked.iter().map(|(id, _, _)| *id).collect();
             orders
                 .values()
                 .filter(|order| !known.contains(&order.id))
@@ -127,8 +128,10 @@ async fn lock_or_insert(
             locked = db::orders::load_for_update(connection, &ids).await?;
         }
     }
-    for (id, status) in locked {
+    let mut lines = BTreeMap::new();
+    for (id, status, of_order) in locked {
         book.load_order(id, status);
+        lines.insert(id, of_order);
     }
-    Ok(conflicts)
+    Ok(Locked { lines, conflicts })
 }

@@ -32,6 +32,9 @@ pub enum Error {
         /// For a person.
         detail: String,
     },
+    /// It ended by a panic.
+    #[error("a use case broke: {0}")]
+    Broken(String),
     /// It may succeed later.
     #[error("{0}")]
     NotYet(String),
@@ -62,7 +65,7 @@ impl Error {
             Self::Database(_) | Self::Vendor(_) | Self::NotYet(_) => Kind::Transient,
             Self::Broker(_) => Kind::Unavailable,
             Self::Rule(BookError::Illegal { .. }) | Self::Refused { .. } => Kind::Refused,
-            Self::Rule(BookError::NotLoaded(_)) => Kind::Bug,
+            Self::Rule(BookError::NotLoaded(_)) | Self::Broken(_) => Kind::Bug,
             Self::Missing(_) => Kind::Missing,
         }
     }

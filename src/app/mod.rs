@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::Duration;
 
+use diesel_async::AsyncPgConnection;
 pub use error::{Error, Kind};
 use uuid::Uuid;
 
@@ -64,6 +65,31 @@ impl Context {
             .ok_or_else(|| Error::Missing(format!("no vendor {id} is configured")))
     }
 
+    /// Does something with a connection to our database, within a deadline.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn with_connection<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut AsyncPgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        with_deadline(TRANSACTION_DEADLINE, &self.database, async {
+            let mut connection = self.database.get().await?;
+            work(&mut connection).await
+        })
+        .await
+    }
+
+    /// Whether our database takes writes: one that is full or read-only answers, but does not.
+    pub async fn store_works(&self, deadline: Duration) -> bool {
+        with_deadline(deadline, &self.database, async {
+            let mut connection = self.database.get().await?;
+            Ok(crate::db::probe(&mut connection).await?)
+        })
+        .await
+        .is_ok()
+    }
+
     fn book(&self) -> Book {
         let ledgerless: BTreeSet<VendorId> = self
             .vendors
@@ -71,7 +97,7 @@ impl Context {
             .filter(|(_, vendor)| !vendor.has_ledger)
             .map(|(id, _)| id.clone())
             .collect();
-        Book::new(ledgerless)
+        Book::new(self.vendors.keys().cloned().collect(), ledgerless)
     }
 }
 

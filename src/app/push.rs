@@ -132,7 +132,7 @@ async fn record_in_transaction(
     now: DateTime<Utc>,
 ) -> Result<Vec<Waiting>, Error> {
     let mut book = context.book();
-    for (id, status) in db::orders::load_for_update(connection, orders).await? {
+    for (id, status, _) in db::orders::load_for_update(connection, orders).await? {
         book.load_order(id, status);
     }
     load_updates_of(connection, &mut book, orders, sent).await?;

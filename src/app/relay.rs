@@ -149,19 +149,31 @@ pub async fn sweep_until_stopped(
 ) {
     let link = publisher.link();
     let mut slow_sweep_at = tokio::time::Instant::now() + SLOW_SWEEP_INTERVAL;
+    let mut after = 0;
+    let mut wait = SWEEP_INTERVAL;
     loop {
         tokio::select! {
             () = shutdown.begun() => return,
-            () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+            () = tokio::time::sleep(wait) => {}
         }
+        wait = SWEEP_INTERVAL;
         // A sweep that cannot publish would only lock rows.
         if *link.borrow() != Link::Up {
             continue;
         }
-        // Each step is bounded, so that a backlog does not keep fresh messages waiting for long.
-        match sweep(&context, &publisher).await {
-            Ok(0) => {}
-            Ok(swept) => tracing::info!(swept, "published messages that had waited in the outbox"),
+        match sweep(&context, &publisher, after).await {
+            Ok(swept) => {
+                if swept.confirmed > 0 {
+                    tracing::info!(
+                        messages = swept.confirmed,
+                        "published what had waited in the outbox"
+                    );
+                    // A backlog is worked off without a pause; fresh messages take their own way meanwhile.
+                    wait = Duration::ZERO;
+                }
+                // Rows that the broker refuses, since their queue is full, must not stand in the way of the others.
+                after = swept.last.unwrap_or(0);
+            }
             Err(error) => tracing::debug!(%error, "could not sweep the outbox; trying again"),
         }
         if tokio::time::Instant::now() >= slow_sweep_at {
@@ -179,11 +191,20 @@ pub async fn sweep_until_stopped(
     }
 }
 
-/// Publishes the oldest rows of the outbox, and returns how many were confirmed.
+/// What a sweep has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Swept {
+    /// Rows whose message is in the broker now.
+    pub confirmed: usize,
+    /// The last row looked at; none at the end of the outbox.
+    pub last: Option<i64>,
+}
+
+/// Publishes the oldest rows of the outbox after the row `after`.
 ///
 /// # Errors
 /// See [`Error`]; the rows stay.
-pub async fn sweep(context: &Context, publisher: &Publisher) -> Result<usize, Error> {
+pub async fn sweep(context: &Context, publisher: &Publisher, after: i64) -> Result<Swept, Error> {
     with_deadline(
         PUBLISH_DEADLINE + TRANSACTION_DEADLINE,
         &context.database,
@@ -191,13 +212,17 @@ pub async fn sweep(context: &Context, publisher: &Publisher) -> Result<usize, Er
             let mut connection = context.database.get().await?;
             connection
                 .transaction(async |connection| {
-                    let waiting = db::outbox::claim(connection, SWEEP_AGE, SWEEP_BATCH_MAX).await?;
-                    if waiting.is_empty() {
-                        return Ok(0);
-                    }
+                    let waiting =
+                        db::outbox::claim(connection, after, SWEEP_AGE, SWEEP_BATCH_MAX).await?;
+                    let Some(last) = waiting.last().map(|row| row.id) else {
+                        return Ok(Swept::default());
+                    };
                     let confirmed = publish_confirmed(publisher, waiting).await;
                     db::outbox::delete(connection, &confirmed).await?;
-                    Ok(confirmed.len())
+                    Ok(Swept {
+                        confirmed: confirmed.len(),
+                        last: Some(last),
+                    })
                 })
                 .await
         },

@@ -7,9 +7,9 @@ use chrono::{DateTime, Utc};
 use diesel_async::{AsyncConnection, AsyncPgConnection};
 
 use super::save::save;
-use super::{Context, Error, TRANSACTION_DEADLINE, Vendor, with_deadline};
+use super::{Context, Error};
 use crate::db;
-use crate::domain::book::{Changes, Listed};
+use crate::domain::book::{Changes, Listed, Place, Shelf};
 use crate::domain::ids::{ProductId, UpdateId, VendorId};
 use crate::pg;
 use crate::vendors::snapshot::Snapshot;
@@ -84,18 +84,29 @@ async fn run(
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Outcome, Error> {
     let vendor = context.vendor(vendor_id)?;
-    let number = with_connection(context, async |connection| {
-        db::vendors::register(connection, std::slice::from_ref(vendor_id)).await?;
-        Ok(db::vendors::begin_run(connection, vendor_id).await?)
-    })
-    .await?;
-    let (mut snapshot, mut applied) = look(context, vendor_id, vendor, options.chunk_rows).await?;
+    let number = context
+        .with_connection(async |connection| {
+            db::vendors::register(connection, std::slice::from_ref(vendor_id)).await?;
+            Ok(db::vendors::begin_run(connection, vendor_id).await?)
+        })
+        .await?;
+    let mut acknowledged = if vendor.has_ledger {
+        Applied::new()
+    } else {
+        list_acknowledged(context, vendor_id).await?
+    };
+    let open = Snapshot::open(vendor.database.settings(), options.chunk_rows);
+    let mut snapshot = at_vendor_within(open).await?;
     let mut writer = Writer {
         context,
         vendor_id,
         run: number,
+        rows_max: options.chunk_rows,
         summary: Summary::default(),
     };
+    if vendor.has_ledger && !writer.close_included(&mut snapshot).await? {
+        return Ok(Outcome::Overtaken);
+    }
     let mut after: Option<ProductId> = None;
     let mut chunk = at_vendor_within(snapshot.next_chunk()).await?;
     if chunk.is_none() && !options.allow_empty {
@@ -113,10 +124,10 @@ async fn run(
             .is_some()
             .then(|| listed.last().map(|p| p.product_id.clone()))
             .flatten();
-        let here = split_until(&mut applied, until.as_ref());
+        let here = split_until(&mut acknowledged, until.as_ref());
         writer.summary.listed += listed.len() as u64;
         if !writer
-            .write(&listed, after.as_ref(), until.as_ref(), &here)
+            .write_range(&listed, after.as_ref(), until.as_ref(), here)
             .await?
         {
             return Ok(Outcome::Overtaken);
@@ -131,10 +142,11 @@ async fn run(
         }
     }
     writer.summary.skipped = snapshot.skipped() as u64;
-    let current = with_connection(context, async |connection| {
-        Ok(db::vendors::complete_run(connection, vendor_id, number).await?)
-    })
-    .await?;
+    let current = context
+        .with_connection(async |connection| {
+            Ok(db::vendors::complete_run(connection, vendor_id, number).await?)
+        })
+        .await?;
     Ok(if current {
         Outcome::Done(writer.summary)
     } else {
@@ -142,47 +154,32 @@ async fn run(
     })
 }
 
-/// The updates that a snapshot includes, by product.
+/// Updates by product.
 type Applied = BTreeMap<ProductId, Vec<UpdateId>>;
 
-/// Opens the snapshot, and finds which of our updates it includes.
-async fn look(
-    context: &Context,
-    vendor_id: &VendorId,
-    vendor: &Vendor,
-    chunk_rows: usize,
-) -> Result<(Snapshot, Applied), Error> {
-    // Without a ledger nothing tells what a snapshot includes, so what is known to be applied before it opens is what
-    // it includes for certain. With one, what is listed after it opens and found in its ledger is exactly that.
-    let mut included = if vendor.has_ledger {
-        Vec::new()
-    } else {
-        list_unclosed(context, vendor_id, true).await?
-    };
-    let mut snapshot =
-        at_vendor_within(Snapshot::open(vendor.database.settings(), chunk_rows)).await?;
-    if vendor.has_ledger {
-        let open = list_unclosed(context, vendor_id, false).await?;
-        for chunk in open.chunks(UPDATES_PER_LOOKUP) {
-            let ids: Vec<UpdateId> = chunk.iter().map(|(id, _)| *id).collect();
-            let found = at_vendor_within(snapshot.list_applied(&ids)).await?;
-            let found: BTreeSet<UpdateId> = found.into_iter().collect();
-            included.extend(chunk.iter().filter(|(id, _)| found.contains(id)).cloned());
+/// Without a ledger nothing tells what a snapshot includes; what the vendor has acknowledged before it opens, it includes
+/// for certain.
+async fn list_acknowledged(context: &Context, vendor_id: &VendorId) -> Result<Applied, Error> {
+    let mut acknowledged = Applied::new();
+    let mut after = None;
+    loop {
+        let page = list_unclosed(context, vendor_id, true, after).await?;
+        after = page.last().map(|(id, _)| *id);
+        let is_last = page.len() < UPDATES_PER_PAGE;
+        for (id, product_id) in page {
+            acknowledged.entry(product_id).or_default().push(id);
+        }
+        if is_last {
+            return Ok(acknowledged);
         }
     }
-    let mut applied = Applied::new();
-    for (id, product_id) in included {
-        applied.entry(product_id).or_default().push(id);
-    }
-    Ok((snapshot, applied))
 }
 
 /// TRUNCATE shows in snapshots that are older than it, so an empty catalogue is more likely an accident than the truth.
 async fn refuse_if_emptied(context: &Context, vendor_id: &VendorId) -> Result<(), Error> {
-    let had_any = with_connection(context, async |connection| {
-        Ok(db::stock::has_any(connection, vendor_id).await?)
-    })
-    .await?;
+    let had_any = context
+        .with_connection(async |connection| Ok(db::stock::has_any(connection, vendor_id).await?))
+        .await?;
     if !had_any {
         return Ok(());
     }
@@ -207,19 +204,8 @@ fn split_until(applied: &mut Applied, until: Option<&ProductId>) -> Applied {
     here
 }
 
-/// Updates looked up in a ledger by one statement.
-const UPDATES_PER_LOOKUP: usize = 5000;
-
-async fn with_connection<T>(
-    context: &Context,
-    work: impl AsyncFnOnce(&mut AsyncPgConnection) -> Result<T, Error>,
-) -> Result<T, Error> {
-    with_deadline(TRANSACTION_DEADLINE, &context.database, async {
-        let mut connection = context.database.get().await?;
-        work(&mut connection).await
-    })
-    .await
-}
+/// Updates looked up in a ledger by one statement, and closed by one transaction.
+const UPDATES_PER_PAGE: usize = 5000;
 
 /// A vendor's database that stays silent ends its run, not the loop.
 async fn at_vendor_within<T>(work: impl Future<Output = Result<T, pg::Error>>) -> Result<T, Error> {
@@ -239,24 +225,17 @@ async fn list_unclosed(
     context: &Context,
     vendor_id: &VendorId,
     only_acknowledged: bool,
+    after: Option<UpdateId>,
 ) -> Result<Vec<(UpdateId, ProductId)>, Error> {
-    let mut all = Vec::new();
-    loop {
-        let after = all.last().map(|(id, _)| *id);
-        let page = with_connection(context, async |connection| {
-            let limit = i64::try_from(UPDATES_PER_LOOKUP).unwrap_or(i64::MAX);
+    let limit = i64::try_from(UPDATES_PER_PAGE).unwrap_or(i64::MAX);
+    context
+        .with_connection(async |connection| {
             Ok(
                 db::updates::list_unclosed(connection, vendor_id, only_acknowledged, after, limit)
                     .await?,
             )
         })
-        .await?;
-        let is_last = page.len() < UPDATES_PER_LOOKUP;
-        all.extend(page);
-        if is_last {
-            return Ok(all);
-        }
-    }
+        .await
 }
 
 /// Writes chunks of one run.
@@ -264,59 +243,112 @@ struct Writer<'a> {
     context: &'a Context,
     vendor_id: &'a VendorId,
     run: i64,
+    rows_max: usize,
     summary: Summary,
 }
 
 impl Writer<'_> {
-    /// Brings the products after `after` up to `until` to what the vendor lists. Returns whether the run is still the
-    /// current one.
-    async fn write(
-        &mut self,
-        listed: &[Listed],
-        after: Option<&ProductId>,
-        until: Option<&ProductId>,
-        applied: &Applied,
-    ) -> Result<bool, Error> {
-        let changed = self.list_changed(listed, after, until, applied).await?;
-        if changed.is_empty() {
-            return Ok(true);
+    /// Closes the updates that the snapshot includes, page by page, however many there are. Only what is open when the
+    /// snapshot opens can be in it. Returns whether the run is still the current one.
+    async fn close_included(&mut self, snapshot: &mut Snapshot) -> Result<bool, Error> {
+        let mut after = None;
+        loop {
+            let page = list_unclosed(self.context, self.vendor_id, false, after).await?;
+            after = page.last().map(|(id, _)| *id);
+            let ids: Vec<UpdateId> = page.iter().map(|(id, _)| *id).collect();
+            let found: BTreeSet<UpdateId> = at_vendor_within(snapshot.list_applied(&ids))
+                .await?
+                .into_iter()
+                .collect();
+            let included: Vec<(UpdateId, ProductId)> = page
+                .into_iter()
+                .filter(|(id, _)| found.contains(id))
+                .collect();
+            let products: BTreeSet<ProductId> = included
+                .iter()
+                .map(|(_, product)| product.clone())
+                .collect();
+            let work = Work {
+                products: products.into_iter().collect(),
+                close: included.into_iter().map(|(id, _)| id).collect(),
+                write: Write::Nothing,
+            };
+            if !self.write(work).await? {
+                return Ok(false);
+            }
+            if ids.len() < UPDATES_PER_PAGE {
+                return Ok(true);
+            }
         }
-        let listed: Vec<Listed> = listed
-            .iter()
-            .filter(|p| changed.contains(&p.product_id))
-            .cloned()
-            .collect();
-        let ids: Vec<UpdateId> = applied.values().flatten().copied().collect();
-        let products: Vec<ProductId> = changed.into_iter().collect();
-        let written = with_connection(self.context, async |connection| {
-            connection
-                .transaction(async |connection| {
-                    self.transact(connection, &products, &listed, &ids, Utc::now())
-                        .await
-                })
-                .await
-        })
-        .await?;
-        let Some(changes) = written else {
-            return Ok(false);
-        };
-        self.summary.written += (changes.shelves.len() + changes.new_shelves.len()) as u64;
-        self.summary.closed += changes.updates.len() as u64;
-        Ok(true)
     }
 
-    /// The products that a run has to write, by a look without locks: only a run changes what it compares.
-    async fn list_changed(
-        &self,
-        listed: &[Listed],
+    /// Brings the products after `after` up to `until` to what the vendor lists. Returns whether the run is still the
+    /// current one.
+    async fn write_range(
+        &mut self,
+        mut listed: &[Listed],
         after: Option<&ProductId>,
         until: Option<&ProductId>,
-        applied: &Applied,
+        mut acknowledged: Applied,
+    ) -> Result<bool, Error> {
+        let mut after = after.cloned();
+        loop {
+            // What we hold may be more than what the vendor lists, when it has dropped much of its catalogue.
+            let limit = i64::try_from(self.rows_max).unwrap_or(i64::MAX);
+            let held = self
+                .context
+                .with_connection(async |connection| {
+                    Ok(db::stock::list_range(
+                        connection,
+                        self.vendor_id,
+                        after.as_ref(),
+                        until,
+                        limit,
+                    )
+                    .await?)
+                })
+                .await?;
+            let is_last = held.len() < self.rows_max;
+            let end = if is_last {
+                until.cloned()
+            } else {
+                held.last().map(|((id, _), _)| id.clone())
+            };
+            let split = match &end {
+                Some(end) => listed.partition_point(|product| product.product_id <= *end),
+                None => listed.len(),
+            };
+            let (here, rest) = listed.split_at(split);
+            let close = split_until(&mut acknowledged, end.as_ref());
+            let changed = self.list_changed(held, here, &close)?;
+            let work = Work {
+                write: Write::Listed(
+                    here.iter()
+                        .filter(|product| changed.contains(&product.product_id))
+                        .cloned()
+                        .collect(),
+                ),
+                close: close.into_values().flatten().collect(),
+                products: changed.into_iter().collect(),
+            };
+            if !self.write(work).await? {
+                return Ok(false);
+            }
+            if is_last {
+                return Ok(true);
+            }
+            listed = rest;
+            after = end;
+        }
+    }
+
+    /// The products that the run has to write, by a look without locks: only a run changes what it compares.
+    fn list_changed(
+        &self,
+        held: Vec<(Place, Shelf)>,
+        listed: &[Listed],
+        close: &Applied,
     ) -> Result<BTreeSet<ProductId>, Error> {
-        let held = with_connection(self.context, async |connection| {
-            Ok(db::stock::list_range(connection, self.vendor_id, after, until).await?)
-        })
-        .await?;
         let mut book = self.context.book();
         for ((product_id, vendor_id), shelf) in held {
             book.load_shelf(product_id, vendor_id, shelf);
@@ -332,16 +364,39 @@ impl Writer<'_> {
             .chain(new_shelves)
             .map(|((product_id, _), _)| product_id)
             .collect();
-        changed.extend(applied.keys().cloned());
+        changed.extend(close.keys().cloned());
         Ok(changed)
+    }
+
+    /// One transaction. Returns whether the run is still the current one.
+    async fn write(&mut self, work: Work) -> Result<bool, Error> {
+        if work.products.is_empty() {
+            return Ok(true);
+        }
+        let written = self
+            .context
+            .with_connection(async |connection| {
+                connection
+                    .transaction(async |connection| {
+                        self.transact(connection, &work, Utc::now()).await
+                    })
+                    .await
+            })
+            .await?;
+        let Some(changes) = written else {
+            return Ok(false);
+        };
+        if let Write::Listed(_) = work.write {
+            self.summary.written += (changes.shelves.len() + changes.new_shelves.len()) as u64;
+        }
+        self.summary.closed += changes.updates.len() as u64;
+        Ok(true)
     }
 
     async fn transact(
         &self,
         connection: &mut AsyncPgConnection,
-        products: &[ProductId],
-        listed: &[Listed],
-        applied: &[UpdateId],
+        work: &Work,
         now: DateTime<Utc>,
     ) -> Result<Option<Changes>, Error> {
         if db::vendors::current_run_for_share(connection, self.vendor_id).await? != self.run {
@@ -349,26 +404,49 @@ impl Writer<'_> {
         }
         let mut book = self.context.book();
         for ((product_id, vendor_id), shelf) in
-            db::stock::load_at_vendor_for_update(connection, self.vendor_id, products).await?
+            db::stock::load_at_vendor_for_update(connection, self.vendor_id, &work.products).await?
         {
             book.load_shelf(product_id, vendor_id, shelf);
         }
-        for update in db::updates::load_for_update(connection, applied).await? {
+        for update in db::updates::load_for_update(connection, &work.close).await? {
             book.load_update(update);
         }
-        book.reconcile(self.vendor_id, self.run, listed, applied)?;
+        match &work.write {
+            Write::Nothing => book.fold(&work.close)?,
+            Write::Listed(listed) => {
+                book.reconcile(self.vendor_id, self.run, listed, &work.close)?
+            }
+        }
         let changes = book.into_changes();
         save(connection, &changes, now).await?;
         Ok(Some(changes))
     }
 }
 
+/// What one transaction of a run is about.
+struct Work {
+    /// The products whose stock it locks.
+    products: Vec<ProductId>,
+    /// The updates that it closes.
+    close: Vec<UpdateId>,
+    write: Write,
+}
+
+/// What becomes of the stock on hand.
+enum Write {
+    /// It takes in the updates that are closed, and nothing else.
+    Nothing,
+    /// It becomes what the vendor lists.
+    Listed(Vec<Listed>),
+}
+
 async fn note_failure(context: &Context, vendor_id: &VendorId, error: &Error) {
     let text: String = error.to_string().chars().take(1000).collect();
-    let noted = with_connection(context, async |connection| {
-        Ok(db::vendors::note_failure(connection, vendor_id, &text).await?)
-    })
-    .await;
+    let noted = context
+        .with_connection(async |connection| {
+            Ok(db::vendors::note_failure(connection, vendor_id, &text).await?)
+        })
+        .await;
     if let Err(error) = noted {
         tracing::warn!(vendor = %vendor_id, %error, "could not note why the sync failed");
     }

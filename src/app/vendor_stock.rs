@@ -111,7 +111,13 @@ async fn with_vendor<T>(
     vendor_id: &VendorId,
     work: impl AsyncFnOnce(&mut diesel_async::AsyncPgConnection) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let pool: &pg::Pool = &context.vendor(vendor_id)?.database;
+    let vendor = context.vendor(vendor_id)?;
+    if !vendor.has_ledger {
+        return Err(Error::Missing(format!(
+            "vendor {vendor_id} has no ledger (vendors.{vendor_id}.ledger = false): its stock is not ours to show or change"
+        )));
+    }
+    let pool: &pg::Pool = &vendor.database;
     super::with_deadline(TRANSACTION_DEADLINE, pool, async {
         let mut connection = pool.get().await?;
         work(&mut connection).await

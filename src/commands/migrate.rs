@@ -1,6 +1,6 @@
 //! `stockctl migrate`: brings the schemas up to date.
 
-use super::{EXIT_UNREACHABLE, Failure, database_settings, say, vendor_settings};
+use super::{EXIT_BUG, EXIT_UNREACHABLE, Failure, database_settings, say, vendor_settings};
 use crate::config::Config;
 use crate::{db, pg, vendors};
 
@@ -28,9 +28,14 @@ async fn migrate(
     name: &str,
     migrations: diesel_migrations::EmbeddedMigrations,
 ) -> Result<(), Failure> {
-    let versions = pg::migrate(settings, migrations)
-        .await
-        .map_err(|error| Failure::new(EXIT_UNREACHABLE, format!("{name}: {error}")))?;
+    let versions = pg::migrate(settings, migrations).await.map_err(|error| {
+        let code = if error.is_unavailable() {
+            EXIT_UNREACHABLE
+        } else {
+            EXIT_BUG
+        };
+        Failure::new(code, format!("{name}: {error}"))
+    })?;
     say(&if versions.is_empty() {
         format!("{name} ({}): up to date", settings.address())
     } else {

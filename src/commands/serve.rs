@@ -3,11 +3,13 @@
 use std::net::TcpListener;
 
 use super::{EXIT_UNREACHABLE, Failure, broker_settings, context, watch_queues};
-use crate::app::accept::Accept;
+use crate::app::Context;
+use crate::app::accept::{self, Accept};
 use crate::app::relay::{self, Relay};
 use crate::config::Config;
 use crate::http::{self, State};
 use crate::mq::Publisher;
+use crate::pg;
 use crate::shutdown::Shutdown;
 
 /// Takes the configured address.
@@ -36,11 +38,20 @@ pub async fn run(
     let context = context(config)?;
     let publisher = Publisher::start(broker_settings(config), "serve");
     let (relay, publishing) = Relay::new(context.clone(), publisher.clone());
-    let publishing = tokio::spawn(publishing.run());
-    let (accept, committing) = Accept::new(context.clone(), publisher.clone(), relay.clone());
+    let mut publishing = tokio::spawn(publishing.run());
+    // A pool of its own: slow reads must not make PostgreSQL look down to those who order.
+    let for_accept = Context {
+        database: pg::Pool::new(pg::Settings {
+            pool_size: accept::TRANSACTIONS_MAX,
+            ..context.database.settings().clone()
+        })
+        .map_err(Failure::bug)?,
+        ..context.clone()
+    };
+    let (accept, committing) = Accept::new(for_accept, publisher.clone(), relay.clone());
     let watching = tokio::spawn(committing.watch());
-    let committing = tokio::spawn(committing.run());
-    let sweeping = tokio::spawn(relay::sweep_until_stopped(
+    let mut committing = tokio::spawn(committing.run());
+    let mut sweeping = tokio::spawn(relay::sweep_until_stopped(
         context.clone(),
         publisher.clone(),
         relay.clone(),
@@ -69,13 +80,20 @@ pub async fn run(
     let result = tokio::select! {
         () = shutdown.begun() => Ok(()),
         failure = watch_queues(publisher.link()) => Err(failure),
+        // Without one of these the process would look alive and do nothing.
+        _ = &mut committing => Err(Failure::bug("the part that accepts orders ended by itself")),
+        _ = &mut publishing => Err(Failure::bug("the part that publishes ended by itself")),
+        _ = &mut sweeping, if !shutdown.is_begun() => Err(Failure::bug("the sweeper ended by itself")),
         ended = &mut serving => Err(Failure::bug(match ended {
             Ok(Ok(())) => "the HTTP server ended by itself".to_owned(),
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         })),
     };
-    shutdown.begin();
+    if result.is_err() {
+        shutdown.begin();
+        return result;
+    }
     // In this order: no new requests, those in hand are answered, what they committed is published.
     let ending = async {
         handle.stop(true).await;

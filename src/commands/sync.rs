@@ -68,10 +68,14 @@ pub async fn run(
         config.sync.schedule.clone(),
         vendors,
         options,
-        shutdown,
+        shutdown.clone(),
     )
     .await;
-    Ok(())
+    if shutdown.is_begun() {
+        Ok(())
+    } else {
+        Err(Failure::bug("the sync of a vendor ended by itself"))
+    }
 }
 
 fn options(config: &Config, selection: &Selection) -> Options {

@@ -31,8 +31,8 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
     let broker = broker_settings(config);
     let publisher = Publisher::start(broker.clone(), "work");
     let (relay, publishing) = Relay::new(context.clone(), publisher.clone());
-    let publishing = tokio::spawn(publishing.run());
-    let sweeping = tokio::spawn(relay::sweep_until_stopped(
+    let mut publishing = tokio::spawn(publishing.run());
+    let mut sweeping = tokio::spawn(relay::sweep_until_stopped(
         context.clone(),
         publisher.clone(),
         relay.clone(),
@@ -75,10 +75,15 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
     let mut result = tokio::select! {
         () = shutdown.begun() => Ok(()),
         failure = watch_queues(publisher.link()) => Err(failure),
+        _ = &mut publishing => Err(Failure::bug("the part that publishes ended by itself")),
+        _ = &mut sweeping, if !shutdown.is_begun() => Err(Failure::bug("the sweeper ended by itself")),
         // A loop ends before the shutdown only by a panic, and a process that no longer consumes must not look alive.
         _ = consumers.join_next() => Err(Failure::bug("a consumer ended by itself")),
     };
-    shutdown.begin();
+    if result.is_err() {
+        shutdown.begin();
+        return result;
+    }
     while let Some(ended) = consumers.join_next().await {
         if let (Err(error), Ok(())) = (ended, &result) {
             result = Err(Failure::bug(error));

@@ -12,7 +12,6 @@ use tokio::time::Instant;
 
 use crate::app::relay::Relay;
 use crate::app::{Context, Error, Kind, dead_letters};
-use crate::db;
 use crate::domain::ids::UpdateId;
 use crate::domain::messages::{DEAD_ATTEMPTS, DEAD_ERROR, DEAD_REASON, DEAD_TIME, RETRY_COUNT};
 use crate::domain::order::NewOrder;
@@ -29,6 +28,8 @@ const HOLD_MAX: Duration = Duration::from_secs(120);
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// A probe without an answer for this long has none.
 const PROBE_DEADLINE: Duration = Duration::from_secs(3);
+/// Attempts that lost their connection although the store works; after these the messages are looked at one by one.
+const ROUNDS_MAX: u32 = 3;
 /// A copy of a message is confirmed in milliseconds.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -62,6 +63,17 @@ enum Waited {
     Stopped,
 }
 
+/// What an attempt's failure means.
+#[derive(Debug, PartialEq, Eq)]
+enum Weighed {
+    /// Try the same again.
+    Again,
+    /// The store is away for too long, or the process is to end: the broker may have it back.
+    GiveUp,
+    /// Something about the messages themselves.
+    ItsOwn,
+}
+
 impl Door {
     /// Waits until PostgreSQL takes writes, until the shutdown, or until a time.
     async fn wait_for_store(&self, until: Option<Instant>) -> Waited {
@@ -80,23 +92,30 @@ impl Door {
     }
 
     async fn store_works(&self) -> bool {
-        let probe = async {
-            let mut connection = self.context.database.get().await?;
-            db::probe(&mut connection).await
-        };
-        matches!(
-            tokio::time::timeout(PROBE_DEADLINE, probe).await,
-            Ok(Ok(()))
-        )
+        self.context.store_works(PROBE_DEADLINE).await
     }
 
-    /// Whether an error is nobody's attempt. One that may pass is asked of the store itself: a server that is full or
-    /// read-only answers every statement with an error of its own.
-    async fn is_outage(&self, error: &Error) -> bool {
-        match error.kind() {
-            Kind::Unavailable => true,
-            Kind::Transient => matches!(error, Error::Database(_)) && !self.store_works().await,
-            Kind::Refused | Kind::Missing | Kind::Bug => false,
+    /// Whether an attempt that failed is to be made again as it was. A store that is away is waited for and nobody's
+    /// fault; one that works, and took the connection away again and again, is not what is wrong.
+    async fn weigh(&self, error: &Error, rounds: &mut u32, until: Instant) -> Weighed {
+        let of_store = matches!(error, Error::Database(_));
+        if !of_store || !matches!(error.kind(), Kind::Unavailable | Kind::Transient) {
+            return Weighed::ItsOwn;
+        }
+        // A server that is full or read-only answers every statement with an error of its own, so it is asked.
+        if !self.store_works().await {
+            return match self.wait_for_store(Some(until)).await {
+                Waited::Back => Weighed::Again,
+                Waited::TooLong | Waited::Stopped => Weighed::GiveUp,
+            };
+        }
+        *rounds += 1;
+        if self.shutdown.is_begun() || Instant::now() >= until {
+            Weighed::GiveUp
+        } else if error.kind() == Kind::Unavailable && *rounds <= ROUNDS_MAX {
+            Weighed::Again
+        } else {
+            Weighed::ItsOwn
         }
     }
 
@@ -114,20 +133,22 @@ impl Door {
         }
     }
 
-    /// Does what a verdict asks for, up to where the delivery may be acknowledged.
+    /// Does what a verdict asks for, up to where the delivery may be acknowledged, however long a store is away, up to a
+    /// time. Returns whether it is done; otherwise the delivery is still the broker's.
     async fn carry_out(
         &self,
         from: Queue,
         delivery: &Delivery,
         subject: &Subject<'_>,
         verdict: &Verdict,
-    ) -> Result<(), Error> {
+        until: Instant,
+    ) -> bool {
         let (dlq, retry_queue) = match from {
             Queue::VendorSync => (Queue::VendorSyncDlq, Queue::VendorSyncRetry),
             _ => (Queue::OrdersDlq, Queue::OrdersRetry),
         };
         match verdict {
-            Verdict::Ack => Ok(()),
+            Verdict::Ack => true,
             Verdict::Retry { retry_count } => {
                 tracing::info!(
                     queue = from.base_name(),
@@ -135,11 +156,9 @@ impl Door {
                     retry_count,
                     "to be retried"
                 );
-                let headers = Headers::from([(
-                    RETRY_COUNT.to_owned(),
-                    HeaderValue::Int(i64::from(*retry_count)),
-                )]);
-                self.copy_to(retry_queue, delivery, headers).await
+                let count = HeaderValue::Int(i64::from(*retry_count));
+                let headers = Headers::from([(RETRY_COUNT.to_owned(), count)]);
+                self.copy_to(retry_queue, delivery, &headers, until).await
             }
             Verdict::DeadLetter { code, error } => {
                 tracing::warn!(
@@ -149,90 +168,97 @@ impl Door {
                     error,
                     "dead-lettered"
                 );
-                let attempts = i64::from(retry_count(delivery)) + 1;
-                let headers = Headers::from([
-                    (
-                        DEAD_REASON.to_owned(),
-                        HeaderValue::Text((*code).to_owned()),
-                    ),
-                    (
-                        DEAD_ERROR.to_owned(),
-                        HeaderValue::Text(error.chars().take(ERROR_CHARS_MAX).collect()),
-                    ),
-                    (
-                        DEAD_TIME.to_owned(),
-                        HeaderValue::Text(Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true)),
-                    ),
-                    (DEAD_ATTEMPTS.to_owned(), HeaderValue::Int(attempts)),
-                ]);
                 // The copy first: an order that says it failed must have a letter to be replayed from.
-                self.copy_to(dlq, delivery, headers).await?;
-                match subject {
-                    Subject::Unreadable => Ok(()),
-                    Subject::Order(order) => {
-                        dead_letters::fail_order(
-                            &self.context,
-                            order,
-                            &format!("{code}: {error}"),
-                            Utc::now(),
-                        )
+                self.copy_to(
+                    dlq,
+                    delivery,
+                    &dead_letter_headers(delivery, code, error),
+                    until,
+                )
+                .await
+                    && self
+                        .note_dead(subject, &format!("{code}: {error}"), until)
                         .await
-                    }
-                    Subject::Updates(ids) => {
-                        dead_letters::mark_updates(&self.context, ids, true).await
-                    }
+            }
+        }
+    }
+
+    /// Notes of an order or of updates that their message is in the dead-letter queue. Returns whether that is done, or
+    /// can never be.
+    async fn note_dead(&self, subject: &Subject<'_>, error: &str, until: Instant) -> bool {
+        let mut rounds = 0;
+        loop {
+            let noted = match subject {
+                Subject::Unreadable => return true,
+                Subject::Order(order) => {
+                    dead_letters::fail_order(&self.context, order, error, Utc::now()).await
+                }
+                Subject::Updates(ids) => dead_letters::mark_updates(&self.context, ids, true).await,
+            };
+            let Err(error) = noted else { return true };
+            match self.weigh(&error, &mut rounds, until).await {
+                Weighed::Again => {}
+                Weighed::GiveUp => return false,
+                Weighed::ItsOwn => {
+                    // The letter is safe, and says why; another copy of it would say no more.
+                    tracing::error!(%error, "the state of a dead-lettered message cannot be written");
+                    return true;
                 }
             }
         }
     }
 
-    /// Publishes a copy and waits for its confirm. Its headers are new: the broker drops silently what carries the
-    /// `x-death` of a queue it has been in.
+    /// Publishes a copy and waits for its confirm, again and again up to a time. Its headers are new: the broker drops
+    /// silently what carries the `x-death` of a queue it has been in.
     async fn copy_to(
         &self,
         queue: Queue,
         delivery: &Delivery,
-        headers: Headers,
-    ) -> Result<(), Error> {
-        let message = Message {
-            queue,
-            message_id: delivery.message_id.clone().unwrap_or_default(),
-            headers,
-            body: delivery.body.clone(),
-        };
-        for result in self
-            .publisher
-            .publish(vec![message], PUBLISH_DEADLINE)
-            .await
-        {
-            result.map_err(|error| Error::Broker(format!("{}: {error}", queue.base_name())))?;
-        }
-        Ok(())
-    }
-
-    /// Carries a verdict out however long a store is away, up to a time. Returns whether it is done; otherwise the
-    /// delivery is still the broker's.
-    async fn carry_out_until(
-        &self,
-        from: Queue,
-        delivery: &Delivery,
-        subject: &Subject<'_>,
-        verdict: &Verdict,
+        headers: &Headers,
         until: Instant,
     ) -> bool {
         loop {
-            match self.carry_out(from, delivery, subject, verdict).await {
-                Ok(()) => return true,
-                Err(error) => {
-                    tracing::debug!(%error, "a verdict cannot be carried out yet");
-                    if Instant::now() >= until || self.shutdown.is_begun() {
-                        return false;
-                    }
-                    tokio::time::sleep(PROBE_INTERVAL).await;
+            let message = Message {
+                queue,
+                message_id: delivery.message_id.clone().unwrap_or_default(),
+                headers: headers.clone(),
+                body: delivery.body.clone(),
+            };
+            let results = self
+                .publisher
+                .publish(vec![message], PUBLISH_DEADLINE)
+                .await;
+            match results.into_iter().next() {
+                Some(Err(error)) => {
+                    tracing::debug!(queue = queue.base_name(), %error, "a copy cannot be published yet");
                 }
+                _ => return true,
             }
+            if Instant::now() >= until || self.shutdown.is_begun() {
+                return false;
+            }
+            tokio::time::sleep(PROBE_INTERVAL).await;
         }
     }
+}
+
+fn dead_letter_headers(delivery: &Delivery, code: &str, error: &str) -> Headers {
+    let text = |text: String| HeaderValue::Text(text);
+    Headers::from([
+        (DEAD_REASON.to_owned(), text(code.to_owned())),
+        (
+            DEAD_ERROR.to_owned(),
+            text(error.chars().take(ERROR_CHARS_MAX).collect()),
+        ),
+        (
+            DEAD_TIME.to_owned(),
+            text(Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true)),
+        ),
+        (
+            DEAD_ATTEMPTS.to_owned(),
+            HeaderValue::Int(i64::from(retry_count(delivery)) + 1),
+        ),
+    ])
 }
 
 /// How many retries a message has had.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use chrono::Utc;
 use tokio::time::Instant;
 
-use super::{Door, HOLD_MAX, Subject, Waited, suspects};
+use super::suspects::{self, Begun, begin_suspect};
+use super::{Door, HOLD_MAX, Subject, Waited, Weighed};
 use crate::app::{Error, decide};
 use crate::domain::book::Decision;
 use crate::domain::messages;
@@ -29,25 +30,18 @@ pub async fn run_until_stopped(
             batch = consumer.next_batch(batch_max) => batch,
         };
         let Some(batch) = batch else { break };
-        match step(&door, batch).await {
-            Step {
-                done,
-                handed_back: false,
-            } => consumer.ack(done).await,
-            Step {
-                done,
-                handed_back: true,
-            } => {
-                consumer.ack(done).await;
-                tracing::warn!(
-                    "PostgreSQL or the broker is away for long; handing the orders back until it works"
-                );
-                consumer.hand_back().await;
-                if door.wait_for_store(None).await == Waited::Stopped {
-                    break;
-                }
-                consumer.resume().await;
+        let Step { done, given_up } = step(&door, batch).await;
+        consumer.ack(done).await;
+        if !given_up.is_empty() {
+            tracing::warn!("a store is away for long; handing the orders back until it works");
+            consumer.hand_back().await;
+            if door.wait_for_store(None).await == Waited::Stopped {
+                break;
             }
+            for delivery in &given_up {
+                suspects::end(&door, delivery).await;
+            }
+            consumer.resume().await;
         }
     }
     consumer.stop().await;
@@ -59,8 +53,8 @@ pub async fn run_until_stopped(
 pub struct Step {
     /// What may be acknowledged.
     pub done: Vec<Tag>,
-    /// The rest could not be handled for too long.
-    pub handed_back: bool,
+    /// What could not be handled for too long, and is the broker's still.
+    pub given_up: Vec<Delivery>,
 }
 
 /// Handles one batch: decides what can be decided, and carries out the verdicts on the rest.
@@ -80,12 +74,38 @@ pub async fn step(door: &Door, batch: Vec<Delivery>) -> Step {
                 finish(
                     door,
                     &mut step,
-                    &delivery,
+                    delivery,
                     &Subject::Unreadable,
                     &verdict,
                     until,
                 )
                 .await;
+            }
+        }
+    }
+    if let [(delivery, _)] = readable.as_slice()
+        && delivery.redeliveries > 0
+    {
+        match begin_suspect(door, delivery, until).await {
+            Begun::Yes => {}
+            Begun::TooOften(verdict) => {
+                for (delivery, order) in readable {
+                    finish(
+                        door,
+                        &mut step,
+                        delivery,
+                        &Subject::Order(&order),
+                        &verdict,
+                        until,
+                    )
+                    .await;
+                }
+                return step;
+            }
+            Begun::No => {
+                step.given_up
+                    .extend(readable.into_iter().map(|(delivery, _)| delivery));
+                return step;
             }
         }
     }
@@ -97,25 +117,28 @@ async fn decide_batch(door: &Door, step: &mut Step, batch: Vec<Readable>, until:
     if batch.is_empty() {
         return;
     }
+    let mut rounds = 0;
     let verdicts = loop {
-        match attempt(door, &batch).await {
+        let error = match attempt(door, &batch).await {
             Ok(verdicts) => break verdicts,
-            Err(error) if door.is_outage(&error).await => {
-                tracing::warn!(%error, orders = batch.len(), "waiting for PostgreSQL with orders in hand");
-                if door.wait_for_store(Some(until)).await != Waited::Back {
-                    step.handed_back = true;
-                    return;
-                }
+            Err(error) => error,
+        };
+        tracing::warn!(%error, orders = batch.len(), "orders could not be decided");
+        match door.weigh(&error, &mut rounds, until).await {
+            Weighed::Again => {}
+            Weighed::GiveUp => {
+                step.given_up
+                    .extend(batch.into_iter().map(|(delivery, _)| delivery));
+                return;
             }
-            Err(error) if batch.len() > 1 => {
+            Weighed::ItsOwn if batch.len() > 1 => {
                 // One of them may be at fault: each is tried alone, so that the others are not held up by it.
-                tracing::warn!(%error, orders = batch.len(), "a batch failed; trying each order alone");
                 for one in batch {
                     Box::pin(decide_batch(door, step, vec![one], until)).await;
                 }
                 return;
             }
-            Err(error) => {
+            Weighed::ItsOwn => {
                 break batch
                     .iter()
                     .map(|(delivery, _)| door.judge(delivery, &error))
@@ -123,12 +146,12 @@ async fn decide_batch(door: &Door, step: &mut Step, batch: Vec<Readable>, until:
             }
         }
     };
-    for ((delivery, order), verdict) in batch.iter().zip(verdicts) {
+    for ((delivery, order), verdict) in batch.into_iter().zip(verdicts) {
         finish(
             door,
             step,
             delivery,
-            &Subject::Order(order),
+            &Subject::Order(&order),
             &verdict,
             until,
         )
@@ -138,11 +161,6 @@ async fn decide_batch(door: &Door, step: &mut Step, batch: Vec<Readable>, until:
 
 /// Tries to decide a batch, and returns a verdict for each delivery.
 async fn attempt(door: &Door, batch: &[Readable]) -> Result<Vec<Verdict>, Error> {
-    if let [(delivery, _)] = batch
-        && let Some(verdict) = suspects::begin(door, delivery).await?
-    {
-        return Ok(vec![verdict]);
-    }
     let orders: Vec<NewOrder> = batch.iter().map(|(_, order)| order.clone()).collect();
     let decided = decide::decide(&door.context, &orders, Utc::now()).await?;
     door.relay.hand_over(decided.waiting);
@@ -164,18 +182,18 @@ async fn attempt(door: &Door, batch: &[Readable]) -> Result<Vec<Verdict>, Error>
 async fn finish(
     door: &Door,
     step: &mut Step,
-    delivery: &Delivery,
+    delivery: Delivery,
     subject: &Subject<'_>,
     verdict: &Verdict,
     until: Instant,
 ) {
     if door
-        .carry_out_until(Queue::Orders, delivery, subject, verdict, until)
+        .carry_out(Queue::Orders, &delivery, subject, verdict, until)
         .await
     {
-        suspects::end(door, delivery).await;
+        suspects::end(door, &delivery).await;
         step.done.push(delivery.tag);
     } else {
-        step.handed_back = true;
+        step.given_up.push(delivery);
     }
 }

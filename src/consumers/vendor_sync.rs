@@ -9,13 +9,15 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Door, HOLD_MAX, Subject, Waited, suspects};
+use super::suspects::{self, Begun, begin_suspect};
+use super::{Door, HOLD_MAX, Subject, Waited, Weighed};
 use crate::app::{Error, push};
 use crate::db;
 use crate::domain::ids::{UpdateId, VendorId};
 use crate::domain::messages;
 use crate::domain::retry::{self, Verdict};
 use crate::mq::{Consumer, Delivery, Queue, Tag};
+use crate::vendors::client;
 
 /// Bounds of this consumer.
 #[derive(Debug, Clone, Copy)]
@@ -36,14 +38,16 @@ struct Addressed {
 
 /// What a lane tells the loop.
 enum Report {
+    /// May be acknowledged.
     Done(Vec<Tag>),
-    GivenUp,
+    /// Could not be handled for too long, and is the broker's still.
+    GivenUp(Vec<Delivery>),
 }
 
 /// Consumes until the shutdown, then hands back what was not begun.
 pub async fn run_until_stopped(door: Door, mut consumer: Consumer, limits: Limits) {
-    // Room for as many reports as there can be deliveries: a lane never waits to report.
-    let (reports, mut reported) = mpsc::channel(usize::from(limits.prefetch) + 1);
+    // Room for as many reports as there can be: two for each delivery that is held.
+    let (reports, mut reported) = mpsc::channel(2 * usize::from(limits.prefetch) + 2);
     let mut lanes = Lanes {
         door: door.clone(),
         limits,
@@ -54,21 +58,33 @@ pub async fn run_until_stopped(door: Door, mut consumer: Consumer, limits: Limit
     loop {
         tokio::select! {
             () = door.shutdown.begun() => break,
+            // A lane ends before the shutdown only by a panic. Its messages would stay held, so this ends too, and with
+            // it the process.
+            Some(_) = lanes.tasks.join_next() => break,
             report = reported.recv() => match report {
                 Some(Report::Done(tags)) => consumer.ack(tags).await,
-                Some(Report::GivenUp) | None => {
-                    tracing::warn!("PostgreSQL or the broker is away for long; handing the messages back until it works");
+                Some(Report::GivenUp(mut given_up)) => {
+                    tracing::warn!("a store is away for long; handing the messages back until it works");
                     consumer.hand_back().await;
                     if door.wait_for_store(None).await == Waited::Stopped {
                         break;
                     }
+                    // The other lanes have given up for the same reason.
+                    while let Ok(report) = reported.try_recv() {
+                        if let Report::GivenUp(more) = report {
+                            given_up.extend(more);
+                        }
+                    }
+                    for delivery in &given_up {
+                        suspects::end(&door, delivery).await;
+                    }
                     consumer.resume().await;
                 }
+                None => break,
             },
             batch = consumer.next_batch(usize::from(limits.prefetch)) => match batch {
                 Some(batch) => {
-                    let tags = lanes.route(batch).await;
-                    consumer.ack(tags).await;
+                    lanes.route(batch).await;
                 }
                 None => break,
             },
@@ -104,44 +120,45 @@ struct Lanes {
 }
 
 impl Lanes {
-    /// Sends each delivery to its vendor's lane, and returns those that are done already: they went to the dead-letter
-    /// queue.
-    async fn route(&mut self, batch: Vec<Delivery>) -> Vec<Tag> {
-        let mut done = Vec::new();
+    /// Sends each delivery to its vendor's lane. What no lane is for goes to the dead-letter queue.
+    async fn route(&mut self, batch: Vec<Delivery>) {
         for delivery in batch {
-            let read = messages::decode_updates(&delivery.body)
-                .map_err(|error| error.to_string())
-                .and_then(|message| {
-                    if self.door.context.vendors.contains_key(&message.vendor_id) {
-                        Ok(message)
-                    } else {
-                        Err(format!("no vendor {} is configured", message.vendor_id))
-                    }
-                });
-            match read {
+            let (error, updates) = match messages::decode_updates(&delivery.body) {
                 Ok(message) => {
-                    let updates = message.updates.iter().map(|update| update.id).collect();
-                    self.send(message.vendor_id, Addressed { delivery, updates })
-                        .await;
-                }
-                Err(error) => {
-                    let verdict = Verdict::DeadLetter {
-                        code: retry::INVALID_MESSAGE,
-                        error,
-                    };
-                    let until = Instant::now() + HOLD_MAX;
-                    let subject = Subject::Unreadable;
-                    if self
-                        .door
-                        .carry_out_until(Queue::VendorSync, &delivery, &subject, &verdict, until)
-                        .await
-                    {
-                        done.push(delivery.tag);
+                    let updates: Vec<UpdateId> =
+                        message.updates.iter().map(|update| update.id).collect();
+                    if self.door.context.vendors.contains_key(&message.vendor_id) {
+                        self.send(message.vendor_id, Addressed { delivery, updates })
+                            .await;
+                        continue;
                     }
+                    (
+                        format!("no vendor {} is configured", message.vendor_id),
+                        Some(updates),
+                    )
                 }
-            }
+                Err(error) => (error.to_string(), None),
+            };
+            let verdict = Verdict::DeadLetter {
+                code: retry::INVALID_MESSAGE,
+                error,
+            };
+            let subject = updates
+                .as_deref()
+                .map_or(Subject::Unreadable, Subject::Updates);
+            let until = Instant::now() + HOLD_MAX;
+            let done = self
+                .door
+                .carry_out(Queue::VendorSync, &delivery, &subject, &verdict, until)
+                .await;
+            let report = if done {
+                Report::Done(vec![delivery.tag])
+            } else {
+                Report::GivenUp(vec![delivery])
+            };
+            // There is room for as many reports as deliveries.
+            let _ = self.reports.try_send(report);
         }
-        done
     }
 
     async fn send(&mut self, vendor_id: VendorId, addressed: Addressed) {
@@ -183,43 +200,61 @@ impl Lane {
                 updates += next.updates.len();
                 batch.push(next);
             }
-            let report = match self.step(batch).await {
-                (done, true) => {
-                    let _ = reports.send(Report::Done(done)).await;
-                    Report::GivenUp
-                }
-                (done, false) => Report::Done(done),
-            };
-            let _ = reports.send(report).await;
+            let (done, given_up) = self.step(batch).await;
+            let _ = reports.send(Report::Done(done)).await;
+            if !given_up.is_empty() {
+                let _ = reports.send(Report::GivenUp(given_up)).await;
+            }
         }
     }
 
-    /// Pushes a batch. Returns what may be acknowledged, and whether the rest was given up.
-    async fn step(&mut self, batch: Vec<Addressed>) -> (Vec<Tag>, bool) {
+    /// Pushes a batch. Returns what may be acknowledged, and what could not be handled for too long.
+    async fn step(&mut self, batch: Vec<Addressed>) -> (Vec<Tag>, Vec<Delivery>) {
         let until = Instant::now() + HOLD_MAX;
-        let verdicts = loop {
-            match self.attempt(&batch).await {
-                Ok(verdicts) => break verdicts,
-                Err(error) if self.door.is_outage(&error).await => {
-                    tracing::warn!(vendor = %self.vendor_id, %error, "waiting for PostgreSQL with updates in hand");
-                    if self.door.wait_for_store(Some(until)).await != Waited::Back {
-                        return (Vec::new(), true);
-                    }
+        if let [one] = batch.as_slice()
+            && one.delivery.redeliveries > 0
+        {
+            match begin_suspect(&self.door, &one.delivery, until).await {
+                Begun::Yes => {}
+                Begun::TooOften(verdict) => return self.finish(batch, vec![verdict], until).await,
+                Begun::No => {
+                    return (
+                        Vec::new(),
+                        batch.into_iter().map(|one| one.delivery).collect(),
+                    );
                 }
-                // The vendor's own failure is the same for all of them; another error may be one message's.
-                Err(error) if batch.len() > 1 && !matches!(error, Error::Vendor(_)) => {
-                    tracing::warn!(vendor = %self.vendor_id, %error, "a batch failed; trying each message alone");
-                    let mut done = Vec::new();
-                    let mut given_up = false;
+            }
+        }
+        self.push(batch, until).await
+    }
+
+    async fn push(&mut self, batch: Vec<Addressed>, until: Instant) -> (Vec<Tag>, Vec<Delivery>) {
+        let mut rounds = 0;
+        let verdicts = loop {
+            let error = match self.attempt(&batch).await {
+                Ok(verdicts) => break verdicts,
+                Err(error) => error,
+            };
+            tracing::warn!(vendor = %self.vendor_id, %error, messages = batch.len(), "updates not taken");
+            match self.door.weigh(&error, &mut rounds, until).await {
+                Weighed::Again => {}
+                Weighed::GiveUp => {
+                    return (
+                        Vec::new(),
+                        batch.into_iter().map(|one| one.delivery).collect(),
+                    );
+                }
+                // A vendor that is down is down for all of them; another error may be one message's.
+                Weighed::ItsOwn if batch.len() > 1 && !is_down(&error) => {
+                    let (mut done, mut given_up) = (Vec::new(), Vec::new());
                     for one in batch {
-                        let (tags, failed) = Box::pin(self.step(vec![one])).await;
+                        let (tags, deliveries) = Box::pin(self.push(vec![one], until)).await;
                         done.extend(tags);
-                        given_up |= failed;
+                        given_up.extend(deliveries);
                     }
                     return (done, given_up);
                 }
-                Err(error) => {
-                    tracing::warn!(vendor = %self.vendor_id, %error, messages = batch.len(), "updates not taken");
+                Weighed::ItsOwn => {
                     break batch
                         .iter()
                         .map(|one| self.door.judge(&one.delivery, &error))
@@ -227,47 +262,51 @@ impl Lane {
                 }
             }
         };
-        let mut done = Vec::new();
-        let mut given_up = false;
-        for (one, verdict) in batch.iter().zip(verdicts) {
+        self.finish(batch, verdicts, until).await
+    }
+
+    async fn finish(
+        &self,
+        batch: Vec<Addressed>,
+        verdicts: Vec<Verdict>,
+        until: Instant,
+    ) -> (Vec<Tag>, Vec<Delivery>) {
+        let (mut done, mut given_up) = (Vec::new(), Vec::new());
+        for (one, verdict) in batch.into_iter().zip(verdicts) {
             let subject = Subject::Updates(&one.updates);
             if self
                 .door
-                .carry_out_until(Queue::VendorSync, &one.delivery, &subject, &verdict, until)
+                .carry_out(Queue::VendorSync, &one.delivery, &subject, &verdict, until)
                 .await
             {
                 suspects::end(&self.door, &one.delivery).await;
                 done.push(one.delivery.tag);
             } else {
-                given_up = true;
+                given_up.push(one.delivery);
             }
         }
         (done, given_up)
     }
 
     async fn attempt(&mut self, batch: &[Addressed]) -> Result<Vec<Verdict>, Error> {
-        if let [one] = batch
-            && let Some(verdict) = suspects::begin(&self.door, &one.delivery).await?
-        {
-            return Ok(vec![verdict]);
-        }
         let context = &self.door.context;
         let source = match self.source {
             Some(source) => source,
             None => {
-                let mut connection = context.database.get().await?;
-                *self
-                    .source
-                    .insert(db::installation_id(&mut connection).await?)
+                let found = context
+                    .with_connection(async |connection| Ok(db::installation_id(connection).await?))
+                    .await?;
+                *self.source.insert(found)
             }
         };
         let ids: Vec<UpdateId> = batch
             .iter()
             .flat_map(|one| one.updates.iter().copied())
             .collect();
+        let source = source.to_string();
         let pushed = push::push(
             context,
-            &source.to_string(),
+            &source,
             &self.vendor_id,
             &ids,
             self.updates_per_call_max,
@@ -289,5 +328,14 @@ impl Lane {
                 },
             )
             .collect())
+    }
+}
+
+/// Whether an error says nothing about what was sent.
+fn is_down(error: &Error) -> bool {
+    match error {
+        Error::Vendor(client::Error::Unreachable { .. }) => true,
+        Error::Vendor(client::Error::Status { status, .. }) => *status >= 500 || *status == 429,
+        _ => false,
     }
 }

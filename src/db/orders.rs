@@ -54,13 +54,12 @@ impl TryFrom<Row> for Order {
     type Error = Error;
 
     fn try_from(row: Row) -> Result<Self, Error> {
-        let lines: Vec<Line> = serde_json::from_value(row.lines).map_err(corrupt)?;
         Ok(Self {
             request: NewOrder {
                 id: OrderId(row.id),
                 caller: row.caller,
                 idempotency_key: row.idempotency_key,
-                lines: Lines::parse_summed(lines).map_err(corrupt)?,
+                lines: lines(row.lines)?,
                 reference: row.reference,
                 accepted_at: row.accepted_at,
             },
@@ -181,24 +180,26 @@ pub async fn insert_delivered(
     Ok(())
 }
 
-/// Locks orders, by id. Those that do not exist are left out.
+/// Locks orders, by id, and reads what they ask for. Those that do not exist are left out.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn load_for_update(
     connection: &mut AsyncPgConnection,
     ids: &[OrderId],
-) -> Result<Vec<(OrderId, Status)>, Error> {
+) -> Result<Vec<(OrderId, Status, Lines)>, Error> {
     #[derive(diesel::QueryableByName)]
     struct Locked {
         #[diesel(sql_type = SqlUuid)]
         id: Uuid,
         #[diesel(sql_type = Text)]
         status: String,
+        #[diesel(sql_type = Jsonb)]
+        lines: serde_json::Value,
     }
     let rows: Vec<Locked> = prepared(
         diesel::sql_query(
-            "SELECT id, status FROM orders WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE",
+            "SELECT id, status, lines FROM orders WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE",
         )
         .bind::<Array<SqlUuid>, _>(ids.iter().map(|id| id.0).collect::<Vec<_>>()),
     )
@@ -208,9 +209,14 @@ pub async fn load_for_update(
         .map(|row| {
             let status = Status::parse(&row.status)
                 .ok_or_else(|| corrupt(format!("status {}", row.status)))?;
-            Ok((OrderId(row.id), status))
+            Ok((OrderId(row.id), status, lines(row.lines)?))
         })
         .collect()
+}
+
+fn lines(json: serde_json::Value) -> Result<Lines, Error> {
+    let lines: Vec<Line> = serde_json::from_value(json).map_err(corrupt)?;
+    Lines::parse_summed(lines).map_err(corrupt)
 }
 
 /// Writes what has become of locked orders.
@@ -264,6 +270,28 @@ pub async fn find_all(
     .load(connection)
     .await?;
     rows.into_iter().map(Order::try_from).collect()
+}
+
+/// Of the given ids, those that exist.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn list_existing(
+    connection: &mut AsyncPgConnection,
+    ids: &[OrderId],
+) -> Result<Vec<OrderId>, Error> {
+    #[derive(diesel::QueryableByName)]
+    struct Existing {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+    }
+    let rows: Vec<Existing> = prepared(
+        diesel::sql_query("SELECT id FROM orders WHERE id = ANY($1)")
+            .bind::<Array<SqlUuid>, _>(ids.iter().map(|id| id.0).collect::<Vec<_>>()),
+    )
+    .load(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| OrderId(row.id)).collect())
 }
 
 /// Which orders to list.

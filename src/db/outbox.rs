@@ -64,20 +64,23 @@ pub async fn delete(connection: &mut AsyncPgConnection, ids: &[i64]) -> Result<(
     Ok(())
 }
 
-/// Locks the oldest messages that have waited for longer than `age`, passing over those that another sweeper holds.
+/// Locks the oldest messages after the row `after` that have waited for longer than `age`, passing over those that another sweeper holds.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn claim(
     connection: &mut AsyncPgConnection,
+    after: i64,
     age: Duration,
     limit: i64,
 ) -> Result<Vec<Waiting>, Error> {
     Ok(prepared(
         diesel::sql_query(
-            "SELECT id, queue, message_id, body FROM outbox WHERE created_at < now() - make_interval(secs => $1)
-             ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED",
+            "SELECT id, queue, message_id, body FROM outbox
+             WHERE id > $1 AND created_at < now() - make_interval(secs => $2)
+             ORDER BY id LIMIT $3 FOR UPDATE SKIP LOCKED",
         )
+        .bind::<BigInt, _>(after)
         .bind::<Double, _>(age.as_secs_f64())
         .bind::<BigInt, _>(limit),
     )

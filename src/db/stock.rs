@@ -88,8 +88,8 @@ pub async fn load_at_vendor_for_update(
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
-/// Reads, without locking, a vendor's stock of the products after `after` up to and including `until`, where those are
-/// given.
+/// Reads, without locking, a vendor's stock of at most `limit` products after `after` up to and including `until`, where
+/// those are given.
 ///
 /// # Errors
 /// See [`Error`].
@@ -98,16 +98,18 @@ pub async fn list_range(
     vendor: &VendorId,
     after: Option<&ProductId>,
     until: Option<&ProductId>,
+    limit: i64,
 ) -> Result<Vec<(Place, Shelf)>, Error> {
     let rows: Vec<Row> = prepared(
         diesel::sql_query(
             "SELECT product_id, vendor_id, name, on_hand, open_delta, blocked_run FROM stock
              WHERE vendor_id = $1 AND product_id > coalesce($2, '') AND ($3 IS NULL OR product_id <= $3)
-             ORDER BY product_id",
+             ORDER BY product_id LIMIT $4",
         )
         .bind::<Text, _>(vendor.as_str())
         .bind::<Nullable<Text>, _>(after.map(ProductId::as_str))
-        .bind::<Nullable<Text>, _>(until.map(ProductId::as_str)),
+        .bind::<Nullable<Text>, _>(until.map(ProductId::as_str))
+        .bind::<BigInt, _>(limit),
     )
     .load(connection)
     .await?;

@@ -115,6 +115,7 @@ pub struct Book {
     reasons: BTreeMap<OrderId, Reason>,
     updates: BTreeMap<UpdateId, Update>,
     ledgerless: BTreeSet<VendorId>,
+    sellers: BTreeSet<VendorId>,
     changed_orders: BTreeSet<OrderId>,
     changed_shelves: BTreeSet<Place>,
     new_shelves: BTreeSet<Place>,
@@ -123,10 +124,12 @@ pub struct Book {
 }
 
 impl Book {
-    /// An empty book. `ledgerless` are the vendors whose database has no ledger.
+    /// An empty book. `sellers` are the vendors that stock may be taken from: one that is no longer configured can be
+    /// told of nothing. `ledgerless` are those whose database has no ledger.
     #[must_use]
-    pub fn new(ledgerless: BTreeSet<VendorId>) -> Self {
+    pub fn new(sellers: BTreeSet<VendorId>, ledgerless: BTreeSet<VendorId>) -> Self {
         Self {
+            sellers,
             ledgerless,
             ..Self::default()
         }
@@ -339,6 +342,25 @@ impl Book {
         }
     }
 
+    /// Moves updates that the vendor is known to have applied from what is open to what is on hand. What is available
+    /// stays as it is, so this is exact at any moment, whatever snapshot is written next; only a return without an
+    /// answer, which did not count before, begins to. It needs a ledger: without one, what is on hand may include an
+    /// update that is still open.
+    ///
+    /// # Errors
+    /// An update or its shelf was not loaded.
+    pub fn fold(&mut self, applied: &[UpdateId]) -> Result<(), BookError> {
+        for id in applied {
+            let update = self.update(*id)?.clone();
+            if !update.state.is_closed() {
+                self.shelf_mut(&update.product_id, &update.vendor_id)?
+                    .on_hand += update.delta;
+                self.set_state(*id, State::Applied)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Brings the loaded shelves of one vendor to what `run`'s snapshot lists; a loaded shelf that it does not list has
     /// nothing on hand. `applied` are the updates that the snapshot includes; those of products that are not loaded
     /// must not be among them.
@@ -467,7 +489,11 @@ impl Book {
             .get(product)
             .into_iter()
             .flatten()
-            .filter(|(vendor, shelf)| shelf.blocked_run.is_none() && !without.contains(*vendor))
+            .filter(|(vendor, shelf)| {
+                self.sellers.contains(*vendor)
+                    && shelf.blocked_run.is_none()
+                    && !without.contains(*vendor)
+            })
             .map(|(vendor_id, shelf)| Offer {
                 vendor_id,
                 available: shelf.available(),

@@ -1,6 +1,6 @@
 //! The messages on the queues, and how a foreign one is read.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -21,6 +21,11 @@ pub const DEAD_ATTEMPTS: &str = "x-dead-letter-attempts";
 
 /// The caller that orders published straight to the queue are accepted for.
 pub const BROKER_CALLER: &str = "amqp";
+/// The longest name of a caller in bytes, as in the schema.
+const CALLER_BYTES_MAX: usize = 255;
+/// Times outside are a clock's error, and far outside PostgreSQL cannot hold them.
+const EARLIEST_YEAR: i32 = 2000;
+const LATEST_YEAR: i32 = 9999;
 /// Most updates of one message: what a vendor takes in one call.
 pub const UPDATES_PER_MESSAGE_MAX: usize = 500;
 
@@ -100,6 +105,14 @@ pub fn decode_order(
             order::check_reference(reference)?;
         }
         check_text("/caller", &message.caller, IDEMPOTENCY_KEY_CHARS_MAX)?;
+        if message.caller.len() > CALLER_BYTES_MAX {
+            let problem = format!("must be at most {CALLER_BYTES_MAX} bytes long");
+            return Err(Invalid::new("/caller", problem).into());
+        }
+        if !(EARLIEST_YEAR..=LATEST_YEAR).contains(&message.accepted_at.year()) {
+            let problem = format!("must be of the years {EARLIEST_YEAR} to {LATEST_YEAR}");
+            return Err(Invalid::new("/acceptedAt", problem).into());
+        }
         if let Some(key) = &message.idempotency_key {
             check_text("/idempotencyKey", key, IDEMPOTENCY_KEY_CHARS_MAX)?;
         }

@@ -194,7 +194,7 @@ impl World {
         &mut self,
         rule: impl FnOnce(&mut Book, &mut dyn FnMut() -> UpdateId) -> T,
     ) -> T {
-        let mut book = Book::new(BTreeSet::new());
+        let mut book = Book::new((0..VENDORS).map(vendor).collect(), BTreeSet::new());
         for ((product_id, vendor_id), shelf) in &self.shelves {
             book.load_shelf(product_id.clone(), vendor_id.clone(), shelf.clone());
         }
@@ -418,36 +418,33 @@ impl World {
             number,
             seen,
         } = self.runs[index].clone();
-        let Some((snapshot, applied, mut left)) = seen else {
+        let Some((snapshot, mut applied, mut left)) = seen else {
             return;
         };
-        if let Some(chunk) = left.pop() {
-            // The fence: only the vendor's current run writes.
-            if self.current_run[&of] == number {
-                let listed = [Listed {
-                    product_id: chunk.clone(),
-                    name: "n".into(),
-                    stock: snapshot.stock[&chunk],
-                }];
-                let here: Vec<_> = applied
-                    .iter()
-                    .copied()
-                    .filter(|id| self.updates[id].product_id == chunk)
-                    .collect();
-                let mut book = Book::new(BTreeSet::new());
-                let place = (chunk.clone(), of.clone());
-                book.load_shelf(chunk.clone(), of.clone(), self.shelves[&place].clone());
-                for id in &here {
-                    book.load_update(self.updates[id].clone());
-                }
-                book.reconcile(&of, number, &listed, &here).expect("loaded");
-                self.save(book.into_changes());
-                if self.told.get(&place).is_some_and(|(_, run)| *run < number) {
-                    self.told.remove(&place);
-                }
-                self.own_at_snapshot
-                    .insert(place, snapshot.own.get(&chunk).copied().unwrap_or(0));
+        let is_current = self.current_run[&of] == number;
+        if let Some(id) = applied.pop() {
+            if is_current {
+                self.transact(|book, _| book.fold(&[id])).expect("loaded");
             }
+        } else if let Some(chunk) = left.pop()
+            // The fence: only the vendor's current run writes.
+            && is_current
+        {
+            let listed = [Listed {
+                product_id: chunk.clone(),
+                name: "n".into(),
+                stock: snapshot.stock[&chunk],
+            }];
+            let mut book = Book::new((0..VENDORS).map(vendor).collect(), BTreeSet::new());
+            let place = (chunk.clone(), of.clone());
+            book.load_shelf(chunk.clone(), of.clone(), self.shelves[&place].clone());
+            book.reconcile(&of, number, &listed, &[]).expect("loaded");
+            self.save(book.into_changes());
+            if self.told.get(&place).is_some_and(|(_, run)| *run < number) {
+                self.told.remove(&place);
+            }
+            let own = snapshot.own.get(&chunk).copied().unwrap_or(0);
+            self.own_at_snapshot.insert(place, own);
         }
         if left.is_empty() {
             self.runs.remove(index);
@@ -475,7 +472,9 @@ impl World {
         for v in 0..VENDORS {
             self.step(&Step::SyncBegins { vendor: v });
             self.step(&Step::SyncLooks { pick: 0 });
-            (0..PRODUCTS).for_each(|_| self.step(&Step::SyncWrites { pick: 0 }));
+            while !self.runs.is_empty() {
+                self.step(&Step::SyncWrites { pick: 0 });
+            }
             self.check();
         }
     }

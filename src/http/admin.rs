@@ -24,13 +24,13 @@ struct SyncResponse {
 /// `POST /admin/sync`
 pub(super) async fn sync(state: Data<State>) -> Result<HttpResponse, Problem> {
     let vendors = state.context.vendor_ids();
-    let mut connection = state.context.database.get().await.map_err(Error::from)?;
-    db::vendors::register(&mut connection, &vendors)
-        .await
-        .map_err(Error::from)?;
-    db::vendors::request_sync(&mut connection, &vendors)
-        .await
-        .map_err(Error::from)?;
+    state
+        .context
+        .with_connection(async |connection| {
+            db::vendors::register(connection, &vendors).await?;
+            Ok(db::vendors::request_sync(connection, &vendors).await?)
+        })
+        .await?;
     Ok(HttpResponse::Accepted().json(SyncResponse {
         requested: vendors.iter().map(ToString::to_string).collect(),
     }))

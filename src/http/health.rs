@@ -7,7 +7,6 @@ use actix_web::web::Data;
 use serde::Serialize;
 
 use super::State;
-use crate::db;
 use crate::mq::Link;
 
 /// A probe without an answer for this long has none.
@@ -32,14 +31,7 @@ struct Ready {
 
 /// `GET /readyz`: either store can accept an order.
 pub(super) async fn ready(state: Data<State>) -> HttpResponse {
-    let probe = async {
-        let mut connection = state.context.database.get().await?;
-        db::probe(&mut connection).await
-    };
-    let postgresql = matches!(
-        tokio::time::timeout(PROBE_DEADLINE, probe).await,
-        Ok(Ok(()))
-    );
+    let postgresql = state.context.store_works(PROBE_DEADLINE).await;
     let rabbitmq = match *state.publisher.link().borrow() {
         Link::Up => "up",
         Link::Connecting { .. } => "down",

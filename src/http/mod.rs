@@ -14,9 +14,9 @@ use std::time::Duration;
 use actix_web::dev::Server;
 use actix_web::{App, HttpResponse, HttpServer, web};
 
-use crate::app::Context;
 use crate::app::accept::Accept;
 use crate::app::relay::Relay;
+use crate::app::{self, Context};
 use crate::domain::ids::{IdError, ProductId, VendorId};
 use crate::mq;
 use problem::{Problem, problems_of_extractors};
@@ -167,6 +167,16 @@ async fn method_not_allowed(request: actix_web::HttpRequest) -> Result<HttpRespo
         problem::METHOD_NOT_ALLOWED,
         format!("{} does not answer {}", request.path(), request.method()),
     ))
+}
+
+/// Runs a use case to its end, also when the caller goes away meanwhile: one that is dropped in the middle of its
+/// transaction would keep its locks until the server notices.
+async fn detached<T: Send + 'static>(
+    use_case: impl Future<Output = Result<T, app::Error>> + Send + 'static,
+) -> Result<T, app::Error> {
+    tokio::spawn(use_case)
+        .await
+        .unwrap_or_else(|error| Err(app::Error::Broken(error.to_string())))
 }
 
 /// A name in a path that cannot be one names nothing.

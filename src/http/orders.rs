@@ -3,13 +3,13 @@
 use actix_web::http::header::LOCATION;
 use actix_web::web::{Data, Path, Payload, Query};
 use actix_web::{HttpRequest, HttpResponse};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::body::read_json;
 use super::problem::{NOT_YET_VISIBLE, Problem};
-use super::{BODY_BYTES_MAX, State, limit};
+use super::{BODY_BYTES_MAX, State, detached, limit};
 use crate::app::accept::{self, Accepted};
 use crate::app::{Error, cancel as use_case};
 use crate::db;
@@ -151,31 +151,28 @@ fn order_id(text: &str) -> Result<OrderId, Problem> {
 }
 
 async fn find(state: &State, id: OrderId) -> Result<OrderResponse, Problem> {
-    let mut connection = state.context.database.get().await.map_err(Error::from)?;
-    let found = db::orders::find_all(&mut connection, &[id])
-        .await
-        .map_err(Error::from)?;
-    let Some(order) = found.into_iter().next() else {
-        return Err(if state.accept.awaits(id) {
-            Problem::new(
-                NOT_YET_VISIBLE,
-                format!("order {id} was accepted, or may have been, while PostgreSQL was down"),
-            )
-        } else {
-            Problem::not_found(format!("there is no order {id}"))
-        });
-    };
-    let updates = db::updates::list_shown(&mut connection, &[id])
-        .await
-        .map_err(Error::from)?;
-    Ok(OrderResponse::new(order, &updates))
+    let found = state
+        .context
+        .with_connection(async |connection| {
+            let order = db::orders::find_all(connection, &[id]).await?.pop();
+            Ok((order, db::updates::list_shown(connection, &[id]).await?))
+        })
+        .await?;
+    match found {
+        (Some(order), updates) => Ok(OrderResponse::new(order, &updates)),
+        (None, _) if state.accept.awaits(id) => Err(Problem::new(
+            NOT_YET_VISIBLE,
+            format!("order {id} was accepted, or may have been, while PostgreSQL was down"),
+        )),
+        (None, _) => Err(Problem::not_found(format!("there is no order {id}"))),
+    }
 }
 
 async fn load_updates(state: &State, ids: &[OrderId]) -> Result<Vec<Shown>, Problem> {
-    let mut connection = state.context.database.get().await.map_err(Error::from)?;
-    Ok(db::updates::list_shown(&mut connection, ids)
-        .await
-        .map_err(Error::from)?)
+    Ok(state
+        .context
+        .with_connection(async |connection| Ok(db::updates::list_shown(connection, ids).await?))
+        .await?)
 }
 
 #[derive(Deserialize)]
@@ -205,18 +202,19 @@ pub(super) async fn list(
         product_id: query.product_id.clone(),
         after: query.cursor.as_deref().map(decode_cursor).transpose()?,
     };
-    let mut connection = state.context.database.get().await.map_err(Error::from)?;
-    // One more than asked for says whether there is a next page.
-    let mut orders = db::orders::list(&mut connection, &filter, limit + 1)
-        .await
-        .map_err(Error::from)?;
+    let (mut orders, updates) = state
+        .context
+        .with_connection(async |connection| {
+            // One more than asked for says whether there is a next page.
+            let orders = db::orders::list(connection, &filter, limit + 1).await?;
+            let ids: Vec<OrderId> = orders.iter().map(|order| order.request.id).collect();
+            let updates = db::updates::list_shown(connection, &ids).await?;
+            Ok((orders, updates))
+        })
+        .await?;
     let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
     let has_more = orders.len() > wanted;
     orders.truncate(wanted);
-    let ids: Vec<OrderId> = orders.iter().map(|order| order.request.id).collect();
-    let updates = db::updates::list_shown(&mut connection, &ids)
-        .await
-        .map_err(Error::from)?;
     let next_cursor = orders.last().filter(|_| has_more).map(encode_cursor);
     Ok(HttpResponse::Ok().json(ListResponse {
         orders: orders
@@ -243,6 +241,10 @@ fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, OrderId), Problem> {
     text.split_once('.')
         .and_then(|(micros, id)| {
             let at = DateTime::from_timestamp_micros(micros.parse().ok()?)?;
+            // PostgreSQL holds fewer years than a cursor can be made to name.
+            if !(1..=9999).contains(&at.year()) {
+                return None;
+            }
             Some((at, OrderId(Uuid::try_parse(id).ok()?)))
         })
         .ok_or_else(|| {
@@ -253,7 +255,8 @@ fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, OrderId), Problem> {
 /// `POST /orders/{id}/cancel`
 pub(super) async fn cancel(id: Path<String>, state: Data<State>) -> Result<HttpResponse, Problem> {
     let id = order_id(&id)?;
-    match use_case::cancel(&state.context, id, Utc::now()).await {
+    let context = state.context.clone();
+    match detached(async move { use_case::cancel(&context, id, Utc::now()).await }).await {
         Ok(waiting) => state.relay.hand_over(waiting),
         Err(Error::Missing(_)) if state.accept.awaits(id) => {
             return Err(Problem::new(

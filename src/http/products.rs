@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::problem::Problem;
 use super::{State, limit, product_id};
-use crate::app::Error;
 use crate::db;
 use crate::db::stock::Shown;
 use crate::domain::ids::ProductId;
@@ -81,10 +80,12 @@ pub(super) async fn list(
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
     let limit = limit(query.limit)?;
-    let mut connection = state.context.database.get().await.map_err(Error::from)?;
-    let rows = db::stock::list_products(&mut connection, query.cursor.as_ref(), limit + 1)
-        .await
-        .map_err(Error::from)?;
+    let rows = state
+        .context
+        .with_connection(async |connection| {
+            Ok(db::stock::list_products(connection, query.cursor.as_ref(), limit + 1).await?)
+        })
+        .await?;
     let mut products = products(rows);
     let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
     let has_more = products.len() > wanted;
@@ -102,10 +103,10 @@ pub(super) async fn list(
 /// `GET /products/{id}`
 pub(super) async fn show(id: Path<String>, state: Data<State>) -> Result<HttpResponse, Problem> {
     let id = product_id(&id)?;
-    let mut connection = state.context.database.get().await.map_err(Error::from)?;
-    let rows = db::stock::find_product(&mut connection, &id)
-        .await
-        .map_err(Error::from)?;
+    let rows = state
+        .context
+        .with_connection(async |connection| Ok(db::stock::find_product(connection, &id).await?))
+        .await?;
     match products(rows).into_iter().next() {
         Some(product) => Ok(HttpResponse::Ok().json(product)),
         None => Err(Problem::not_found(format!(

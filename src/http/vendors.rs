@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::body::read_json;
 use super::problem::Problem;
-use super::{BODY_BYTES_MAX, State, UPDATES_BODY_BYTES_MAX, product_id, vendor_id};
-use crate::app::{Error, vendor_stock};
+use super::{BODY_BYTES_MAX, State, UPDATES_BODY_BYTES_MAX, detached, product_id, vendor_id};
+use crate::app::vendor_stock;
 use crate::db;
 use crate::domain::order::Invalid;
 use crate::domain::vendor_api::UpdatesRequest;
@@ -38,10 +38,10 @@ struct ListResponse {
 
 /// `GET /vendors`
 pub(super) async fn list(state: Data<State>) -> Result<HttpResponse, Problem> {
-    let mut connection = state.context.database.get().await.map_err(Error::from)?;
-    let rows = db::vendors::list(&mut connection)
-        .await
-        .map_err(Error::from)?;
+    let rows = state
+        .context
+        .with_connection(async |connection| Ok(db::vendors::list(connection).await?))
+        .await?;
     let vendors = state
         .context
         .vendors
@@ -70,7 +70,12 @@ pub(super) async fn apply_updates(
     let vendor_id = vendor_id(&path)?;
     let body: UpdatesRequest = read_json(&request, payload, UPDATES_BODY_BYTES_MAX).await?;
     let (source, requests) = body.parse().map_err(Problem::invalid_fields)?;
-    let response = vendor_stock::apply(&state.context, &vendor_id, &source, &requests).await?;
+    let context = state.context.clone();
+    let response =
+        detached(
+            async move { vendor_stock::apply(&context, &vendor_id, &source, &requests).await },
+        )
+        .await?;
     Ok(HttpResponse::Ok().json(response))
 }
 
@@ -149,7 +154,7 @@ pub(super) async fn put_product(
         .map(|value| value.to_str().map(str::to_owned))
         .transpose()
         .map_err(|_| Problem::invalid_parameter("If-Match", "must be printable ASCII"))?;
-    let matches = |held: Option<&Product>| match (expected.as_deref(), held) {
+    let matches = move |held: Option<&Product>| match (expected.as_deref(), held) {
         (None, _) | (Some("*"), Some(_)) => true,
         (Some(_), None) => false,
         (Some(versions), Some(held)) => versions
@@ -161,7 +166,12 @@ pub(super) async fn put_product(
         name: body.name,
         stock: body.stock,
     };
-    let is_new = vendor_stock::put_product(&state.context, &vendor_id, &product, matches).await?;
+    let (context, wanted) = (state.context.clone(), product.clone());
+    let is_new =
+        detached(
+            async move { vendor_stock::put_product(&context, &vendor_id, &wanted, matches).await },
+        )
+        .await?;
     let response = if is_new {
         HttpResponse::Created()
     } else {

@@ -80,12 +80,11 @@ impl From<DieselError> for Error {
 }
 
 /// The server's last words before it goes (57P01 to 57P03, 53300); diesel passes on no SQLSTATE to tell them by.
-const SHUTTING_DOWN: [&str; 5] = [
+const SHUTTING_DOWN: [&str; 4] = [
     "terminating connection",
     "the database system is",
     "sorry, too many clients already",
     "remaining connection slots are reserved",
-    "canceling statement due to statement timeout",
 ];
 
 /// The server's text with its detail, which names the row.

@@ -14,8 +14,8 @@ use super::Error;
 /// A pooled connection.
 pub type Connection = deadpool::Object<AsyncPgConnection>;
 
-/// How to reach a server, and how long to wait for it.
-#[derive(Debug, Clone)]
+/// How to reach a server, and how long to wait for it. It has no `Debug`, since the URL carries a password.
+#[derive(Clone)]
 pub struct Settings {
     /// `postgres://user:password@host:port/database`.
     pub url: String,
@@ -116,18 +116,27 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Prepares a pool; nothing is connected before the first use.
+    /// Prepares a pool, within the runtime that its connections will live on; nothing is connected before the first use.
     ///
     /// # Errors
     /// The settings allow no connection.
     pub fn new(settings: Settings) -> Result<Self, Error> {
         let for_setup = settings.clone();
+        // A connection lives on the runtime that opened it. A worker of the HTTP server has one of its own, which ends
+        // before what it has accepted is published.
+        let runtime = tokio::runtime::Handle::current();
         let mut config = ManagerConfig::default();
         // A lost connection shows on its first use, and every use handles that; a probe would cost a round trip each.
         config.recycling_method = RecyclingMethod::Fast;
         config.custom_setup = Box::new(move |_| {
             let settings = for_setup.clone();
-            async move { establish(&settings).await }.boxed()
+            let opening = runtime.spawn(async move { establish(&settings).await });
+            async move {
+                opening
+                    .await
+                    .unwrap_or_else(|error| Err(ConnectionError::BadConnection(error.to_string())))
+            }
+            .boxed()
         });
         let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new_with_config(
             settings.url.as_str(),

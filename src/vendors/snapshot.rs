@@ -32,10 +32,13 @@ impl Snapshot {
     /// See [`Error`].
     pub async fn open(settings: &Settings, rows_per_chunk: usize) -> Result<Self, Error> {
         let mut connection = connect(settings).await?;
+        // A vendor may have to sort its catalogue first, and waits while we write a chunk.
         // BEGIN alone opens no snapshot, the first query does. The cursor reads in the order of bytes, as we do.
         connection
             .batch_execute(
-                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+                "SET statement_timeout = '60s';
+                 SET idle_in_transaction_session_timeout = '5min';
+                 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
                  SELECT 1;
                  DECLARE products_in_order NO SCROLL CURSOR FOR
                      SELECT id, coalesce(name, '') AS name, stock::bigint AS stock FROM products

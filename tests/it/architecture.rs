@@ -16,7 +16,10 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
     ("vendors", &["domain", "pg"]),
     ("app", &["db", "domain", "mq", "pg", "shutdown", "vendors"]),
     ("http", &["app", "db", "domain", "mq", "vendors"]),
-    ("consumers", &["app", "db", "domain", "mq", "shutdown"]),
+    (
+        "consumers",
+        &["app", "db", "domain", "mq", "shutdown", "vendors"],
+    ),
     ("schedule", &["app", "db", "domain", "shutdown"]),
     (
         "commands",

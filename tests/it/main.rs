@@ -1,6 +1,8 @@
 //! Integration tests, against a real PostgreSQL and a real RabbitMQ. A database for each test, a queue prefix for each
 //! test; nothing is shared but the servers.
 
+#![expect(clippy::panic, reason = "a test that fails panics")]
+
 mod architecture;
 mod cli;
 mod flow;

@@ -88,7 +88,8 @@ CREATE TABLE stock_updates (
 CREATE INDEX stock_updates_order ON stock_updates (order_id);
 -- A take is returned at most once.
 CREATE UNIQUE INDEX stock_updates_reverses ON stock_updates (reverses) WHERE reverses IS NOT NULL;
-CREATE INDEX stock_updates_unclosed ON stock_updates (vendor_id, product_id) WHERE closed_at IS NULL;
+-- A sync lists what is not closed of its vendor, in the order of ids.
+CREATE INDEX stock_updates_unclosed ON stock_updates (vendor_id, id) WHERE closed_at IS NULL;
 
 -- What was decided but is not known to be in the broker yet. A row goes once its confirm has come.
 CREATE TABLE outbox (
