@@ -262,7 +262,7 @@ async fn what_runs_on_says_which_server_it_cannot_reach_keeps_trying_and_ends_cl
 #[tokio::test(flavor = "multi_thread")]
 async fn the_processes_start_working_when_the_schema_appears() {
     let mut shop = Shop::with(ShopOptions {
-        config: "[orders]\nretry_delay_ms = 200\nretries_max = 20\n".into(),
+        config: "[orders]\nretry_delay_ms = 1000\nretries_max = 20\n".into(),
         ..ShopOptions::default()
     })
     .await;

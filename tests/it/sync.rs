@@ -551,7 +551,7 @@ async fn a_vendor_without_a_ledger_is_synced_by_reading_alone_and_its_stock_is_e
 #[tokio::test(flavor = "multi_thread")]
 async fn while_a_vendor_was_never_synced_only_what_can_be_confirmed_is_decided() {
     let shop = Shop::with(ShopOptions {
-        config: "[orders]\nretry_delay_ms = 200\nretries_max = 20\n".into(),
+        config: "[orders]\nretry_delay_ms = 1000\nretries_max = 20\n".into(),
         ..ShopOptions::default()
     })
     .await;

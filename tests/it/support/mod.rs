@@ -9,7 +9,7 @@ use std::time::Duration;
 
 pub(crate) use process::{Ended, Process};
 pub(crate) use servers::{Servers, binary};
-pub(crate) use shop::{Running, Shop, ShopOptions};
+pub(crate) use shop::{Running, Shop, ShopOptions, reqwest_client};
 
 /// Longer than anything takes on a busy machine; only a failure waits for it.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);

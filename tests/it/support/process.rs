@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -10,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
-use super::{DEADLINE, binary, eventually};
+use super::{DEADLINE, binary};
 
 /// What a process has left when it has ended.
 #[derive(Debug)]
@@ -93,11 +94,21 @@ impl Process {
 
     /// Waits until it has written a text, to stdout or to stderr, and returns both as they are then.
     pub(crate) async fn writes(&self, text: &str) -> String {
-        eventually(&format!("{text:?} is written"), || async {
-            let written = self.stdout.so_far() + &self.stderr.so_far();
-            written.contains(text).then_some(written)
-        })
-        .await
+        self.writes_within(text, DEADLINE).await
+    }
+
+    /// As [`Process::writes`], for what may take longer than anything else.
+    pub(crate) async fn writes_within(&self, text: &str, deadline: Duration) -> String {
+        let written = || self.stdout.so_far() + &self.stderr.so_far();
+        let waiting = async {
+            while !written().contains(text) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let came = tokio::time::timeout(deadline, waiting).await;
+        let written = written();
+        assert!(came.is_ok(), "{text:?} never came, but {written}");
+        written
     }
 
     /// Waits for its end.

@@ -483,7 +483,8 @@ impl Held {
     }
 }
 
-fn reqwest_client() -> reqwest::Client {
+/// A client of the HTTP API.
+pub(crate) fn reqwest_client() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
         .timeout(Duration::from_secs(20))
