@@ -104,8 +104,10 @@ impl Columns {
 }
 
 /// Inserts accepted orders and their outbox rows, in one statement and so in one transaction. Returns, for each order
-/// that did not exist, the row of the outbox that holds its message. The orders must be sorted by id, each id once: two
-/// batches that insert the same keys in opposite order would deadlock.
+/// that did not exist, the row of the outbox that holds its message. Each id is given once.
+///
+/// Rows are inserted in the order of their keys, and by id where there is none: two batches that meet in the same keys in
+/// opposite order would deadlock, and the ids of two requests say nothing of the order of the key that both claim.
 ///
 /// # Errors
 /// See [`Error`].
@@ -129,7 +131,8 @@ pub async fn insert_accepted(
                      AS t(id, caller, idempotency_key, reference, lines, accepted_at, message)
              ), inserted AS (
                  INSERT INTO orders (id, caller, idempotency_key, reference, lines, accepted_at)
-                 SELECT id, caller, idempotency_key, reference, lines, accepted_at FROM input ORDER BY id
+                 SELECT id, caller, idempotency_key, reference, lines, accepted_at FROM input
+                 ORDER BY caller, idempotency_key, id
                  ON CONFLICT DO NOTHING RETURNING id
              )
              INSERT INTO outbox (queue, message_id, body)
@@ -153,7 +156,7 @@ pub async fn insert_accepted(
 }
 
 /// Inserts orders that came through the broker, where they do not exist yet; their messages are being handled now.
-/// Sorted by id, each id once.
+/// Each id is given once; in the order of [`insert_accepted`].
 ///
 /// # Errors
 /// See [`Error`].
@@ -165,7 +168,8 @@ pub async fn insert_delivered(
     prepared(
         diesel::sql_query(
             "INSERT INTO orders (id, caller, idempotency_key, reference, lines, accepted_at)
-             SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS t(id) ORDER BY id
+             SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS t(id, caller, idempotency_key)
+             ORDER BY caller, idempotency_key, id
              ON CONFLICT DO NOTHING",
         )
         .bind::<Array<SqlUuid>, _>(columns.ids)
