@@ -12,7 +12,8 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use actix_web::dev::Server;
-use actix_web::{App, HttpResponse, HttpServer, web};
+use actix_web::http::header::{ALLOW, HeaderValue};
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, ResponseError, Route, guard, web};
 
 use crate::app::accept::Accept;
 use crate::app::relay::Relay;
@@ -72,101 +73,109 @@ pub fn server(
 }
 
 fn configure(config: &mut web::ServiceConfig) {
-    let not_allowed = || web::route().to(method_not_allowed);
     config
         .configure(problems_of_extractors)
         .service(
             web::resource("/orders")
                 .post(orders::place)
-                .get(orders::list)
-                .default_service(not_allowed()),
+                .route(get().to(orders::list))
+                .default_service(only("GET, HEAD, POST")),
         )
         .service(
             web::resource("/order")
                 .post(orders::place)
-                .default_service(not_allowed()),
+                .default_service(only("POST")),
         )
         .service(
             web::resource("/orders/{id}")
-                .get(orders::show)
-                .default_service(not_allowed()),
+                .route(get().to(orders::show))
+                .default_service(only("GET, HEAD")),
         )
         .service(
             web::resource("/orders/{id}/cancel")
                 .post(orders::cancel)
-                .default_service(not_allowed()),
+                .default_service(only("POST")),
         )
         .service(
             web::resource("/products")
-                .get(products::list)
-                .default_service(not_allowed()),
+                .route(get().to(products::list))
+                .default_service(only("GET, HEAD")),
         )
         .service(
             web::resource("/products/{id}")
-                .get(products::show)
-                .default_service(not_allowed()),
+                .route(get().to(products::show))
+                .default_service(only("GET, HEAD")),
         )
         .service(
             web::resource("/vendors")
-                .get(vendors::list)
-                .default_service(not_allowed()),
+                .route(get().to(vendors::list))
+                .default_service(only("GET, HEAD")),
         )
         .service(
             web::resource("/vendors/{vendor}/products/{id}")
-                .get(vendors::show_product)
+                .route(get().to(vendors::show_product))
                 .put(vendors::put_product)
-                .default_service(not_allowed()),
+                .default_service(only("GET, HEAD, PUT")),
         )
         .service(
             web::resource("/vendors/{vendor}/stock-updates")
                 .post(vendors::apply_updates)
-                .default_service(not_allowed()),
+                .default_service(only("POST")),
         )
         .service(
             web::resource("/admin/sync")
                 .post(admin::sync)
-                .default_service(not_allowed()),
+                .default_service(only("POST")),
         )
         .service(
             web::resource("/admin/queues")
-                .get(admin::queues)
-                .default_service(not_allowed()),
+                .route(get().to(admin::queues))
+                .default_service(only("GET, HEAD")),
         )
         .service(
             web::resource("/admin/dead-letters/{queue}")
-                .get(admin::list_dead_letters)
-                .default_service(not_allowed()),
+                .route(get().to(admin::list_dead_letters))
+                .default_service(only("GET, HEAD")),
         )
         .service(
             web::resource("/admin/dead-letters/{queue}/replay")
                 .post(admin::replay)
-                .default_service(not_allowed()),
+                .default_service(only("POST")),
         )
         .service(
             web::resource("/healthz")
-                .get(health::alive)
-                .default_service(not_allowed()),
+                .route(get().to(health::alive))
+                .default_service(only("GET, HEAD")),
         )
         .service(
             web::resource("/readyz")
-                .get(health::ready)
-                .default_service(not_allowed()),
+                .route(get().to(health::ready))
+                .default_service(only("GET, HEAD")),
         )
         .default_service(web::route().to(no_route));
 }
 
-async fn no_route(request: actix_web::HttpRequest) -> Result<HttpResponse, Problem> {
+async fn no_route(request: HttpRequest) -> Result<HttpResponse, Problem> {
     Err(Problem::not_found(format!(
         "there is nothing at {}",
         request.path()
     )))
 }
 
-async fn method_not_allowed(request: actix_web::HttpRequest) -> Result<HttpResponse, Problem> {
-    Err(Problem::new(
-        problem::METHOD_NOT_ALLOWED,
-        format!("{} does not answer {}", request.path(), request.method()),
-    ))
+/// A GET, and the HEAD that goes with it: the server leaves the body of its answer out.
+fn get() -> Route {
+    web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
+}
+
+/// The answer to every method but those that are allowed.
+fn only(allowed: &'static str) -> Route {
+    web::route().to(move |request: HttpRequest| {
+        let detail = format!("{} does not answer {}", request.path(), request.method());
+        let mut response = Problem::new(problem::METHOD_NOT_ALLOWED, detail).error_response();
+        let headers = response.headers_mut();
+        headers.insert(ALLOW, HeaderValue::from_static(allowed));
+        std::future::ready(response)
+    })
 }
 
 /// Runs a use case to its end, also when the caller goes away meanwhile: one that is dropped in the middle of its
