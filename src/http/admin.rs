@@ -1,16 +1,18 @@
 //! `/admin`: what an operator asks for.
 
-use actix_web::web::{Data, Path, Payload, Query};
+use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
 
 use super::body::read_json;
 use super::problem::Problem;
-use super::{BODY_BYTES_MAX, State, limit};
+use super::query::read_query;
+use super::{BODY_BYTES_MAX, State, check_limit};
 use crate::app::Error;
 use crate::app::dead_letters::{self, Selection};
 use crate::db;
 use crate::domain::messages::{DEAD_ATTEMPTS, DEAD_ERROR, DEAD_REASON, DEAD_TIME};
+use crate::domain::order::Invalid;
 use crate::mq::{self, Delivery, HeaderValue, Queue};
 
 /// Asking the broker for the depth of six queues takes milliseconds.
@@ -67,16 +69,17 @@ pub(super) async fn queues(state: Data<State>) -> Result<HttpResponse, Problem> 
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct SelectionQuery {
+struct SelectionQuery {
     id: Option<String>,
     limit: Option<i64>,
 }
 
 impl SelectionQuery {
-    fn parse(self) -> Result<Selection, Problem> {
+    /// The error says what is wrong with the limit.
+    fn parse(self) -> Result<Selection, String> {
         Ok(Selection {
             message_id: self.id,
-            limit: usize::try_from(limit(self.limit)?).unwrap_or_default(),
+            limit: usize::try_from(check_limit(self.limit)?).unwrap_or_default(),
         })
     }
 }
@@ -117,12 +120,15 @@ fn header(delivery: &Delivery, name: &str) -> Option<String> {
 
 /// `GET /admin/dead-letters/{queue}`
 pub(super) async fn list_dead_letters(
+    request: HttpRequest,
     queue: Path<String>,
-    query: Query<SelectionQuery>,
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
     let queue = dead_letter_queue(&queue)?;
-    let found = dead_letters::list(&state.broker, queue, &query.into_inner().parse()?).await?;
+    let selection = read_query::<SelectionQuery>(&request)?
+        .parse()
+        .map_err(|problem| Problem::invalid_parameter("limit", problem))?;
+    let found = dead_letters::list(&state.broker, queue, &selection).await?;
     Ok(HttpResponse::Ok().json(DeadLettersResponse {
         dead_letters: found
             .into_iter()
@@ -153,13 +159,16 @@ pub(super) async fn replay(
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
     let queue = dead_letter_queue(&queue)?;
-    let body: SelectionQuery = read_json(&request, payload, BODY_BYTES_MAX).await?;
+    let selection = read_json::<SelectionQuery>(&request, payload, BODY_BYTES_MAX)
+        .await?
+        .parse()
+        .map_err(|problem| Problem::invalid_fields(vec![Invalid::new("/limit", problem)]))?;
     let replayed = dead_letters::replay(
         &state.context,
         &state.broker,
         &state.publisher,
         queue,
-        &body.parse()?,
+        &selection,
     )
     .await?;
     Ok(HttpResponse::Ok().json(ReplayResponse { replayed }))

@@ -6,6 +6,7 @@ mod health;
 mod orders;
 pub mod problem;
 mod products;
+mod query;
 mod vendors;
 
 use std::net::TcpListener;
@@ -211,13 +212,15 @@ const LIMIT_DEFAULT: i64 = 50;
 const LIMIT_MAX: i64 = 200;
 
 fn limit(asked: Option<i64>) -> Result<i64, Problem> {
+    check_limit(asked).map_err(|problem| Problem::invalid_parameter("limit", problem))
+}
+
+/// The limit, or what is wrong with it, wherever it stood.
+fn check_limit(asked: Option<i64>) -> Result<i64, String> {
     let limit = asked.unwrap_or(LIMIT_DEFAULT);
     if (1..=LIMIT_MAX).contains(&limit) {
         Ok(limit)
     } else {
-        Err(Problem::invalid_parameter(
-            "limit",
-            format!("must be 1 to {LIMIT_MAX}, is {limit}"),
-        ))
+        Err(format!("must be 1 to {LIMIT_MAX}, is {limit}"))
     }
 }

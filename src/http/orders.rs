@@ -1,14 +1,17 @@
 //! `/orders`: place, show, list and cancel.
 
+use std::ops::RangeInclusive;
+
 use actix_web::http::header::LOCATION;
-use actix_web::web::{Data, Path, Payload, Query};
+use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
-use chrono::{DateTime, Datelike, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::body::read_json;
 use super::problem::{NOT_YET_VISIBLE, Problem};
+use super::query::read_query;
 use super::{BODY_BYTES_MAX, State, detached, limit};
 use crate::app::accept::{self, Accepted};
 use crate::app::{Error, cancel as use_case};
@@ -177,7 +180,7 @@ async fn load_updates(state: &State, ids: &[OrderId]) -> Result<Vec<Shown>, Prob
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct ListQuery {
+struct ListQuery {
     status: Option<Status>,
     product_id: Option<ProductId>,
     limit: Option<i64>,
@@ -193,13 +196,14 @@ struct ListResponse {
 
 /// `GET /orders`
 pub(super) async fn list(
-    query: Query<ListQuery>,
+    request: HttpRequest,
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
+    let query: ListQuery = read_query(&request)?;
     let limit = limit(query.limit)?;
     let filter = Filter {
         status: query.status,
-        product_id: query.product_id.clone(),
+        product_id: query.product_id,
         after: query.cursor.as_deref().map(decode_cursor).transpose()?,
     };
     let (mut orders, updates) = state
@@ -237,14 +241,14 @@ fn encode_cursor(order: &Order) -> String {
     )
 }
 
+/// Times that a cursor can name, in microseconds: 1970 to 9999. PostgreSQL refuses some that a cursor could spell.
+const CURSOR_MICROS: RangeInclusive<i64> = 0..=253_402_300_799_999_999;
+
 fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, OrderId), Problem> {
     text.split_once('.')
         .and_then(|(micros, id)| {
-            let at = DateTime::from_timestamp_micros(micros.parse().ok()?)?;
-            // PostgreSQL holds fewer years than a cursor can be made to name.
-            if !(1..=9999).contains(&at.year()) {
-                return None;
-            }
+            let micros = micros.parse().ok().filter(|m| CURSOR_MICROS.contains(m))?;
+            let at = DateTime::from_timestamp_micros(micros)?;
             Some((at, OrderId(Uuid::try_parse(id).ok()?)))
         })
         .ok_or_else(|| {

@@ -270,19 +270,9 @@ impl From<NotAccepted> for Problem {
 
 /// Makes the extractors of actix answer with problems too.
 pub(super) fn problems_of_extractors(config: &mut web::ServiceConfig) {
-    config
-        .app_data(
-            web::QueryConfig::default().error_handler(|error, _: &HttpRequest| {
-                Problem::new(
-                    INVALID_PARAMETER,
-                    format!("the query is not valid: {error}"),
-                )
-                .into()
-            }),
-        )
-        .app_data(
-            web::PathConfig::default().error_handler(|error, _: &HttpRequest| {
-                Problem::not_found(format!("the path names nothing: {error}")).into()
-            }),
-        );
+    config.app_data(
+        web::PathConfig::default().error_handler(|error, _: &HttpRequest| {
+            Problem::not_found(format!("the path names nothing: {error}")).into()
+        }),
+    );
 }

@@ -1,11 +1,12 @@
 //! `/products`: the aggregated view.
 
-use actix_web::HttpResponse;
-use actix_web::web::{Data, Path, Query};
+use actix_web::web::{Data, Path};
+use actix_web::{HttpRequest, HttpResponse};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::problem::Problem;
+use super::query::read_query;
 use super::{State, limit, product_id};
 use crate::db;
 use crate::db::stock::Shown;
@@ -62,7 +63,7 @@ fn products(rows: Vec<Shown>) -> Vec<ProductResponse> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct ListQuery {
+struct ListQuery {
     limit: Option<i64>,
     cursor: Option<ProductId>,
 }
@@ -76,9 +77,10 @@ struct ListResponse {
 
 /// `GET /products`
 pub(super) async fn list(
-    query: Query<ListQuery>,
+    request: HttpRequest,
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
+    let query: ListQuery = read_query(&request)?;
     let limit = limit(query.limit)?;
     let rows = state
         .context
