@@ -5,6 +5,7 @@ pub mod book;
 pub mod ids;
 pub mod ledger;
 pub mod messages;
+pub mod object;
 pub mod order;
 pub mod retry;
 pub mod update;

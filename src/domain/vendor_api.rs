@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::ids::{ProductId, UpdateId};
 use super::ledger;
 use super::messages::UpdateItem;
+use super::object;
 use super::order::{Invalid, QUANTITY_MAX};
 use super::update::Outcome;
 
@@ -25,6 +26,7 @@ pub struct UpdatesRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// The changes; each id is applied at most once.
+    #[serde(deserialize_with = "object::list")]
     pub updates: Vec<UpdateItem>,
 }
 

@@ -11,6 +11,7 @@ use super::SEND_DEADLINE;
 use super::problem::{
     BODY_TOO_LARGE, MALFORMED_JSON, Problem, REQUEST_TIMEOUT, UNSUPPORTED_MEDIA_TYPE,
 };
+use crate::domain::object::Object;
 use crate::domain::order::Invalid;
 
 /// Reads a JSON body of at most `bytes_max`.
@@ -67,7 +68,7 @@ async fn read(mut payload: Payload, bytes_max: usize) -> Result<BytesMut, Proble
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let Object(value) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let pointer = pointer(error.path());
         let inner = error.into_inner();
         match inner.classify() {

@@ -19,6 +19,7 @@ use crate::db;
 use crate::db::orders::{Filter, Order};
 use crate::db::updates::Shown;
 use crate::domain::ids::{OrderId, ProductId};
+use crate::domain::object::Object;
 use crate::domain::order::{
     IDEMPOTENCY_KEY_CHARS_MAX, Invalid, Line, Lines, NewOrder, Reason, Status, check_reference,
     derive_id,
@@ -30,7 +31,7 @@ const LOCAL_CALLER: &str = "local";
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct OrderRequest {
-    lines: Option<Vec<Line>>,
+    lines: Option<Vec<Object<Line>>>,
     product_id: Option<ProductId>,
     quantity: Option<i64>,
     reference: Option<String>,
