@@ -75,7 +75,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
             serde_json::error::Category::Data => {
                 Problem::invalid_fields(vec![Invalid::new(pointer, without_position(&inner))])
             }
-            _ => Problem::new(MALFORMED_JSON, inner.to_string()),
+            _ => Problem::malformed(pointer, inner.to_string()),
         }
     })?;
     deserializer
@@ -96,11 +96,13 @@ fn without_position(error: &serde_json::Error) -> String {
 /// A path as a JSON pointer (RFC 6901).
 fn pointer(path: &serde_path_to_error::Path) -> String {
     path.iter()
+        // Where the text breaks off inside an object, what follows has no name.
+        .take_while(|segment| !matches!(segment, Segment::Unknown))
         .map(|segment| match segment {
             Segment::Seq { index } => format!("/{index}"),
             Segment::Map { key } => format!("/{}", key.replace('~', "~0").replace('/', "~1")),
             Segment::Enum { variant } => format!("/{variant}"),
-            Segment::Unknown => "/?".to_owned(),
+            Segment::Unknown => String::new(),
         })
         .collect()
 }

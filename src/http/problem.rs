@@ -121,6 +121,20 @@ impl Problem {
         Self::new(NOT_FOUND, detail)
     }
 
+    /// The body is not JSON; the pointer says how far it could be read.
+    pub fn malformed(pointer: String, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        let mut problem = Self::new(MALFORMED_JSON, detail.clone());
+        if !pointer.is_empty() {
+            problem.errors.push(FieldProblem {
+                pointer: Some(pointer),
+                parameter: None,
+                detail,
+            });
+        }
+        problem
+    }
+
     /// A parameter of the query or a header is not allowed.
     pub fn invalid_parameter(parameter: &str, detail: impl Into<String>) -> Self {
         let detail = detail.into();
