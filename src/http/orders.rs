@@ -14,7 +14,7 @@ use super::problem::{NOT_YET_VISIBLE, Problem};
 use super::query::read_query;
 use super::{BODY_BYTES_MAX, State, detached, limit};
 use crate::app::accept::{self, Accepted};
-use crate::app::{Error, cancel as use_case};
+use crate::app::{Error, Kind, cancel as use_case};
 use crate::db;
 use crate::db::orders::{Filter, Order};
 use crate::db::updates::Shown;
@@ -40,7 +40,9 @@ pub(super) struct OrderRequest {
 impl OrderRequest {
     fn parse(self) -> Result<(Lines, Option<String>), Problem> {
         let lines = match (self.lines, self.product_id, self.quantity) {
-            (Some(lines), None, None) => Lines::parse(lines),
+            (Some(lines), None, None) => {
+                Lines::parse(lines.into_iter().map(|line| line.0).collect())
+            }
             (None, Some(product_id), Some(quantity)) => Lines::parse(vec![Line {
                 product_id,
                 quantity,
@@ -158,21 +160,33 @@ fn order_id(text: &str) -> Result<OrderId, Problem> {
 }
 
 async fn find(state: &State, id: OrderId) -> Result<OrderResponse, Problem> {
-    let found = state
+    match look_up(state, id).await {
+        Ok(Some(order)) => Ok(order),
+        // Also while PostgreSQL is down: it would not have the order yet if it were up.
+        Ok(None) | Err(_) if state.accept.awaits(id) => Err(not_yet_visible(id)),
+        Ok(None) => Err(Problem::not_found(format!("there is no order {id}"))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn look_up(state: &State, id: OrderId) -> Result<Option<OrderResponse>, Error> {
+    state
         .context
         .with_connection(async |connection| {
-            let order = db::orders::find_all(connection, &[id]).await?.pop();
-            Ok((order, db::updates::list_shown(connection, &[id]).await?))
+            let Some(order) = db::orders::find_all(connection, &[id]).await?.pop() else {
+                return Ok(None);
+            };
+            let updates = db::updates::list_shown(connection, &[id]).await?;
+            Ok(Some(OrderResponse::new(order, &updates)))
         })
-        .await?;
-    match found {
-        (Some(order), updates) => Ok(OrderResponse::new(order, &updates)),
-        (None, _) if state.accept.awaits(id) => Err(Problem::new(
-            NOT_YET_VISIBLE,
-            format!("order {id} was accepted, or may have been, while PostgreSQL was down"),
-        )),
-        (None, _) => Err(Problem::not_found(format!("there is no order {id}"))),
-    }
+        .await
+}
+
+fn not_yet_visible(id: OrderId) -> Problem {
+    Problem::new(
+        NOT_YET_VISIBLE,
+        format!("order {id} was accepted, or may have been, while PostgreSQL was down"),
+    )
 }
 
 async fn load_updates(state: &State, ids: &[OrderId]) -> Result<Vec<Shown>, Problem> {
@@ -266,11 +280,11 @@ pub(super) async fn cancel(id: Path<String>, state: Data<State>) -> Result<HttpR
     let context = state.context.clone();
     match detached(async move { use_case::cancel(&context, id, Utc::now()).await }).await {
         Ok(waiting) => state.relay.hand_over(waiting),
-        Err(Error::Missing(_)) if state.accept.awaits(id) => {
-            return Err(Problem::new(
-                NOT_YET_VISIBLE,
-                format!("order {id} has not reached PostgreSQL yet"),
-            ));
+        Err(error)
+            if matches!(error.kind(), Kind::Missing | Kind::Unavailable)
+                && state.accept.awaits(id) =>
+        {
+            return Err(not_yet_visible(id));
         }
         Err(error) => return Err(error.into()),
     }
