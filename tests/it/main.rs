@@ -6,6 +6,8 @@
 mod architecture;
 mod cli;
 mod flow;
+
+mod http;
 mod rejections;
 mod support;
 mod sync;

@@ -368,6 +368,11 @@ impl Shop {
         self.number(ORDERS, sql).await
     }
 
+    /// A number from a vendor's database.
+    pub(crate) async fn vendor_count(&self, vendor: &str, sql: &str) -> i64 {
+        self.number(vendor, sql).await
+    }
+
     async fn number(&self, database: &str, sql: &str) -> i64 {
         #[derive(diesel::QueryableByName)]
         struct Number {

@@ -1,0 +1,255 @@
+//! What an operator asks for, and what a supervisor does.
+
+use std::collections::BTreeSet;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use stockctl::commands::sync::{self, Selection};
+use stockctl::shutdown::Shutdown;
+
+use super::{ask, post_bytes, text};
+use crate::support::{Shop, ShopOptions, eventually};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_that_is_asked_for_is_run_by_the_loop() {
+    let defaults = ShopOptions::default();
+    let shop = Shop::with(ShopOptions {
+        // No tick comes while the test runs.
+        config: format!(
+            "{}[sync]\nschedule = \"0 0 0 1 1 * 2099\"\n",
+            defaults.config
+        ),
+        ..defaults
+    })
+    .await;
+    let _api = shop.serve().await;
+    // Asked for before any loop runs, it waits for one.
+    let (status, answer) = shop.post("/admin/sync", json!({})).await;
+    assert_eq!(
+        (status, answer),
+        (202, json!({"requested": ["vendorA", "vendorB"]}))
+    );
+    let shutdown = Shutdown::new();
+    let (config, until) = (shop.config.clone(), shutdown.clone());
+    let syncing =
+        tokio::spawn(async move { sync::run(&config, &Selection::default(), until).await });
+    let runs = "SELECT min(completed_run) AS n FROM vendors WHERE NOT sync_requested";
+    eventually("the first run is done", || async {
+        let done =
+            "SELECT count(*) AS n FROM vendors WHERE completed_run > 0 AND NOT sync_requested";
+        (shop.count(done).await == 2).then_some(())
+    })
+    .await;
+    let before = shop.count(runs).await;
+    shop.run_at("vendorA", "UPDATE products SET stock = 77 WHERE id = 'p1'")
+        .await;
+    assert_eq!(shop.available("p1").await, 10);
+    let (status, _) = shop.post("/admin/sync", json!({})).await;
+    assert_eq!(status, 202);
+    eventually("the vendor's new stock is seen", || async {
+        (shop.available("p1").await == 77).then_some(())
+    })
+    .await;
+    eventually("both vendors were synced again", || async {
+        let since = format!("SELECT count(*) AS n FROM vendors WHERE completed_run > {before} AND NOT sync_requested");
+        (shop.count(&since).await == 2).then_some(())
+    })
+    .await;
+    shutdown.begin();
+    syncing.await.expect("no panic").expect("a clean end");
+}
+
+/// Each queue with what is ready in it and how many consume it.
+async fn queues(shop: &Shop) -> String {
+    let (status, answer) = shop.get("/admin/queues").await;
+    assert_eq!(status, 200, "{answer}");
+    let queues = answer["queues"].as_array().expect("a list");
+    let lines = queues.iter().map(|queue| {
+        let name = text(&queue["name"]);
+        format!("{name} {} {}", queue["ready"], queue["consumers"])
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_queues_are_listed_with_what_waits_in_them() {
+    let shop = Shop::new().await;
+    shop.sync().await;
+    let api = (shop.serve().await, shop.serve_vendors());
+    let id = shop.order(&[("p1", 1)]).await;
+    let waiting = eventually("an order waits", || async {
+        let queues = queues(&shop).await;
+        queues.contains("orders_queue 1 0").then_some(queues)
+    })
+    .await;
+    insta::assert_snapshot!(waiting, @"
+    orders_dlq 0 0
+    orders_queue 1 0
+    orders_retry_queue 0 0
+    vendor_sync_dlq 0 0
+    vendor_sync 0 0
+    vendor_sync_retry 0 0
+    ");
+    let work = shop.work();
+    shop.order_told(&id).await;
+    eventually("both queues are empty and consumed", || async {
+        let queues = queues(&shop).await;
+        (queues.contains("orders_queue 0 1") && queues.contains("vendor_sync 0 1")).then_some(())
+    })
+    .await;
+    drop((api, work));
+}
+
+/// A shop in which no order for p3 can be decided, for as long as its schema forbids it.
+async fn shop_with_a_broken_product() -> Shop {
+    let shop = Shop::with(ShopOptions {
+        config: "[orders]\nretry_delay_ms = 100\nretries_max = 1\n".into(),
+        ..ShopOptions::default()
+    })
+    .await;
+    shop.run_here("ALTER TABLE stock_updates ADD CONSTRAINT broken CHECK (product_id <> 'p3')")
+        .await;
+    shop
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_listed_and_replayed_by_id_and_by_number() {
+    let shop = shop_with_a_broken_product().await;
+    let _parts = shop.open().await;
+    let mut ids = BTreeSet::new();
+    for quantity in 1..=4 {
+        let id = shop.order(&[("p3", quantity)]).await;
+        shop.order_with_status(&id, "failed").await;
+        ids.insert(id);
+    }
+    let first = ids.first().expect("four").clone();
+    let (_, failed) = shop.get(&format!("/orders/{first}")).await;
+    assert_eq!(failed["reason"]["code"], "processing_failed");
+    let letters = shop.dead_letters("orders_dlq", 4).await;
+    let letter = letters
+        .iter()
+        .find(|letter| letter["messageId"] == first.as_str())
+        .expect("its letter");
+    assert_eq!(
+        (&letter["reason"], &letter["attempts"]),
+        (&json!("retries_exhausted"), &json!("2")),
+        "{letter}"
+    );
+    assert_eq!(
+        (&letter["body"]["id"], &letter["body"]["lines"]),
+        (&json!(first), &failed["lines"])
+    );
+    assert!(text(&letter["error"]).contains("broken"), "{letter}");
+    // Looked at in parts or whole, they stay as they are.
+    let (_, two) = shop.get("/admin/dead-letters/orders_dlq?limit=2").await;
+    assert_eq!(two["deadLetters"], json!(letters[..2]));
+    let (_, by_id) = shop
+        .get(&format!("/admin/dead-letters/orders_dlq?id={first}"))
+        .await;
+    assert_eq!(by_id["deadLetters"], json!([letter]));
+    let (_, none) = shop.get("/admin/dead-letters/orders_dlq?id=nobody").await;
+    assert_eq!(none["deadLetters"], json!([]));
+    assert_eq!(shop.dead_letters("orders_dlq", 4).await, letters);
+    let (_, other) = shop.get("/admin/dead-letters/vendor_sync_dlq").await;
+    assert_eq!(other["deadLetters"], json!([]));
+
+    shop.run_here("ALTER TABLE stock_updates DROP CONSTRAINT broken")
+        .await;
+    let replay = "/admin/dead-letters/orders_dlq/replay";
+    assert_eq!(
+        shop.post(replay, json!({"id": "nobody"})).await,
+        (200, json!({"replayed": []}))
+    );
+    assert_eq!(
+        shop.post(replay, json!({"id": first})).await,
+        (200, json!({"replayed": [first]}))
+    );
+    shop.order_told(&first).await;
+    let (status, answer) = shop.post(replay, json!({"limit": 2})).await;
+    assert_eq!(
+        (status, answer["replayed"].as_array().map(Vec::len)),
+        (200, Some(2)),
+        "{answer}"
+    );
+    let (_, rest) = shop.post(replay, json!({})).await;
+    assert_eq!(rest["replayed"].as_array().map(Vec::len), Some(1), "{rest}");
+    for id in &ids {
+        assert_eq!(shop.order_told(id).await["status"], "confirmed");
+    }
+    assert_eq!(shop.available("p3").await, 10);
+    assert_eq!(
+        shop.get("/admin/dead-letters/orders_dlq").await.1,
+        json!({"deadLetters": []})
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_order_that_is_cancelled_stays_so_when_its_letter_is_replayed() {
+    let shop = shop_with_a_broken_product().await;
+    let _parts = shop.open().await;
+    let id = shop.order(&[("p3", 1)]).await;
+    shop.order_with_status(&id, "failed").await;
+    let (status, cancelled) = shop.post(&format!("/orders/{id}/cancel"), json!({})).await;
+    assert_eq!((status, &cancelled["status"]), (200, &json!("cancelled")));
+    shop.run_here("ALTER TABLE stock_updates DROP CONSTRAINT broken")
+        .await;
+    shop.dead_letters("orders_dlq", 1).await;
+    let (status, answer) = shop
+        .post("/admin/dead-letters/orders_dlq/replay", json!({}))
+        .await;
+    assert_eq!((status, answer), (200, json!({"replayed": [id]})));
+    // It stands behind the replayed one in the queue.
+    let next = shop.order(&[("p3", 1)]).await;
+    shop.order_told(&next).await;
+    assert_eq!(shop.get(&format!("/orders/{id}")).await.1, cancelled);
+    assert_eq!(shop.available("p3").await, 19);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_is_not_valid_moves_nothing() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let replay = "/admin/dead-letters/orders_dlq/replay";
+    let mut said = String::new();
+    for body in [
+        "",
+        "[]",
+        "{\"limit\":0}",
+        "{\"limit\":201}",
+        "{\"limit\":\"1\"}",
+        "{\"id\":1}",
+        "{\"all\":true}",
+    ] {
+        let answer = post_bytes(&shop, replay, body).await;
+        said.push_str(&format!("{body}: {}\n", answer.problem()));
+    }
+    insta::assert_snapshot!(said, @r#"
+    : 400 malformed_json
+    []: 422 validation_failed "" invalid type: sequence, expected an object
+    {"limit":0}: 422 validation_failed "/limit" must be 1 to 200, is 0
+    {"limit":201}: 422 validation_failed "/limit" must be 1 to 200, is 201
+    {"limit":"1"}: 422 validation_failed "/limit" invalid type: string "1", expected i64
+    {"id":1}: 422 validation_failed "/id" invalid type: integer `1`, expected a string
+    {"all":true}: 422 validation_failed "/all" unknown field `all`, expected `id` or `limit`
+    "#);
+    let answer = post_bytes(&shop, "/admin/dead-letters/orders_queue/replay", "{}").await;
+    assert_eq!(answer.problem(), "404 not_found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_can_accept_orders_says_so() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let alive = ask(&shop, Method::GET, "/healthz", &[], "").await;
+    assert_eq!((alive.status, alive.body), (200, json!({"status": "ok"})));
+    let ready: Value = eventually("both stores are up", || async {
+        let (status, ready) = shop.get("/readyz").await;
+        assert_eq!(status, 200, "{ready}");
+        (ready["rabbitmq"] == "up").then_some(ready)
+    })
+    .await;
+    assert_eq!(
+        ready,
+        json!({"status": "ready", "postgresql": "up", "rabbitmq": "up"})
+    );
+}
