@@ -50,6 +50,8 @@ pub async fn run_until_stopped(
     }
     loop {
         tokio::select! {
+            // First, since the loops end by it too.
+            biased;
             () = shutdown.begun() => break,
             // A vendor that is never synced again must not look synced: the process ends instead.
             Some(_) = loops.join_next() => break,

@@ -78,12 +78,14 @@ pub async fn run(
     tracing::info!(%address, "serving");
 
     let result = tokio::select! {
+        // First, since the others end by it too.
+        biased;
         () = shutdown.begun() => Ok(()),
         failure = watch_queues(publisher.link()) => Err(failure),
         // Without one of these the process would look alive and do nothing.
         _ = &mut committing => Err(Failure::bug("the part that accepts orders ended by itself")),
         _ = &mut publishing => Err(Failure::bug("the part that publishes ended by itself")),
-        _ = &mut sweeping, if !shutdown.is_begun() => Err(Failure::bug("the sweeper ended by itself")),
+        _ = &mut sweeping => Err(Failure::bug("the sweeper ended by itself")),
         ended = &mut serving => Err(Failure::bug(match ended {
             Ok(Ok(())) => "the HTTP server ended by itself".to_owned(),
             Ok(Err(error)) => error.to_string(),

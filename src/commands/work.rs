@@ -73,10 +73,12 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
     tracing::info!(?queues, "working");
 
     let mut result = tokio::select! {
+        // First, since the others end by it too.
+        biased;
         () = shutdown.begun() => Ok(()),
         failure = watch_queues(publisher.link()) => Err(failure),
         _ = &mut publishing => Err(Failure::bug("the part that publishes ended by itself")),
-        _ = &mut sweeping, if !shutdown.is_begun() => Err(Failure::bug("the sweeper ended by itself")),
+        _ = &mut sweeping => Err(Failure::bug("the sweeper ended by itself")),
         // A loop ends before the shutdown only by a panic, and a process that no longer consumes must not look alive.
         _ = consumers.join_next() => Err(Failure::bug("a consumer ended by itself")),
     };

@@ -57,6 +57,7 @@ pub async fn run_until_stopped(door: Door, mut consumer: Consumer, limits: Limit
     };
     loop {
         tokio::select! {
+            biased;
             () = door.shutdown.begun() => break,
             // A lane ends before the shutdown only by a panic. Its messages would stay held, so this ends too, and with
             // it the process.
