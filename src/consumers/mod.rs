@@ -78,11 +78,12 @@ impl Door {
     /// Waits until PostgreSQL takes writes, until the shutdown, or until a time.
     async fn wait_for_store(&self, until: Option<Instant>) -> Waited {
         loop {
-            if self.store_works().await {
-                return Waited::Back;
-            }
+            // Asked first: a store that works, but not for what is in hand, must not be tried for ever.
             if until.is_some_and(|until| Instant::now() >= until) {
                 return Waited::TooLong;
+            }
+            if self.store_works().await {
+                return Waited::Back;
             }
             tokio::select! {
                 () = self.shutdown.begun() => return Waited::Stopped,

@@ -5,7 +5,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::{address::Address, queues::Settings, topology, wire::Wire};
+use super::{
+    address::Address,
+    queues::Settings,
+    topology::{self, Declared},
+    wire::Wire,
+};
 
 /// What a user of a connection sees of it.
 #[derive(Clone, PartialEq, Debug)]
@@ -60,6 +65,9 @@ const MISDECLARED_RECHECK: Duration = Duration::from_secs(30);
 /// A connection that lived so long was a good one: the next outage starts from the shortest pause. One
 /// that breaks at once, again and again, must not be retried fast.
 const STEADY: Duration = Duration::from_secs(10);
+/// Why nothing is published for `topology::NEW_QUEUE_PAUSE`.
+pub(super) const NEW_QUEUE: &str =
+    "a queue was declared only now; a crash would still take it away";
 /// A long outage is told of so often.
 const LOG_EVERY: Duration = Duration::from_secs(30);
 
@@ -102,7 +110,7 @@ impl Dialer {
     }
 
     /// Connects to the first node that answers, and declares the queues there.
-    pub(super) fn dial(&mut self) -> Result<Wire, Trouble> {
+    pub(super) fn dial(&mut self) -> Result<(Wire, Declared), Trouble> {
         let (wire, tried) = dial_any(&self.addresses, self.first);
         if let Some(address) = tried {
             self.address = address;
@@ -110,7 +118,7 @@ impl Dialer {
         self.first = self.first.wrapping_add(1);
         let mut wire = wire?;
         match declare_queues(&mut wire, &self.settings) {
-            Ok(()) => Ok(wire),
+            Ok(declared) => Ok((wire, declared)),
             Err(trouble) => Err(wire.end(trouble)),
         }
     }
@@ -135,6 +143,13 @@ impl Dialer {
             Some(_) => {}
         }
         self.link.send_replace(Link::Up);
+    }
+
+    /// The connection is good, but a queue is too new to publish to: `up` follows.
+    pub(super) fn settling(&self) {
+        self.link.send_replace(Link::Connecting {
+            error: Some(NEW_QUEUE.to_owned()),
+        });
     }
 
     /// The connection is of no use any more; `down` follows once its end is known in full.
@@ -275,12 +290,18 @@ pub(super) fn dial_any(
     last
 }
 
-/// Declares the queues on a channel of its own, since the broker closes it over a queue it refuses.
-pub(super) fn declare_queues(wire: &mut Wire, settings: &Settings) -> Result<(), Trouble> {
+/// Declares the queues on channels of their own, since the broker closes one over a queue that is missing or that it
+/// refuses.
+pub(super) fn declare_queues(wire: &mut Wire, settings: &Settings) -> Result<Declared, Trouble> {
     let channel = wire.open_channel()?;
+    let (channel, declared) = if topology::all_exist(&channel, settings)? {
+        (channel, Declared::Known)
+    } else {
+        (wire.open_channel()?, Declared::New)
+    };
     topology::declare(&channel, settings, || wire.feed())?;
     channel.close()?;
-    Ok(())
+    Ok(declared)
 }
 
 fn backoff(failures: u32) -> Duration {

@@ -4,10 +4,12 @@
 #![expect(clippy::panic, reason = "a test that fails panics")]
 
 mod architecture;
+mod broker;
 mod cli;
+mod faults;
 mod flow;
-
 mod http;
+mod queues;
 mod rejections;
 mod support;
 mod sync;

@@ -107,7 +107,8 @@ impl Owner {
                 Wanted::Consuming | Wanted::HandedBack => {}
             }
             let trouble = match self.dialer.dial() {
-                Ok(mut wire) => {
+                // A queue that is new is no matter here: what a crash takes with it was published by others.
+                Ok((mut wire, _)) => {
                     let ended = self.serve(&mut wire);
                     self.shared.lock().start_epoch();
                     let Err(trouble) = ended else {

@@ -18,9 +18,10 @@ use super::{
     in_flight::{InFlight, Sent},
 };
 use crate::mq::{
-    link::{Dialer, Link, REDECLARE_PAUSE, Trouble, declare_queues},
+    link::{Dialer, Link, NEW_QUEUE, REDECLARE_PAUSE, Trouble, declare_queues},
     message::properties,
     queues::{Queue, Settings},
+    topology::{Declared, NEW_QUEUE_PAUSE},
     wire::{TICK, Wire},
 };
 
@@ -62,9 +63,9 @@ impl Owner {
     fn run(mut self) {
         while self.closing.is_none() {
             let trouble = match self.dialer.dial() {
-                Ok(mut wire) => {
+                Ok((mut wire, declared)) => {
                     let mut in_flight = InFlight::default();
-                    let ended = self.serve(&mut wire, &mut in_flight);
+                    let ended = self.serve(&mut wire, &mut in_flight, declared);
                     let Err(trouble) = ended else {
                         // Closing it well or not makes no difference any more.
                         let _ = wire.close();
@@ -126,9 +127,24 @@ impl Owner {
         }
     }
 
+    /// Lets queues that are new get old enough to be published to. The link is told before what waits is refused:
+    /// `Publisher::publish` relies on that order.
+    fn settle(&mut self) {
+        self.dialer.settling();
+        self.refuse_for(NEW_QUEUE_PAUSE, NEW_QUEUE);
+    }
+
     /// Publishes over one connection until it breaks or the publisher is closed.
-    fn serve(&mut self, wire: &mut Wire, in_flight: &mut InFlight) -> Result<(), Trouble> {
+    fn serve(
+        &mut self,
+        wire: &mut Wire,
+        in_flight: &mut InFlight,
+        declared: Declared,
+    ) -> Result<(), Trouble> {
         let mut session = Session::open(wire, in_flight, self.dialer.settings().clone())?;
+        if declared == Declared::New {
+            self.settle();
+        }
         self.dialer.up();
         loop {
             wire.feed();
@@ -143,8 +159,11 @@ impl Owner {
             } else if session.is_blocked {
                 self.refuse_waiting("RabbitMQ blocks publishing");
             } else {
-                if session.is_redeclare_due() {
-                    declare_queues(wire, self.dialer.settings())?;
+                if session.is_redeclare_due()
+                    && declare_queues(wire, self.dialer.settings())? == Declared::New
+                {
+                    self.settle();
+                    self.dialer.up();
                 }
                 if session.current.is_none() {
                     session.current = self.next_request();

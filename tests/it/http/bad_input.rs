@@ -707,7 +707,7 @@ async fn stock_updates_that_are_not_valid_change_nothing() {
     }
     assert_eq!(shop.stock_at("vendorA", "p1").await, 10);
     assert_eq!(
-        shop.vendor_count("vendorA", "SELECT count(*) AS n FROM stock_ledger")
+        shop.count_at("vendorA", "SELECT count(*) AS n FROM stock_ledger")
             .await,
         0
     );
@@ -779,7 +779,7 @@ async fn a_product_that_is_not_valid_is_not_put() {
     }
     assert_eq!(shop.stock_at("vendorA", "p1").await, 10);
     assert_eq!(
-        shop.vendor_count("vendorA", "SELECT count(*) AS n FROM products")
+        shop.count_at("vendorA", "SELECT count(*) AS n FROM products")
             .await,
         2
     );

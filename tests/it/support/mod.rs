@@ -1,5 +1,7 @@
 //! What the tests stand on: the servers, and a shop of one's own on them.
 
+mod books;
+pub(crate) mod messages;
 mod process;
 mod servers;
 mod shop;

@@ -87,6 +87,24 @@ impl Process {
         kill(Pid::from_raw(pid.try_into().expect("a pid")), signal).expect("sent");
     }
 
+    /// Starts the program with a configuration file.
+    pub(crate) fn configured(config_file: &Path, arguments: &[&str]) -> Self {
+        let file = config_file.to_str().expect("a path in UTF-8");
+        Self::start(&[&["--config", file], arguments].concat(), &[])
+    }
+
+    /// `kill -9`, and its end.
+    pub(crate) async fn kill(&mut self) {
+        self.child.kill().await.expect("ours to kill");
+    }
+
+    /// SIGTERM, and the exit code that it ends with.
+    pub(crate) async fn terminate(&mut self) -> Option<i32> {
+        self.signal(Signal::SIGTERM);
+        let ended = tokio::time::timeout(DEADLINE, self.child.wait()).await;
+        ended.expect("ends in time").expect("ends").code()
+    }
+
     /// Whether it still runs.
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("asked").is_none()

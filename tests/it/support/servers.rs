@@ -46,6 +46,22 @@ impl Servers {
             .await
     }
 
+    /// Servers of a test's own, which it may disturb.
+    pub(crate) async fn of(own: &stockctl::local::Servers) -> Servers {
+        let servers = Servers {
+            database_url: own.database_url("postgres"),
+            amqp_url: own.amqp_url(),
+            _holder: None,
+        };
+        servers
+            .create_template(ORDERS_TEMPLATE, stockctl::db::MIGRATIONS)
+            .await;
+        servers
+            .create_template(VENDOR_TEMPLATE, stockctl::vendors::MIGRATIONS)
+            .await;
+        servers
+    }
+
     fn find_or_start() -> Servers {
         let named = |name| std::env::var(name).ok();
         if let (Some(database_url), Some(amqp_url)) = (

@@ -222,8 +222,7 @@ impl Shop {
 
     /// Starts a subcommand as a process, with this shop's configuration.
     pub(crate) fn start(&self, arguments: &[&str]) -> Process {
-        let file = self.config_file.to_str().expect("a path in UTF-8");
-        Process::start(&[&["--config", file], arguments].concat(), &[])
+        Process::configured(&self.config_file, arguments)
     }
 
     /// Runs a subcommand as a process, with this shop's configuration.
@@ -368,11 +367,6 @@ impl Shop {
         self.number(ORDERS, sql).await
     }
 
-    /// A number from a vendor's database.
-    pub(crate) async fn vendor_count(&self, vendor: &str, sql: &str) -> i64 {
-        self.number(vendor, sql).await
-    }
-
     async fn number(&self, database: &str, sql: &str) -> i64 {
         #[derive(diesel::QueryableByName)]
         struct Number {
@@ -400,6 +394,40 @@ impl Shop {
     /// Executes SQL in our database.
     pub(crate) async fn run_here(&self, sql: &str) {
         self.run_at(ORDERS, sql).await;
+    }
+
+    /// A shop on servers of the test's own.
+    pub(crate) async fn on_own(servers: &Servers, options: ShopOptions) -> Shop {
+        Self::on(servers, options).await
+    }
+
+    /// The address of the vendors' own API in the configuration.
+    pub(crate) fn vendor_address(&self) -> std::net::SocketAddr {
+        self.vendor_listener.local_addr().expect("bound")
+    }
+
+    /// A connection to our database, for a test that holds locks.
+    pub(crate) async fn connection_here(&self) -> AsyncPgConnection {
+        pg::connect(&self.settings(ORDERS))
+            .await
+            .expect("reachable")
+    }
+
+    /// What the use cases that concern only our own database work with.
+    pub(crate) fn context_here(&self) -> stockctl::app::Context {
+        stockctl::app::Context {
+            database: pg::Pool::new(self.settings(ORDERS)).expect("a pool"),
+            vendors: BTreeMap::new(),
+        }
+    }
+
+    /// The configuration file with something replaced in it, as a file of its own.
+    pub(crate) fn config_file_with(&self, name: &str, from: &str, to: &str) -> PathBuf {
+        let text = std::fs::read_to_string(&self.config_file).expect("readable");
+        assert!(text.contains(from), "{from} is in {text}");
+        let path = self.config_file.with_file_name(name);
+        std::fs::write(&path, text.replace(from, to)).expect("written");
+        path
     }
 
     /// What the server answers to SQL in our database.
