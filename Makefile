@@ -23,6 +23,8 @@ setup: ## Install PostgreSQL and RabbitMQ where they are missing
 run: setup ## Build, and run everything on this machine (stockctl up)
 	cargo run -- up
 
+# Tests mostly wait for servers, so more of them run at once than there are cores.
+test: export RUST_TEST_THREADS ?= 4
 test: setup ## Run every test, on private servers
 	cargo test --all-targets
 

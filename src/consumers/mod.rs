@@ -28,8 +28,11 @@ const HOLD_MAX: Duration = Duration::from_secs(120);
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// A probe without an answer for this long has none.
 const PROBE_DEADLINE: Duration = Duration::from_secs(3);
-/// Attempts that lost their connection although the store works; after these the messages are looked at one by one.
-const ROUNDS_MAX: u32 = 3;
+/// Attempts at a batch that lost their connection although the store works; after these each message is tried alone.
+const ROUNDS_TOGETHER_MAX: u32 = 3;
+/// The same for one message, over ten seconds: a server that restarts again and again is still nobody's fault, but a
+/// message that takes the server down each time is.
+const ROUNDS_ALONE_MAX: u32 = 20;
 /// A copy of a message is confirmed in milliseconds.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -98,7 +101,13 @@ impl Door {
 
     /// Whether an attempt that failed is to be made again as it was. A store that is away is waited for and nobody's
     /// fault; one that works, and took the connection away again and again, is not what is wrong.
-    async fn weigh(&self, error: &Error, rounds: &mut u32, until: Instant) -> Weighed {
+    async fn weigh(
+        &self,
+        error: &Error,
+        messages: usize,
+        rounds: &mut u32,
+        until: Instant,
+    ) -> Weighed {
         let of_store = matches!(error, Error::Database(_));
         if !of_store || !matches!(error.kind(), Kind::Unavailable | Kind::Transient) {
             return Weighed::ItsOwn;
@@ -110,14 +119,20 @@ impl Door {
                 Waited::TooLong | Waited::Stopped => Weighed::GiveUp,
             };
         }
-        *rounds += 1;
         if self.shutdown.is_begun() || Instant::now() >= until {
-            Weighed::GiveUp
-        } else if error.kind() == Kind::Unavailable && *rounds <= ROUNDS_MAX {
-            Weighed::Again
-        } else {
-            Weighed::ItsOwn
+            return Weighed::GiveUp;
         }
+        *rounds += 1;
+        let rounds_max = if messages > 1 {
+            ROUNDS_TOGETHER_MAX
+        } else {
+            ROUNDS_ALONE_MAX
+        };
+        if error.kind() != Kind::Unavailable || *rounds > rounds_max {
+            return Weighed::ItsOwn;
+        }
+        tokio::time::sleep(PROBE_INTERVAL).await;
+        Weighed::Again
     }
 
     /// The verdict for one message whose use case failed for a reason of its own.
@@ -197,7 +212,7 @@ impl Door {
                 Subject::Updates(ids) => dead_letters::mark_updates(&self.context, ids, true).await,
             };
             let Err(error) = noted else { return true };
-            match self.weigh(&error, &mut rounds, until).await {
+            match self.weigh(&error, 1, &mut rounds, until).await {
                 Weighed::Again => {}
                 Weighed::GiveUp => return false,
                 Weighed::ItsOwn => {

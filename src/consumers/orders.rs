@@ -124,7 +124,7 @@ async fn decide_batch(door: &Door, step: &mut Step, batch: Vec<Readable>, until:
             Err(error) => error,
         };
         tracing::warn!(%error, orders = batch.len(), "orders could not be decided");
-        match door.weigh(&error, &mut rounds, until).await {
+        match door.weigh(&error, batch.len(), &mut rounds, until).await {
             Weighed::Again => {}
             Weighed::GiveUp => {
                 step.given_up

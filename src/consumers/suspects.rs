@@ -43,7 +43,7 @@ pub(super) async fn begin_suspect(door: &Door, delivery: &Delivery, until: Insta
             Ok(_) => return Begun::Yes,
             Err(error) => error,
         };
-        match door.weigh(&error, &mut rounds, until).await {
+        match door.weigh(&error, 1, &mut rounds, until).await {
             Weighed::Again => {}
             Weighed::GiveUp => return Begun::No,
             Weighed::ItsOwn => {

@@ -237,7 +237,11 @@ impl Lane {
                 Err(error) => error,
             };
             tracing::warn!(vendor = %self.vendor_id, %error, messages = batch.len(), "updates not taken");
-            match self.door.weigh(&error, &mut rounds, until).await {
+            match self
+                .door
+                .weigh(&error, batch.len(), &mut rounds, until)
+                .await
+            {
                 Weighed::Again => {}
                 Weighed::GiveUp => {
                     return (
