@@ -2,7 +2,7 @@
 //! accepted through the broker instead.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
@@ -16,7 +16,7 @@ use crate::db::outbox::Waiting;
 use crate::domain::ids::OrderId;
 use crate::domain::messages::encode_order;
 use crate::domain::order::{NewOrder, Status};
-use crate::mq::{Headers, Message, PublishError, Publisher, Queue};
+use crate::mq::{self, Headers, Message, PublishError, Publisher, Queue};
 
 /// Requests that wait for a transaction; more are refused at once. A second's worth at full speed.
 const REQUESTS_WAITING_MAX: usize = 10_000;
@@ -80,22 +80,37 @@ pub struct Accept {
 }
 
 /// Orders that only the broker has, as far as this process knows.
-#[derive(Default)]
 struct Awaited {
     orders: HashMap<OrderId, Instant>,
     forgotten: bool,
+    /// Since this process began, or since PostgreSQL was last down, the queue has not been seen empty: another process,
+    /// or this one before it was started again, may have accepted orders through the broker.
+    unsettled: bool,
+    /// How often PostgreSQL was found down.
+    outages: u64,
 }
 
 impl Accept {
     /// Prepares the door, and the part of it that commits.
     #[must_use]
-    pub fn new(context: Context, publisher: Publisher, relay: Relay) -> (Self, Committing) {
+    pub fn new(
+        context: Context,
+        publisher: Publisher,
+        relay: Relay,
+        broker: mq::Settings,
+    ) -> (Self, Committing) {
         let (requests, receiver) = mpsc::channel(REQUESTS_WAITING_MAX);
-        let awaited = Arc::default();
+        let awaited = Arc::new(Mutex::new(Awaited {
+            orders: HashMap::new(),
+            forgotten: false,
+            unsettled: true,
+            outages: 0,
+        }));
         let committer = Arc::new(Committer {
             context,
             publisher,
             relay,
+            broker,
             awaited: Arc::clone(&awaited),
             store_down_until: Mutex::new(None),
         });
@@ -123,11 +138,21 @@ impl Accept {
             .unwrap_or(Err(NotAccepted::OutcomeUnknown(id)))
     }
 
-    /// Whether an id that PostgreSQL does not know may be that of an order which only the broker has.
+    /// Whether this process has accepted an order through the broker that has not been seen in PostgreSQL yet.
     #[must_use]
     pub fn awaits(&self, id: OrderId) -> bool {
-        let awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
-        awaited.forgotten || awaited.orders.contains_key(&id)
+        self.awaited().orders.contains_key(&id)
+    }
+
+    /// Whether an id that PostgreSQL, being asked, does not know may be that of an order which only the broker has.
+    #[must_use]
+    pub fn may_be_on_its_way(&self, id: OrderId) -> bool {
+        let awaited = self.awaited();
+        awaited.unsettled || awaited.forgotten || awaited.orders.contains_key(&id)
+    }
+
+    fn awaited(&self) -> MutexGuard<'_, Awaited> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -166,13 +191,18 @@ impl Committing {
         let committer = Arc::clone(&self.committer);
         async move {
             loop {
-                tokio::time::sleep(WATCH_INTERVAL).await;
+                committer.settle().await;
                 committer.look_for_awaited().await;
+                tokio::time::sleep(WATCH_INTERVAL).await;
             }
         }
     }
 }
 
+/// Asking for the depth of the queues takes milliseconds.
+const DEPTHS_DEADLINE: Duration = Duration::from_secs(2);
+/// A consumer that works has inserted what it holds after this.
+const SETTLED_AFTER: Duration = Duration::from_secs(3);
 /// How often orders that only the broker has are looked for in PostgreSQL.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How many of them are looked up at once.
@@ -184,6 +214,7 @@ struct Committer {
     context: Context,
     publisher: Publisher,
     relay: Relay,
+    broker: mq::Settings,
     awaited: Arc<Mutex<Awaited>>,
     store_down_until: Mutex<Option<Instant>>,
 }
@@ -417,6 +448,45 @@ impl Committer {
             );
         }
         *until = Some(Instant::now() + RETRY_STORE_AFTER);
+        drop(until);
+        self.note_outage();
+    }
+
+    /// Looks whether the queue has been emptied into PostgreSQL since it was last down.
+    async fn settle(&self) {
+        let lock = || self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+        let outages = {
+            let awaited = lock();
+            if !awaited.unsettled {
+                return;
+            }
+            awaited.outages
+        };
+        let Ok(depths) = mq::depths(&self.broker, DEPTHS_DEADLINE).await else {
+            return;
+        };
+        let mut on_the_way = depths
+            .iter()
+            .filter(|depth| matches!(depth.queue, Queue::Orders | Queue::OrdersRetry));
+        if on_the_way.any(|depth| depth.messages_ready > 0) {
+            return;
+        }
+        let is_consumed = |depth: &mq::Depth| depth.queue == Queue::Orders && depth.consumers > 0;
+        if depths.iter().any(is_consumed) {
+            // The broker does not tell what a consumer holds.
+            tokio::time::sleep(SETTLED_AFTER).await;
+        }
+        let is_down = self.store_is_down();
+        let mut awaited = lock();
+        if awaited.outages == outages && !is_down {
+            awaited.unsettled = false;
+        }
+    }
+
+    fn note_outage(&self) {
+        let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+        awaited.unsettled = true;
+        awaited.outages += 1;
     }
 
     fn await_arrival(&self, id: OrderId) {
@@ -438,7 +508,12 @@ impl Committer {
             awaited.orders.keys().copied().collect()
         };
         let mut found = Vec::new();
-        for ids in ids.chunks(WATCH_BATCH_MAX) {
+        // Asked also when there is nothing to look for: an outage that this process has no order to notice by may have
+        // been another's to accept orders in.
+        let pages = ids
+            .chunks(WATCH_BATCH_MAX)
+            .chain(ids.is_empty().then_some(ids.as_slice()));
+        for ids in pages {
             let page = with_deadline(COMMIT_DEADLINE, &self.context.database, async {
                 let mut connection = self.context.database.get().await?;
                 Ok(db::orders::list_existing(&mut connection, ids).await?)
@@ -446,7 +521,10 @@ impl Committer {
             .await;
             match page {
                 Ok(page) => found.extend(page),
-                Err(_) => break,
+                Err(_) => {
+                    self.note_outage();
+                    break;
+                }
             }
         }
         let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);

@@ -48,7 +48,12 @@ pub async fn run(
         .map_err(Failure::bug)?,
         ..context.clone()
     };
-    let (accept, committing) = Accept::new(for_accept, publisher.clone(), relay.clone());
+    let (accept, committing) = Accept::new(
+        for_accept,
+        publisher.clone(),
+        relay.clone(),
+        broker_settings(config),
+    );
     let watching = tokio::spawn(committing.watch());
     let mut committing = tokio::spawn(committing.run());
     let mut sweeping = tokio::spawn(relay::sweep_until_stopped(

@@ -192,22 +192,20 @@ impl Door {
                     until,
                 )
                 .await
-                    && self
-                        .note_dead(subject, &format!("{code}: {error}"), until)
-                        .await
+                    && self.note_dead(subject, code, until).await
             }
         }
     }
 
-    /// Notes of an order or of updates that their message is in the dead-letter queue. Returns whether that is done, or
-    /// can never be.
-    async fn note_dead(&self, subject: &Subject<'_>, error: &str, until: Instant) -> bool {
+    /// Notes of an order or of updates that their message is in the dead-letter queue. The order gets the code only: the
+    /// error is an operator's, and its caller reads the order. Returns whether that is done, or can never be.
+    async fn note_dead(&self, subject: &Subject<'_>, code: &str, until: Instant) -> bool {
         let mut rounds = 0;
         loop {
             let noted = match subject {
                 Subject::Unreadable => return true,
                 Subject::Order(order) => {
-                    dead_letters::fail_order(&self.context, order, error, Utc::now()).await
+                    dead_letters::fail_order(&self.context, order, code, Utc::now()).await
                 }
                 Subject::Updates(ids) => dead_letters::mark_updates(&self.context, ids, true).await,
             };

@@ -41,15 +41,21 @@ pub enum Reply {
 pub struct Ledger {
     stock: BTreeMap<ProductId, i64>,
     entries: BTreeMap<UpdateId, Entry>,
+    /// The return of each take that has one.
+    returns: BTreeMap<UpdateId, UpdateId>,
     written: Vec<UpdateId>,
 }
 
 impl Ledger {
-    /// The locked products, and the entries of all ids that the requests name.
+    /// The locked products, the entries of all ids that the requests name, and those of returns of the same takes.
     #[must_use]
     pub fn new(stock: BTreeMap<ProductId, i64>, entries: Vec<Entry>) -> Self {
         Self {
             stock,
+            returns: entries
+                .iter()
+                .filter_map(|entry| Some((entry.request.reverses?, entry.request.id)))
+                .collect(),
             entries: entries
                 .into_iter()
                 .map(|entry| (entry.request.id, entry))
@@ -69,6 +75,8 @@ impl Ledger {
         }
         let outcome = match request.reverses {
             None => self.take(request),
+            // A take is returned once, whatever the return is called.
+            Some(take) if self.returns.contains_key(&take) => return Reply::Conflict,
             Some(take) => match self.entries.get(&take) {
                 Some(entry)
                     if entry.request.product_id != request.product_id
@@ -115,6 +123,9 @@ impl Ledger {
 
     fn write(&mut self, request: Request, outcome: Outcome) {
         self.written.push(request.id);
+        if let Some(take) = request.reverses {
+            self.returns.insert(take, request.id);
+        }
         self.entries.insert(request.id, Entry { request, outcome });
     }
 
@@ -230,6 +241,19 @@ mod tests {
         assert_eq!(
             ledger.handle(&give_back(4, 3, 9)),
             Reply::Recorded(Outcome::Void)
+        );
+        assert_eq!(ledger.stock(&p1()), 3);
+    }
+
+    #[test]
+    fn a_take_is_returned_once() {
+        let mut ledger = ledger(3);
+        ledger.handle(&take(1, 2));
+        ledger.handle(&give_back(2, 1, 2));
+        assert_eq!(ledger.handle(&give_back(3, 1, 2)), Reply::Conflict);
+        assert_eq!(
+            ledger.handle(&give_back(2, 1, 2)),
+            Reply::Recorded(Outcome::Applied)
         );
         assert_eq!(ledger.stock(&p1()), 3);
     }

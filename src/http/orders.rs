@@ -162,8 +162,9 @@ fn order_id(text: &str) -> Result<OrderId, Problem> {
 async fn find(state: &State, id: OrderId) -> Result<OrderResponse, Problem> {
     match look_up(state, id).await {
         Ok(Some(order)) => Ok(order),
+        Ok(None) if state.accept.may_be_on_its_way(id) => Err(not_yet_visible(id)),
         // Also while PostgreSQL is down: it would not have the order yet if it were up.
-        Ok(None) | Err(_) if state.accept.awaits(id) => Err(not_yet_visible(id)),
+        Err(_) if state.accept.awaits(id) => Err(not_yet_visible(id)),
         Ok(None) => Err(Problem::not_found(format!("there is no order {id}"))),
         Err(error) => Err(error.into()),
     }
@@ -280,10 +281,10 @@ pub(super) async fn cancel(id: Path<String>, state: Data<State>) -> Result<HttpR
     let context = state.context.clone();
     match detached(async move { use_case::cancel(&context, id, Utc::now()).await }).await {
         Ok(waiting) => state.relay.hand_over(waiting),
-        Err(error)
-            if matches!(error.kind(), Kind::Missing | Kind::Unavailable)
-                && state.accept.awaits(id) =>
-        {
+        Err(Error::Missing(_)) if state.accept.may_be_on_its_way(id) => {
+            return Err(not_yet_visible(id));
+        }
+        Err(error) if error.kind() == Kind::Unavailable && state.accept.awaits(id) => {
             return Err(not_yet_visible(id));
         }
         Err(error) => return Err(error.into()),

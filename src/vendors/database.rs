@@ -79,7 +79,8 @@ pub async fn load_ledger_for_update(
         .collect();
     let rows: Vec<EntryRow> = prepared(
         diesel::sql_query(
-            "SELECT id, product_id, delta, reverses, outcome FROM stock_ledger WHERE id = ANY($1)",
+            "SELECT id, product_id, delta, reverses, outcome FROM stock_ledger
+             WHERE id = ANY($1) OR reverses = ANY($1)",
         )
         .bind::<Array<SqlUuid>, _>(ids),
     )

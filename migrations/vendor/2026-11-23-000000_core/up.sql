@@ -20,3 +20,5 @@ CREATE TABLE stock_ledger (
     -- Only a take is rejected: what a return gives back was applied before, so there is room for it.
     CHECK (outcome <> 'rejected' OR delta < 0)
 );
+-- A take is returned at most once.
+CREATE UNIQUE INDEX stock_ledger_reverses ON stock_ledger (reverses) WHERE reverses IS NOT NULL;

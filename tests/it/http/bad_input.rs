@@ -466,6 +466,7 @@ async fn what_is_nowhere_is_not_found() {
         "/admin/dead-letters/%00".into(),
         "/admin/dead-letters/nothing".into(),
     ];
+    shop.knows_what_is_unknown().await;
     for path in &paths {
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         let answer = send_raw(&shop, request.as_bytes()).await;

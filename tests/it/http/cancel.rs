@@ -143,6 +143,7 @@ async fn what_cannot_be_cancelled_is_told_why() {
     let order = shop.order_with_status(&id, "rejected").await;
     assert_eq!(cancel(&shop, &id).await.problem(), "409 not_cancellable");
     assert_eq!(shop.get(&format!("/orders/{id}")).await.1, order);
+    shop.knows_what_is_unknown().await;
     for unknown in ["0191b6c4-d1b8-7b0e-a0b9-d3f7c9c9a001", "x"] {
         assert_eq!(cancel(&shop, unknown).await.problem(), "404 not_found");
     }

@@ -324,6 +324,20 @@ impl Shop {
         .await
     }
 
+    /// Waits until an unknown order is answered as such: until then another process may have accepted it through the
+    /// broker.
+    pub(crate) async fn knows_what_is_unknown(&self) {
+        let path = format!("/orders/{}", Uuid::now_v7());
+        eventually("an unknown order is unknown", || async {
+            let (status, answer) = self.get(&path).await;
+            if status == 503 {
+                assert_eq!(answer["code"], "not_yet_visible");
+            }
+            (status == 404).then_some(())
+        })
+        .await;
+    }
+
     /// How many units of a product are available.
     pub(crate) async fn available(&self, product: &str) -> i64 {
         let (status, shown) = self.get(&format!("/products/{product}")).await;
