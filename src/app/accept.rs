@@ -462,25 +462,29 @@ impl Committer {
             }
             awaited.outages
         };
-        let Ok(depths) = mq::depths(&self.broker, DEPTHS_DEADLINE).await else {
-            return;
-        };
-        let mut on_the_way = depths
-            .iter()
-            .filter(|depth| matches!(depth.queue, Queue::Orders | Queue::OrdersRetry));
-        if on_the_way.any(|depth| depth.messages_ready > 0) {
+        // Twice, for the broker does not tell what a consumer holds, and a busy one was seen to answer 0 for a queue that
+        // is not empty.
+        if !self.queue_is_empty().await {
             return;
         }
-        let is_consumed = |depth: &mq::Depth| depth.queue == Queue::Orders && depth.consumers > 0;
-        if depths.iter().any(is_consumed) {
-            // The broker does not tell what a consumer holds.
-            tokio::time::sleep(SETTLED_AFTER).await;
+        tokio::time::sleep(SETTLED_AFTER).await;
+        if !self.queue_is_empty().await {
+            return;
         }
         let is_down = self.store_is_down();
         let mut awaited = lock();
         if awaited.outages == outages && !is_down {
             awaited.unsettled = false;
         }
+    }
+
+    async fn queue_is_empty(&self) -> bool {
+        let waits = |depth: &mq::Depth| {
+            matches!(depth.queue, Queue::Orders | Queue::OrdersRetry) && depth.messages_ready > 0
+        };
+        mq::depths(&self.broker, DEPTHS_DEADLINE)
+            .await
+            .is_ok_and(|depths| !depths.iter().any(waits))
     }
 
     fn note_outage(&self) {

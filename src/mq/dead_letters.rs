@@ -29,15 +29,19 @@ const OPERATION_DEADLINE: Duration = Duration::from_secs(20);
 /// How long `close` waits to see everything handed back; the thread goes on without it.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Messages that a session holds without removing them, which bounds its memory. A listing that removes
-/// nothing ends there.
-const HELD_MAX: u16 = 10_000;
+/// Messages that a session reads, which bounds its memory, and its length while more come in.
+const READ_MAX: u16 = 10_000;
 
 /// How long the broker may take to bring the next message that it says is there.
 const NEXT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// After such a pause the broker is asked whether anything is left.
-const ARRIVAL_PAUSE: Duration = Duration::from_millis(200);
+const ARRIVAL_PAUSE: Duration = Duration::from_millis(100);
+
+/// Its answer is believed after so long without a delivery: asked for the length of a quorum queue, a busy broker was
+/// seen to answer 0 for one that is not empty.
+const QUIET_AT_FIRST: Duration = Duration::from_millis(1000);
+const QUIET_LATER: Duration = Duration::from_millis(300);
 
 /// AMQP's reply code for a queue that does not exist.
 pub(super) const NOT_FOUND: u16 = 404;
@@ -58,8 +62,7 @@ enum Command {
 }
 
 impl DeadLetters {
-    /// Connects and counts what is there: that many messages will be read at most, so that what comes in
-    /// meanwhile never makes a listing endless.
+    /// Connects. Nothing is read before it is asked for.
     pub async fn open(
         settings: &Settings,
         queue: Queue,
@@ -85,8 +88,8 @@ impl DeadLetters {
         Ok(DeadLetters { commands, ended })
     }
 
-    /// The next message, not removed. `None` when the queue has no more, or when 10 000 are
-    /// held that were not removed.
+    /// The next message, not removed. `None` when the queue has no more, or when 10 000 were read: what
+    /// comes in meanwhile never makes a session endless.
     pub async fn next(&mut self) -> Result<Option<Delivery>, Error> {
         self.ask(Command::Next).await
     }
@@ -193,22 +196,22 @@ struct Session<'a> {
     consumer: amiquip::Consumer<'a>,
     name: &'a str,
     held: BTreeMap<u64, amiquip::Delivery>,
-    left: u32,
+    unread_max: u16,
 }
 
 impl<'a> Session<'a> {
     fn open(wire: &'a Wire, channel: &'a Channel, name: &'a str) -> Result<Session<'a>, Error> {
         let lost = |error| Error::lost(wire.address(), &Trouble::from(error));
-        let left = match channel.queue_declare_passive(name) {
-            Ok(queue) => queue.declared_message_count().unwrap_or_default(),
+        match channel.queue_declare_passive(name) {
+            Ok(_) => {}
             Err(amiquip::Error::ServerClosedChannel {
                 code: NOT_FOUND, ..
             }) => {
                 return Err(Error::MissingQueue(name.to_owned()));
             }
             Err(error) => return Err(lost(error)),
-        };
-        channel.qos(0, HELD_MAX, false).map_err(lost)?;
+        }
+        channel.qos(0, READ_MAX, false).map_err(lost)?;
         let consumer = channel
             .basic_consume(name, ConsumerOptions::default())
             .map_err(lost)?;
@@ -218,7 +221,7 @@ impl<'a> Session<'a> {
             consumer,
             name,
             held: BTreeMap::new(),
-            left,
+            unread_max: READ_MAX,
         })
     }
 
@@ -235,16 +238,21 @@ impl<'a> Session<'a> {
     }
 
     fn next(&mut self) -> Result<Option<Delivery>, Error> {
-        if self.left == 0 || self.held.len() >= usize::from(HELD_MAX) {
+        if self.unread_max == 0 {
             return Ok(None);
         }
-        let until = Instant::now() + NEXT_DEADLINE;
+        let began = Instant::now();
+        let quiet = if self.unread_max == READ_MAX {
+            QUIET_AT_FIRST
+        } else {
+            QUIET_LATER
+        };
         loop {
             let lost = |trouble| Err(Error::lost(self.wire.address(), &trouble));
             self.wire.feed();
             match self.consumer.receiver().recv_timeout(ARRIVAL_PAUSE) {
                 Ok(ConsumerMessage::Delivery(mut handle)) => {
-                    self.left -= 1;
+                    self.unread_max -= 1;
                     let delivery = received(&mut handle, EPOCH);
                     self.held.insert(delivery.tag.number, handle);
                     return Ok(Some(delivery));
@@ -259,15 +267,16 @@ impl<'a> Session<'a> {
                 Err(RecvTimeoutError::Disconnected) => {
                     return lost(Trouble::Lost("the connection ended".to_owned()));
                 }
-                // Somebody else may have taken what was counted.
-                Err(RecvTimeoutError::Timeout)
-                    if self.ready()? == 0 && self.consumer.receiver().is_empty() =>
-                {
-                    self.left = 0;
-                    return Ok(None);
-                }
-                Err(RecvTimeoutError::Timeout) if Instant::now() >= until => {
+                Err(RecvTimeoutError::Timeout) if began.elapsed() >= NEXT_DEADLINE => {
                     return Err(Error::Late(NEXT_DEADLINE));
+                }
+                Err(RecvTimeoutError::Timeout)
+                    if began.elapsed() >= quiet
+                        && self.ready()? == 0
+                        && self.consumer.receiver().is_empty() =>
+                {
+                    self.unread_max = 0;
+                    return Ok(None);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
