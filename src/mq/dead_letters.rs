@@ -17,9 +17,10 @@ use tokio::{
 use super::{
     Error,
     consumer::until_cancelled,
-    link::{Trouble, dial_any, parse_addresses},
+    link::{dial_any, parse_addresses},
     message::{Delivery, Tag, received},
     queues::{Queue, Settings},
+    trouble::{NOT_FOUND, Trouble},
     wire::{TICK, Wire},
 };
 
@@ -42,9 +43,6 @@ const ARRIVAL_PAUSE: Duration = Duration::from_millis(100);
 /// seen to answer 0 for one that is not empty.
 const QUIET_AT_FIRST: Duration = Duration::from_millis(1000);
 const QUIET_LATER: Duration = Duration::from_millis(300);
-
-/// AMQP's reply code for a queue that does not exist.
-pub(super) const NOT_FOUND: u16 = 404;
 
 /// A session has one channel, so no delivery of another can be confused with its own.
 const EPOCH: u64 = 0;

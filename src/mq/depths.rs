@@ -7,9 +7,9 @@ use tokio::sync::oneshot;
 
 use super::{
     Error,
-    dead_letters::{NOT_FOUND, answer, open_wire, spawn},
-    link::Trouble,
+    dead_letters::{answer, open_wire, spawn},
     queues::{Queue, Settings},
+    trouble::{NOT_FOUND, Trouble},
     wire::Wire,
 };
 

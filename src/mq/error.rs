@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::link::Trouble;
+use super::trouble::Trouble;
 
 /// What went wrong, to which thing, and what to do about it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

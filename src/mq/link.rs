@@ -9,6 +9,7 @@ use super::{
     address::Address,
     queues::Settings,
     topology::{self, Declared},
+    trouble::Trouble,
     wire::Wire,
 };
 
@@ -32,26 +33,6 @@ pub enum Link {
         /// Which queue, what differs, and the ways out.
         message: String,
     },
-}
-
-/// Why a connection could not be made or came to its end.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub(super) enum Trouble {
-    /// It can be tried again soon.
-    #[error("{0}")]
-    Lost(String),
-    /// A queue was deleted under us.
-    #[error("{0}")]
-    QueueGone(String),
-    /// Only a person can put it right.
-    #[error("{0}")]
-    Misdeclared(String),
-}
-
-impl From<amiquip::Error> for Trouble {
-    fn from(error: amiquip::Error) -> Trouble {
-        Trouble::Lost(error.to_string())
-    }
 }
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);

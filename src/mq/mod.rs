@@ -23,6 +23,7 @@ mod message;
 mod publisher;
 mod queues;
 mod topology;
+mod trouble;
 mod wire;
 
 pub use consumer::Consumer;

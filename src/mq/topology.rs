@@ -9,10 +9,9 @@ use std::time::Duration;
 use amiquip::{Channel, QueueDeclareOptions};
 
 use super::{
-    dead_letters::NOT_FOUND,
-    link::Trouble,
     message::{HeaderValue, Headers, table},
     queues::{Queue, QueueType, Settings},
+    trouble::{NOT_FOUND, PRECONDITION_FAILED, Trouble},
 };
 
 /// Every queue is bounded; a full one refuses publishes, which the publisher sees as a nack.
@@ -25,9 +24,6 @@ const WORK_DELIVERIES_MAX: i64 = 20;
 /// Listing dead letters counts as delivering them. A small limit would drop what is looked at often, and
 /// without one, a partial listing was seen to change the order.
 const DEAD_LETTER_DELIVERIES_MAX: i64 = 1_000_000;
-
-/// AMQP's reply code for a declaration that differs from what exists.
-const PRECONDITION_FAILED: u16 = 406;
 
 /// For how long nothing is published after a queue was declared that did not exist. RabbitMQ 3.10, killed within half
 /// a second of declaring a quorum queue, was seen to come back without it and without the messages it had confirmed:

@@ -13,7 +13,7 @@ use amiquip::{
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use super::{address::Address, link::Trouble};
+use super::{address::Address, trouble::Trouble};
 
 /// A node that does not even complete a TCP handshake in this time is not going to.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);

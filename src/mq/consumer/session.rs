@@ -13,9 +13,10 @@ use tokio::sync::watch;
 
 use super::{Shared, Wanted, held::Held};
 use crate::mq::{
-    link::{Dialer, Link, Trouble},
+    link::{Dialer, Link},
     message::{Delivery, received},
     queues::{Queue, Settings},
+    trouble::Trouble,
     wire::{TICK, Wire},
 };
 

@@ -18,10 +18,11 @@ use super::{
     in_flight::{InFlight, Sent},
 };
 use crate::mq::{
-    link::{Dialer, Link, NEW_QUEUE, REDECLARE_PAUSE, Trouble, declare_queues},
+    link::{Dialer, Link, NEW_QUEUE, REDECLARE_PAUSE, declare_queues},
     message::properties,
     queues::{Queue, Settings},
     topology::{Declared, NEW_QUEUE_PAUSE},
+    trouble::Trouble,
     wire::{TICK, Wire},
 };
 
