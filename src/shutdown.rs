@@ -1,8 +1,9 @@
 //! Shutdown: a token that every part of the process holds, and the signals that begin it.
 //!
 //! The first SIGTERM or SIGINT begins the shutdown: whoever waits for [`Shutdown::begun`] stops taking new work and
-//! finishes what is in hand within its own deadline. A second signal exits at once.
+//! finishes what is in hand within its own deadline. A second signal, once a moment has passed, exits at once.
 
+use std::time::{Duration, Instant};
 use std::{io, process, thread};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -12,6 +13,10 @@ use tokio_util::sync::CancellationToken;
 pub const EXIT_INTERRUPTED: i32 = 130;
 /// Exit code after a second SIGTERM: 128 and the signal's number, as shells have it.
 pub const EXIT_TERMINATED: i32 = 143;
+
+/// Signals that come this soon after the first are the same request: `timeout`, for one, signals its child and then the
+/// child's group, and nobody presses a key twice as fast.
+const SAME_REQUEST: Duration = Duration::from_millis(300);
 
 /// Tells every part of the process that it should end. Clones share one state, which never goes back.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +46,8 @@ impl Shutdown {
     }
 }
 
-/// Lets SIGTERM and SIGINT begin `shutdown`, from the moment this returns; a second signal ends the process at once.
+/// Lets SIGTERM and SIGINT begin `shutdown`, from the moment this returns; a second signal, later than
+/// [`SAME_REQUEST`], ends the process at once.
 ///
 /// The signals are waited for on a thread of their own: the second one has to work also when every thread of the main
 /// runtime is stuck, or when that runtime is gone and waits for blocking work to end. That thread logs nothing, since
@@ -68,7 +74,13 @@ pub fn on_signal(shutdown: &Shutdown) -> io::Result<()> {
             runtime.block_on(async move {
                 signals.next().await;
                 shutdown.begin();
-                process::exit(signals.next().await);
+                let begun = Instant::now();
+                loop {
+                    let code = signals.next().await;
+                    if begun.elapsed() >= SAME_REQUEST {
+                        process::exit(code);
+                    }
+                }
             });
         })?;
     Ok(())
