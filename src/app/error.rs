@@ -71,6 +71,18 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Whether a vendor is down, or overloaded: that says nothing about what it was sent.
+    #[must_use]
+    pub fn is_vendor_down(&self) -> bool {
+        match self {
+            Self::Vendor(client::Error::Unreachable { .. }) => true,
+            Self::Vendor(client::Error::Status { status, .. }) => *status >= 500 || *status == 429,
+            _ => false,
+        }
+    }
+}
+
 impl From<diesel::result::Error> for Error {
     fn from(error: diesel::result::Error) -> Self {
         Self::Database(error.into())

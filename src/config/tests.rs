@@ -92,7 +92,7 @@ fn what_is_not_set_has_its_default() {
     Orders { retries_max: 3, retry_delay: 5s, batch_max: 500, prefetch: 1000 }
     VendorSync { retries_max: 3, retry_delay: 5s, prefetch: 512, timeout: 5s, updates_per_call_max: 500 }
     {"vendorA": Vendor { database_url: postgres://stockctl:***@db/vendoradb, api_url: http://127.0.0.1:8080/vendors/vendorA, ledger: true }}
-    Log { format: Auto, level: "info,amiquip=error" }
+    Log { format: Auto, level: "info,actix_server=warn,amiquip=error" }
     "#);
 }
 

@@ -17,7 +17,6 @@ use crate::domain::ids::{UpdateId, VendorId};
 use crate::domain::messages;
 use crate::domain::retry::{self, Verdict};
 use crate::mq::{Consumer, Delivery, Queue, Tag};
-use crate::vendors::client;
 
 /// Bounds of this consumer.
 #[derive(Debug, Clone, Copy)]
@@ -250,7 +249,7 @@ impl Lane {
                     );
                 }
                 // A vendor that is down is down for all of them; another error may be one message's.
-                Weighed::ItsOwn if batch.len() > 1 && !is_down(&error) => {
+                Weighed::ItsOwn if batch.len() > 1 && !error.is_vendor_down() => {
                     let (mut done, mut given_up) = (Vec::new(), Vec::new());
                     for one in batch {
                         let (tags, deliveries) = Box::pin(self.push(vec![one], until)).await;
@@ -333,14 +332,5 @@ impl Lane {
                 },
             )
             .collect())
-    }
-}
-
-/// Whether an error says nothing about what was sent.
-fn is_down(error: &Error) -> bool {
-    match error {
-        Error::Vendor(client::Error::Unreachable { .. }) => true,
-        Error::Vendor(client::Error::Status { status, .. }) => *status >= 500 || *status == 429,
-        _ => false,
     }
 }

@@ -16,10 +16,7 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
     ("vendors", &["domain", "pg"]),
     ("app", &["db", "domain", "mq", "pg", "shutdown", "vendors"]),
     ("http", &["app", "db", "domain", "mq", "vendors"]),
-    (
-        "consumers",
-        &["app", "db", "domain", "mq", "shutdown", "vendors"],
-    ),
+    ("consumers", &["app", "db", "domain", "mq", "shutdown"]),
     ("schedule", &["app", "db", "domain", "shutdown"]),
     (
         "commands",
