@@ -612,3 +612,19 @@ fn a_decision_is_made_once_however_often_its_message_comes() {
     assert_eq!(decide(&mut world), Decision::Settled);
     assert_eq!(world.updates.len(), 1);
 }
+
+#[test]
+fn an_update_is_taken_into_what_is_on_hand_once() {
+    let mut world = World::new([[5, 0], [0, 0]]);
+    world.step(&Step::Accept { quantities: [2, 0] });
+    world.step(&Step::Decide {
+        pick: 0,
+        acknowledged: true,
+    });
+    let id = *world.updates.keys().next().expect("a take");
+    for _ in 0..2 {
+        world.transact(|book, _| book.fold(&[id])).expect("loaded");
+        let shelf = &world.shelves[&(product(0), vendor(0))];
+        assert_eq!((shelf.on_hand, shelf.open_delta), (3, 0));
+    }
+}
