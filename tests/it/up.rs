@@ -231,6 +231,19 @@ async fn two_data_directories_run_side_by_side_and_one_never_twice() {
     assert_eq!(processes_on(&other), 0);
     assert_eq!(first.get("/products/p3").await["available"], 0);
     first.stop().await;
+
+    // A server that does not start: its own last words, and nothing left of the other one either.
+    let version = one.join("servers/postgres/data/PG_VERSION");
+    std::fs::write(&version, "9.1\n").expect("written");
+    let broken = Process::run(&["up", "--data-dir", path]).await;
+    assert_eq!(broken.code, Some(4), "{broken:?}");
+    assert!(
+        broken
+            .stderr
+            .contains("is not compatible with this version"),
+        "{broken:?}"
+    );
+    assert_eq!(processes_on(&one), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
