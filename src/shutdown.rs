@@ -46,8 +46,8 @@ impl Shutdown {
     }
 }
 
-/// Lets SIGTERM and SIGINT begin `shutdown`, from the moment this returns; a second signal, later than
-/// [`SAME_REQUEST`], ends the process at once.
+/// Lets SIGTERM and SIGINT begin `shutdown`, from the moment this returns; a second signal that is not
+/// part of the same request ends the process at once.
 ///
 /// The signals are waited for on a thread of their own: the second one has to work also when every thread of the main
 /// runtime is stuck, or when that runtime is gone and waits for blocking work to end. That thread logs nothing, since
