@@ -87,27 +87,4 @@ mod tests {
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
-
-    #[test]
-    fn help_names_every_subcommand() {
-        insta::assert_snapshot!(Cli::command().render_help(), @"
-        One aggregated view of your vendors' stock; every order decided exactly once
-
-        Usage: stockctl [OPTIONS] <COMMAND>
-
-        Commands:
-          up       Run everything on this machine, on a private PostgreSQL and a private RabbitMQ
-          serve    Serve the HTTP API
-          sync     Bring the vendors' stock in, by the schedule
-          work     Work on the queues: decide orders, tell the vendors
-          migrate  Bring the database schema up to date
-          help     Print this message or the help of the given subcommand(s)
-
-        Options:
-          -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                               STOCKCTL_CONFIG=]
-          -h, --help           Print help
-          -V, --version        Print version
-        ");
-    }
 }
