@@ -17,6 +17,7 @@ use crate::domain::ids::OrderId;
 use crate::domain::messages::encode_order;
 use crate::domain::order::{NewOrder, Status};
 use crate::mq::{self, Headers, Message, PublishError, Publisher, Queue};
+use crate::pg;
 
 /// Requests that wait for a transaction; more are refused at once. A second's worth at full speed.
 const REQUESTS_WAITING_MAX: usize = 10_000;
@@ -296,8 +297,11 @@ impl Committer {
         let inserted = with_deadline(COMMIT_DEADLINE, pool, async {
             Ok(db::orders::insert_accepted(&mut connection, orders).await?)
         })
-        .await
-        .map_err(|error| match error.kind() {
+        .await;
+        if matches!(&inserted, Err(error) if error.kind() == Kind::Unavailable) {
+            pg::discard(connection);
+        }
+        let inserted = inserted.map_err(|error| match error.kind() {
             Kind::Unavailable => Insert::Unknown(error.to_string()),
             Kind::Bug => Insert::Refused(error.to_string()),
             // The server answered, so nothing is committed; and one that is full, read-only or without its schema is as

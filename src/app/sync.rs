@@ -104,13 +104,13 @@ async fn run(
         rows_max: options.chunk_rows,
         summary: Summary::default(),
     };
-    if vendor.has_ledger && !writer.close_included(&mut snapshot).await? {
-        return Ok(Outcome::Overtaken);
-    }
     let mut after: Option<ProductId> = None;
     let mut chunk = at_vendor_within(snapshot.next_chunk()).await?;
     if chunk.is_none() && !options.allow_empty {
         refuse_if_emptied(context, vendor_id).await?;
+    }
+    if vendor.has_ledger && !writer.close_included(&mut snapshot).await? {
+        return Ok(Outcome::Overtaken);
     }
     loop {
         let listed = chunk.take().unwrap_or_default();

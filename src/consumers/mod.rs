@@ -16,7 +16,7 @@ use crate::domain::ids::UpdateId;
 use crate::domain::messages::{DEAD_ATTEMPTS, DEAD_ERROR, DEAD_REASON, DEAD_TIME, RETRY_COUNT};
 use crate::domain::order::NewOrder;
 use crate::domain::retry::{self, Verdict};
-use crate::mq::{Delivery, HeaderValue, Headers, Message, Publisher, Queue};
+use crate::mq::{Delivery, HeaderValue, Headers, Link, Message, Publisher, Queue};
 use crate::shutdown::Shutdown;
 
 /// The longest error text in a header; a frame has room for more, a person's screen does not.
@@ -86,6 +86,23 @@ impl Door {
                 return Waited::TooLong;
             }
             if self.store_works().await {
+                return Waited::Back;
+            }
+            tokio::select! {
+                () = self.shutdown.begun() => return Waited::Stopped,
+                () = tokio::time::sleep(PROBE_INTERVAL) => {}
+            }
+        }
+    }
+
+    /// Waits, after messages were handed back, until PostgreSQL takes writes and the broker takes copies: one that is
+    /// blocked still delivers, and each delivery in vain counts against the message.
+    async fn wait_for_stores(&self) -> Waited {
+        loop {
+            if self.wait_for_store(None).await == Waited::Stopped {
+                return Waited::Stopped;
+            }
+            if *self.publisher.link().borrow() == Link::Up {
                 return Waited::Back;
             }
             tokio::select! {

@@ -35,7 +35,7 @@ pub async fn run_until_stopped(
         if !given_up.is_empty() {
             tracing::warn!("a store is away for long; handing the orders back until it works");
             consumer.hand_back().await;
-            if door.wait_for_store(None).await == Waited::Stopped {
+            if door.wait_for_stores().await == Waited::Stopped {
                 break;
             }
             for delivery in &given_up {
@@ -134,6 +134,10 @@ async fn decide_batch(door: &Door, step: &mut Step, batch: Vec<Readable>, until:
             Weighed::ItsOwn if batch.len() > 1 => {
                 // One of them may be at fault: each is tried alone, so that the others are not held up by it.
                 for one in batch {
+                    if Instant::now() >= until || door.shutdown.is_begun() {
+                        step.given_up.push(one.0);
+                        continue;
+                    }
                     Box::pin(decide_batch(door, step, vec![one], until)).await;
                 }
                 return;

@@ -66,7 +66,7 @@ pub async fn run_until_stopped(door: Door, mut consumer: Consumer, limits: Limit
                 Some(Report::GivenUp(mut given_up)) => {
                     tracing::warn!("a store is away for long; handing the messages back until it works");
                     consumer.hand_back().await;
-                    if door.wait_for_store(None).await == Waited::Stopped {
+                    if door.wait_for_stores().await == Waited::Stopped {
                         break;
                     }
                     // The other lanes have given up for the same reason.
@@ -103,8 +103,13 @@ pub async fn run_until_stopped(door: Door, mut consumer: Consumer, limits: Limit
         );
     }
     while let Ok(report) = reported.try_recv() {
-        if let Report::Done(tags) = report {
-            consumer.ack(tags).await;
+        match report {
+            Report::Done(tags) => consumer.ack(tags).await,
+            Report::GivenUp(given_up) => {
+                for delivery in &given_up {
+                    suspects::end(&door, delivery).await;
+                }
+            }
         }
     }
     consumer.close(limits.shutdown_deadline).await;
@@ -252,6 +257,10 @@ impl Lane {
                 Weighed::ItsOwn if batch.len() > 1 && !error.is_vendor_down() => {
                     let (mut done, mut given_up) = (Vec::new(), Vec::new());
                     for one in batch {
+                        if Instant::now() >= until || self.door.shutdown.is_begun() {
+                            given_up.push(one.delivery);
+                            continue;
+                        }
                         let (tags, deliveries) = Box::pin(self.push(vec![one], until)).await;
                         done.extend(tags);
                         given_up.extend(deliveries);

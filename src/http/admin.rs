@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::body::read_json;
 use super::problem::Problem;
 use super::query::read_query;
-use super::{BODY_BYTES_MAX, State, check_limit};
+use super::{BODY_BYTES_MAX, State, check_limit, detached};
 use crate::app::Error;
 use crate::app::dead_letters::{self, Selection};
 use crate::db;
@@ -163,13 +163,17 @@ pub(super) async fn replay(
         .await?
         .parse()
         .map_err(|problem| Problem::invalid_fields(vec![Invalid::new("/limit", problem)]))?;
-    let replayed = dead_letters::replay(
-        &state.context,
-        &state.broker,
-        &state.publisher,
-        queue,
-        &selection,
-    )
+    let state = state.get_ref().clone();
+    let replayed = detached(async move {
+        dead_letters::replay(
+            &state.context,
+            &state.broker,
+            &state.publisher,
+            queue,
+            &selection,
+        )
+        .await
+    })
     .await?;
     Ok(HttpResponse::Ok().json(ReplayResponse { replayed }))
 }

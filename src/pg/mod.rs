@@ -8,5 +8,5 @@ mod prepared;
 
 pub use error::Error;
 pub use migrate::{migrate, pending_migrations};
-pub use pool::{Connection, Pool, Settings, connect};
+pub use pool::{Connection, Pool, Settings, connect, discard};
 pub use prepared::{Prepared, prepared};

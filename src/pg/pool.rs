@@ -108,6 +108,11 @@ pub async fn connect(settings: &Settings) -> Result<AsyncPgConnection, Error> {
         .map_err(|error| settings.unavailable(error))
 }
 
+/// Closes a connection whose statement was not answered: back in its pool, its next user would wait behind that.
+pub fn discard(connection: Connection) {
+    drop(Connection::take(connection));
+}
+
 /// A bounded pool of connections to one database.
 #[derive(Clone)]
 pub struct Pool {
