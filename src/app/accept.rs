@@ -233,6 +233,10 @@ impl Committer {
                 .1
                 .push(answer);
         }
+        self.commit(by_order).await;
+    }
+
+    async fn commit(&self, by_order: ByOrder) {
         if self.store_is_down() {
             self.publish(by_order, false).await;
             return;
@@ -251,38 +255,12 @@ impl Committer {
             // One bad order must not fail its neighbours.
             Err(Insert::Refused(_)) if by_order.len() > 1 => {
                 for (id, entry) in by_order {
-                    Box::pin(self.accept_alone(id, entry)).await;
+                    Box::pin(self.commit(ByOrder::from([(id, entry)]))).await;
                 }
             }
             Err(Insert::Refused(error)) => {
-                tracing::error!(%error, "an order cannot be inserted");
-                refuse(by_order, &NotAccepted::Bug(error));
-            }
-        }
-    }
-
-    async fn accept_alone(
-        &self,
-        id: OrderId,
-        (order, answers): (NewOrder, Vec<oneshot::Sender<Answer>>),
-    ) {
-        let by_order = ByOrder::from([(id, (order.clone(), answers))]);
-        if self.store_is_down() {
-            self.publish(by_order, false).await;
-            return;
-        }
-        match self.insert(&[order]).await {
-            Ok(inserted) => self.answer(by_order, &inserted).await,
-            Err(Insert::NotBegun(error)) => {
-                self.note_down(&error);
-                self.publish(by_order, false).await;
-            }
-            Err(Insert::Unknown(error)) => {
-                self.note_down(&error);
-                self.publish(by_order, true).await;
-            }
-            Err(Insert::Refused(error)) => {
-                tracing::error!(order = %id, %error, "an order cannot be inserted");
+                let order = by_order.keys().next();
+                tracing::error!(?order, %error, "an order cannot be inserted");
                 refuse(by_order, &NotAccepted::Bug(error));
             }
         }
