@@ -72,12 +72,15 @@ impl Error {
 }
 
 impl Error {
-    /// Whether a vendor is down, or overloaded: that says nothing about what it was sent.
+    /// Whether a vendor is down, or overloaded: that says nothing about what it was sent. Another 5xx may be what it was
+    /// sent.
     #[must_use]
     pub fn is_vendor_down(&self) -> bool {
         match self {
             Self::Vendor(client::Error::Unreachable { .. }) => true,
-            Self::Vendor(client::Error::Status { status, .. }) => *status >= 500 || *status == 429,
+            Self::Vendor(client::Error::Status { status, .. }) => {
+                matches!(status, 429 | 502 | 503 | 504)
+            }
             _ => false,
         }
     }

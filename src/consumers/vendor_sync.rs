@@ -184,6 +184,32 @@ impl Lanes {
     }
 }
 
+/// What a step of a lane has come to.
+#[derive(Default)]
+struct Step {
+    /// What may be acknowledged.
+    done: Vec<Tag>,
+    /// What could not be handled for too long, and is the broker's still.
+    given_up: Vec<Delivery>,
+    /// Why the vendor took nothing, where that is the vendor's own state and no message's.
+    vendor_down: Option<Error>,
+}
+
+impl Step {
+    fn given_up(batch: Vec<Addressed>) -> Self {
+        Self {
+            given_up: batch.into_iter().map(|one| one.delivery).collect(),
+            ..Self::default()
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.done.extend(other.done);
+        self.given_up.extend(other.given_up);
+        self.vendor_down = self.vendor_down.take().or(other.vendor_down);
+    }
+}
+
 /// One vendor's messages, sent one call at a time.
 struct Lane {
     door: Door,
@@ -205,16 +231,32 @@ impl Lane {
                 updates += next.updates.len();
                 batch.push(next);
             }
-            let (done, given_up) = self.step(batch).await;
-            let _ = reports.send(Report::Done(done)).await;
-            if !given_up.is_empty() {
-                let _ = reports.send(Report::GivenUp(given_up)).await;
+            let mut step = self.step(batch).await;
+            if let Some(error) = &step.vendor_down {
+                // What waits here would be held for as long again, call after call, and the broker gives a consumer only
+                // so much time: it shares the verdict.
+                let waiting: Vec<Addressed> =
+                    std::iter::from_fn(|| receiver.try_recv().ok()).collect();
+                let verdicts = self.judge(&waiting, error);
+                let until = Instant::now() + HOLD_MAX;
+                step.add(self.finish(waiting, verdicts, until).await);
+            }
+            let _ = reports.send(Report::Done(step.done)).await;
+            if !step.given_up.is_empty() {
+                let _ = reports.send(Report::GivenUp(step.given_up)).await;
             }
         }
     }
 
-    /// Pushes a batch. Returns what may be acknowledged, and what could not be handled for too long.
-    async fn step(&mut self, batch: Vec<Addressed>) -> (Vec<Tag>, Vec<Delivery>) {
+    fn judge(&self, batch: &[Addressed], error: &Error) -> Vec<Verdict> {
+        batch
+            .iter()
+            .map(|one| self.door.judge(&one.delivery, error))
+            .collect()
+    }
+
+    /// Pushes a batch.
+    async fn step(&mut self, batch: Vec<Addressed>) -> Step {
         let until = Instant::now() + HOLD_MAX;
         if let [one] = batch.as_slice()
             && one.delivery.redeliveries > 0
@@ -222,19 +264,15 @@ impl Lane {
             match begin_suspect(&self.door, &one.delivery, until).await {
                 Begun::Yes => {}
                 Begun::TooOften(verdict) => return self.finish(batch, vec![verdict], until).await,
-                Begun::No => {
-                    return (
-                        Vec::new(),
-                        batch.into_iter().map(|one| one.delivery).collect(),
-                    );
-                }
+                Begun::No => return Step::given_up(batch),
             }
         }
         self.push(batch, until).await
     }
 
-    async fn push(&mut self, batch: Vec<Addressed>, until: Instant) -> (Vec<Tag>, Vec<Delivery>) {
+    async fn push(&mut self, batch: Vec<Addressed>, until: Instant) -> Step {
         let mut rounds = 0;
+        let mut vendor_down = None;
         let verdicts = loop {
             let error = match self.attempt(&batch).await {
                 Ok(verdicts) => break verdicts,
@@ -247,44 +285,34 @@ impl Lane {
                 .await
             {
                 Weighed::Again => {}
-                Weighed::GiveUp => {
-                    return (
-                        Vec::new(),
-                        batch.into_iter().map(|one| one.delivery).collect(),
-                    );
-                }
+                Weighed::GiveUp => return Step::given_up(batch),
                 // A vendor that is down is down for all of them; another error may be one message's.
                 Weighed::ItsOwn if batch.len() > 1 && !error.is_vendor_down() => {
-                    let (mut done, mut given_up) = (Vec::new(), Vec::new());
+                    let mut step = Step::default();
                     for one in batch {
                         if Instant::now() >= until || self.door.shutdown.is_begun() {
-                            given_up.push(one.delivery);
-                            continue;
+                            step.given_up.push(one.delivery);
+                        } else {
+                            step.add(Box::pin(self.push(vec![one], until)).await);
                         }
-                        let (tags, deliveries) = Box::pin(self.push(vec![one], until)).await;
-                        done.extend(tags);
-                        given_up.extend(deliveries);
                     }
-                    return (done, given_up);
+                    return step;
                 }
                 Weighed::ItsOwn => {
-                    break batch
-                        .iter()
-                        .map(|one| self.door.judge(&one.delivery, &error))
-                        .collect();
+                    let verdicts = self.judge(&batch, &error);
+                    vendor_down = error.is_vendor_down().then_some(error);
+                    break verdicts;
                 }
             }
         };
-        self.finish(batch, verdicts, until).await
+        Step {
+            vendor_down,
+            ..self.finish(batch, verdicts, until).await
+        }
     }
 
-    async fn finish(
-        &self,
-        batch: Vec<Addressed>,
-        verdicts: Vec<Verdict>,
-        until: Instant,
-    ) -> (Vec<Tag>, Vec<Delivery>) {
-        let (mut done, mut given_up) = (Vec::new(), Vec::new());
+    async fn finish(&self, batch: Vec<Addressed>, verdicts: Vec<Verdict>, until: Instant) -> Step {
+        let mut step = Step::default();
         for (one, verdict) in batch.into_iter().zip(verdicts) {
             let subject = Subject::Updates(&one.updates);
             if self
@@ -293,12 +321,12 @@ impl Lane {
                 .await
             {
                 suspects::end(&self.door, &one.delivery).await;
-                done.push(one.delivery.tag);
+                step.done.push(one.delivery.tag);
             } else {
-                given_up.push(one.delivery);
+                step.given_up.push(one.delivery);
             }
         }
-        (done, given_up)
+        step
     }
 
     async fn attempt(&mut self, batch: &[Addressed]) -> Result<Vec<Verdict>, Error> {

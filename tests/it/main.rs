@@ -14,4 +14,5 @@ mod rejections;
 mod support;
 mod sync;
 mod up;
+mod vendor_calls;
 mod vendor_stock;
