@@ -47,8 +47,7 @@ const MISDECLARED_RECHECK: Duration = Duration::from_secs(30);
 /// that breaks at once, again and again, must not be retried fast.
 const STEADY: Duration = Duration::from_secs(10);
 /// Why nothing is published for `topology::NEW_QUEUE_PAUSE`.
-pub(super) const NEW_QUEUE: &str =
-    "a queue was declared only now; a crash would still take it away";
+pub(super) const NEW_QUEUE: &str = "a queue may have been declared only now, and a crash would still take it away; a second later it is safe";
 /// A long outage is told of so often.
 const LOG_EVERY: Duration = Duration::from_secs(30);
 

@@ -47,6 +47,7 @@ pub(super) fn spawn(
                 dialer,
                 inbox,
                 closing: None,
+                has_settled: false,
             }
             .run();
         })?;
@@ -58,6 +59,8 @@ struct Owner {
     inbox: Inbox,
     /// Set once nothing new is taken: until when to wait for the answers still due.
     closing: Option<Instant>,
+    /// Every queue is known to have been there for `NEW_QUEUE_PAUSE`.
+    has_settled: bool,
 }
 
 impl Owner {
@@ -133,6 +136,7 @@ impl Owner {
     fn settle(&mut self) {
         self.dialer.settling();
         self.refuse_for(NEW_QUEUE_PAUSE, NEW_QUEUE);
+        self.has_settled = true;
     }
 
     /// Publishes over one connection until it breaks or the publisher is closed.
@@ -143,7 +147,8 @@ impl Owner {
         declared: Declared,
     ) -> Result<(), Trouble> {
         let mut session = Session::open(wire, in_flight, self.dialer.settings().clone())?;
-        if declared == Declared::New {
+        // On the first connection a queue that is known may be one that somebody else has declared just now.
+        if declared == Declared::New || !self.has_settled {
             self.settle();
         }
         self.dialer.up();
