@@ -2,6 +2,8 @@
 //! this process could not publish, or did not live to, a sweeper publishes later; what the broker has lost, a slow sweep
 //! sends again. Consumers remove duplicates, so every doubt is settled by publishing.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use diesel_async::{AsyncConnection, AsyncPgConnection};
@@ -38,6 +40,21 @@ const FORGOTTEN_BATCH_MAX: i64 = 500;
 #[derive(Clone)]
 pub struct Relay {
     batches: mpsc::Sender<Vec<Waiting>>,
+    refused: Refused,
+}
+
+/// The highest row that could not be published for want of a connection, since it was last asked for; 0 for none.
+#[derive(Clone, Default)]
+struct Refused(Arc<AtomicI64>);
+
+impl Refused {
+    fn note(&self, id: i64) {
+        self.0.fetch_max(id, Ordering::Relaxed);
+    }
+
+    fn take(&self) -> i64 {
+        self.0.swap(0, Ordering::Relaxed)
+    }
 }
 
 impl Relay {
@@ -45,12 +62,14 @@ impl Relay {
     #[must_use]
     pub fn new(context: Context, publisher: Publisher) -> (Self, Publishing) {
         let (batches, receiver) = mpsc::channel(BATCHES_WAITING_MAX);
+        let refused = Refused::default();
         let publishing = Publishing {
             context,
             publisher,
             receiver,
+            refused: refused.clone(),
         };
-        (Self { batches }, publishing)
+        (Self { batches, refused }, publishing)
     }
 
     /// Publishes rows of the outbox soon. Never waits: when too much is under way, the sweeper has them.
@@ -66,6 +85,7 @@ pub struct Publishing {
     context: Context,
     publisher: Publisher,
     receiver: mpsc::Receiver<Vec<Waiting>>,
+    refused: Refused,
 }
 
 impl Publishing {
@@ -80,33 +100,31 @@ impl Publishing {
                 };
                 batch.extend(more);
             }
-            if let Err(error) =
-                publish(&self.context, &self.publisher, std::mem::take(&mut batch)).await
-            {
+            if let Err(error) = self.publish(std::mem::take(&mut batch)).await {
                 tracing::debug!(%error, "published, but the outbox rows stay: they will be published again");
             }
         }
     }
-}
 
-async fn publish(
-    context: &Context,
-    publisher: &Publisher,
-    waiting: Vec<Waiting>,
-) -> Result<(), Error> {
-    let confirmed = publish_confirmed(publisher, waiting).await;
-    if confirmed.is_empty() {
-        return Ok(());
+    async fn publish(&self, waiting: Vec<Waiting>) -> Result<(), Error> {
+        let confirmed = publish_confirmed(&self.publisher, waiting, &self.refused).await;
+        if confirmed.is_empty() {
+            return Ok(());
+        }
+        with_deadline(TRANSACTION_DEADLINE, &self.context.database, async {
+            let mut connection = self.context.database.get().await?;
+            Ok(db::outbox::delete(&mut connection, &confirmed).await?)
+        })
+        .await
     }
-    with_deadline(TRANSACTION_DEADLINE, &context.database, async {
-        let mut connection = context.database.get().await?;
-        Ok(db::outbox::delete(&mut connection, &confirmed).await?)
-    })
-    .await
 }
 
 /// Publishes, and returns the rows whose confirm has come.
-async fn publish_confirmed(publisher: &Publisher, waiting: Vec<Waiting>) -> Vec<i64> {
+async fn publish_confirmed(
+    publisher: &Publisher,
+    waiting: Vec<Waiting>,
+    refused: &Refused,
+) -> Vec<i64> {
     let mut ids = Vec::with_capacity(waiting.len());
     let mut messages = Vec::with_capacity(waiting.len());
     for row in waiting {
@@ -134,6 +152,7 @@ async fn publish_confirmed(publisher: &Publisher, waiting: Vec<Waiting>) -> Vec<
                     "an outbox row can never be published; look at it in the database"
                 );
             }
+            Err(PublishError::Unavailable(_)) => refused.note(*id),
             Err(_) => {}
         }
     }
@@ -147,21 +166,28 @@ pub async fn sweep_until_stopped(
     relay: Relay,
     shutdown: Shutdown,
 ) {
-    let link = publisher.link();
+    let mut link = publisher.link();
     let mut slow_sweep_at = tokio::time::Instant::now() + SLOW_SWEEP_INTERVAL;
     let mut after = 0;
     let mut wait = SWEEP_INTERVAL;
+    let mut was_up = false;
     loop {
         tokio::select! {
             () = shutdown.begun() => return,
             () = tokio::time::sleep(wait) => {}
+            // Its end is the publisher's, and with it the process's.
+            _ = link.changed(), if !was_up => {}
         }
         wait = SWEEP_INTERVAL;
         // A sweep that cannot publish would only lock rows.
-        if *link.borrow() != Link::Up {
+        if *link.borrow_and_update() != Link::Up {
+            was_up = false;
             continue;
         }
-        match sweep(&context, &publisher, after).await {
+        // What was refused for want of a connection goes at once when there is one, however young it is.
+        let refused = if was_up { 0 } else { relay.refused.take() };
+        was_up = true;
+        match sweep(&context, &publisher, &relay, after, refused).await {
             Ok(swept) => {
                 if swept.confirmed > 0 {
                     tracing::info!(
@@ -193,18 +219,25 @@ pub async fn sweep_until_stopped(
 
 /// What a sweep has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Swept {
+struct Swept {
     /// Rows whose message is in the broker now.
-    pub confirmed: usize,
+    confirmed: usize,
     /// The last row looked at; none at the end of the outbox.
-    pub last: Option<i64>,
+    last: Option<i64>,
 }
 
-/// Publishes the oldest rows of the outbox after the row `after`.
+/// Publishes the oldest rows of the outbox after the row `after` that have waited for [`SWEEP_AGE`], or that are not
+/// above the row `refused`.
 ///
 /// # Errors
 /// See [`Error`]; the rows stay.
-pub async fn sweep(context: &Context, publisher: &Publisher, after: i64) -> Result<Swept, Error> {
+async fn sweep(
+    context: &Context,
+    publisher: &Publisher,
+    relay: &Relay,
+    after: i64,
+    refused: i64,
+) -> Result<Swept, Error> {
     with_deadline(
         PUBLISH_DEADLINE + TRANSACTION_DEADLINE,
         &context.database,
@@ -213,11 +246,12 @@ pub async fn sweep(context: &Context, publisher: &Publisher, after: i64) -> Resu
             connection
                 .transaction(async |connection| {
                     let waiting =
-                        db::outbox::claim(connection, after, SWEEP_AGE, SWEEP_BATCH_MAX).await?;
+                        db::outbox::claim(connection, after, refused, SWEEP_AGE, SWEEP_BATCH_MAX)
+                            .await?;
                     let Some(last) = waiting.last().map(|row| row.id) else {
                         return Ok(Swept::default());
                     };
-                    let confirmed = publish_confirmed(publisher, waiting).await;
+                    let confirmed = publish_confirmed(publisher, waiting, &relay.refused).await;
                     db::outbox::delete(connection, &confirmed).await?;
                     Ok(Swept {
                         confirmed: confirmed.len(),

@@ -64,23 +64,26 @@ pub async fn delete(connection: &mut AsyncPgConnection, ids: &[i64]) -> Result<(
     Ok(())
 }
 
-/// Locks the oldest messages after the row `after` that have waited for longer than `age`, passing over those that another sweeper holds.
+/// Locks the oldest messages after the row `after` that have waited for longer than `age`, or that are not above the row
+/// `whatever_age`, passing over those that another sweeper holds.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn claim(
     connection: &mut AsyncPgConnection,
     after: i64,
+    whatever_age: i64,
     age: Duration,
     limit: i64,
 ) -> Result<Vec<Waiting>, Error> {
     Ok(prepared(
         diesel::sql_query(
             "SELECT id, queue, message_id, body FROM outbox
-             WHERE id > $1 AND created_at < now() - make_interval(secs => $2)
-             ORDER BY id LIMIT $3 FOR UPDATE SKIP LOCKED",
+             WHERE id > $1 AND (id <= $2 OR created_at < now() - make_interval(secs => $3))
+             ORDER BY id LIMIT $4 FOR UPDATE SKIP LOCKED",
         )
         .bind::<BigInt, _>(after)
+        .bind::<BigInt, _>(whatever_age)
         .bind::<Double, _>(age.as_secs_f64())
         .bind::<BigInt, _>(limit),
     )
