@@ -82,28 +82,44 @@ async fn run_on(
             () = shutdown.begun() => Ok(()),
         };
     };
-    progress("preparing the databases");
-    seed::prepare(servers)
-        .await
-        .map_err(|error| Failure::new(EXIT_UNREACHABLE, error.to_string()))?;
     let address = listener.local_addr().map_err(Failure::bug)?;
     let path = options.data_dir.join("config.toml");
-    write_config(&path, servers, address).map_err(|error| {
-        Failure::new(
-            EXIT_UNREACHABLE,
-            format!("cannot write {}: {error}", path.display()),
-        )
-    })?;
-    let config = config::load(Some(&path))
-        .map_err(|error| Failure::new(EXIT_CONFIGURATION, error.to_string()))?;
-    telemetry::init(config.log.format, &config.log.level).map_err(Failure::bug)?;
-    progress("reading the vendors' stock");
-    read_stock(&config).await?;
+    // It can be left at any point: a database gets its name when it is whole, and what a sync has written is right.
+    let config = tokio::select! {
+        biased;
+        () = shutdown.begun() => return Ok(()),
+        prepared = prepare(servers, address, &path, progress) => prepared?,
+    };
     greet(servers, address, &path);
     tokio::select! {
         result = run_parts(&config, listener, shutdown) => result,
         failure = watch(servers) => Err(failure),
     }
+}
+
+/// Fills the servers, and reads the configuration that it writes for all subcommands.
+async fn prepare(
+    servers: &Servers,
+    address: SocketAddr,
+    path: &Path,
+    progress: &mut (dyn FnMut(&str) + Send),
+) -> Result<Config, Failure> {
+    progress("preparing the databases");
+    seed::prepare(servers)
+        .await
+        .map_err(|error| Failure::new(EXIT_UNREACHABLE, error.to_string()))?;
+    write_config(path, servers, address).map_err(|error| {
+        Failure::new(
+            EXIT_UNREACHABLE,
+            format!("cannot write {}: {error}", path.display()),
+        )
+    })?;
+    let config = config::load(Some(path))
+        .map_err(|error| Failure::new(EXIT_CONFIGURATION, error.to_string()))?;
+    telemetry::init(config.log.format, &config.log.level).map_err(Failure::bug)?;
+    progress("reading the vendors' stock");
+    read_stock(&config).await?;
+    Ok(config)
 }
 
 /// So that the first look shows what there is to sell.

@@ -259,3 +259,21 @@ async fn an_address_that_is_in_use_ends_it_with_4_and_nothing_left() {
     assert_eq!(ended.stdout, "");
     assert!(!directory.exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_while_the_databases_are_prepared_ends_it_at_once_and_the_next_start_goes_on() {
+    let directory = data_dir("up-interrupted");
+    let path = directory.to_str().expect("UTF-8");
+    let process = Process::start(&["up", "--data-dir", path, "--fresh"], &[]);
+    process
+        .writes_within("preparing the databases", START_DEADLINE)
+        .await;
+    process.signal(Signal::SIGINT);
+    let ended = process.ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(!ended.stdout.contains("stockctl is up"), "{ended:?}");
+    assert_eq!(processes_on(&directory), 0, "nothing is left running");
+    let up = Up::start(&directory, &[]).await;
+    assert_eq!(up.products().await, SEEDED());
+    up.stop().await;
+}
