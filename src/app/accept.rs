@@ -2,13 +2,14 @@
 //! accepted through the broker instead.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::relay::Relay;
+use super::vouch::{Voucher, Vouching};
 use super::{Context, Error, Kind, with_deadline};
 use crate::db;
 use crate::db::orders::Order;
@@ -31,9 +32,6 @@ const COMMIT_DEADLINE: Duration = Duration::from_secs(2);
 const RETRY_STORE_AFTER: Duration = Duration::from_secs(1);
 /// A confirm takes milliseconds; the caller is waiting.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
-/// Orders accepted through the broker whose arrival in PostgreSQL is still awaited. Beyond this, which ones is forgotten,
-/// and every unknown id might be one of them.
-const AWAITED_MAX: usize = 100_000;
 
 /// How an order was accepted.
 #[derive(Debug, Clone)]
@@ -77,50 +75,35 @@ struct Request {
 #[derive(Clone)]
 pub struct Accept {
     requests: mpsc::Sender<Request>,
-    awaited: Arc<Mutex<Awaited>>,
-}
-
-/// Orders that only the broker has, as far as this process knows.
-struct Awaited {
-    orders: HashMap<OrderId, Instant>,
-    forgotten: bool,
-    /// Since this process began, or since PostgreSQL was last down, the queue has not been seen empty: another process,
-    /// or this one before it was started again, may have accepted orders through the broker.
-    unsettled: bool,
-    /// How often PostgreSQL was found down.
-    outages: u64,
+    voucher: Voucher,
 }
 
 impl Accept {
-    /// Prepares the door, and the part of it that commits.
+    /// Prepares the door, the part of it that commits, and the part that vouches for what was accepted.
     #[must_use]
     pub fn new(
         context: Context,
         publisher: Publisher,
         relay: Relay,
         broker: mq::Settings,
-    ) -> (Self, Committing) {
+    ) -> (Self, Committing, Vouching) {
         let (requests, receiver) = mpsc::channel(REQUESTS_WAITING_MAX);
-        let awaited = Arc::new(Mutex::new(Awaited {
-            orders: HashMap::new(),
-            forgotten: false,
-            unsettled: true,
-            outages: 0,
-        }));
+        let voucher = Voucher::default();
+        let vouching = Vouching::new(context.clone(), broker, voucher.clone());
         let committer = Arc::new(Committer {
             context,
             publisher,
             relay,
-            broker,
-            awaited: Arc::clone(&awaited),
+            voucher: voucher.clone(),
             store_down_until: Mutex::new(None),
         });
         (
-            Self { requests, awaited },
+            Self { requests, voucher },
             Committing {
                 receiver,
                 committer,
             },
+            vouching,
         )
     }
 
@@ -139,21 +122,10 @@ impl Accept {
             .unwrap_or(Err(NotAccepted::OutcomeUnknown(id)))
     }
 
-    /// Whether this process has accepted an order through the broker that has not been seen in PostgreSQL yet.
+    /// What this process vouches for.
     #[must_use]
-    pub fn awaits(&self, id: OrderId) -> bool {
-        self.awaited().orders.contains_key(&id)
-    }
-
-    /// Whether an id that PostgreSQL, being asked, does not know may be that of an order which only the broker has.
-    #[must_use]
-    pub fn may_be_on_its_way(&self, id: OrderId) -> bool {
-        let awaited = self.awaited();
-        awaited.unsettled || awaited.forgotten || awaited.orders.contains_key(&id)
-    }
-
-    fn awaited(&self) -> MutexGuard<'_, Awaited> {
-        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn voucher(&self) -> &Voucher {
+        &self.voucher
     }
 }
 
@@ -186,37 +158,13 @@ impl Committing {
         let all = u32::try_from(TRANSACTIONS_MAX).unwrap_or(u32::MAX);
         let _ = transactions.acquire_many(all).await;
     }
-
-    /// Watches for the arrival in PostgreSQL of the orders that were accepted through the broker.
-    pub fn watch(&self) -> impl Future<Output = ()> + use<> {
-        let committer = Arc::clone(&self.committer);
-        async move {
-            loop {
-                committer.settle().await;
-                committer.look_for_awaited().await;
-                tokio::time::sleep(WATCH_INTERVAL).await;
-            }
-        }
-    }
 }
-
-/// Asking for the depth of the queues takes milliseconds.
-const DEPTHS_DEADLINE: Duration = Duration::from_secs(2);
-/// A consumer that works has inserted what it holds after this.
-const SETTLED_AFTER: Duration = Duration::from_secs(3);
-/// How often orders that only the broker has are looked for in PostgreSQL.
-const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// How many of them are looked up at once.
-const WATCH_BATCH_MAX: usize = 1000;
-/// An order that has not arrived after this is in the dead-letter queue, or was never accepted.
-const AWAITED_FOR: Duration = Duration::from_secs(24 * 3600);
 
 struct Committer {
     context: Context,
     publisher: Publisher,
     relay: Relay,
-    broker: mq::Settings,
-    awaited: Arc<Mutex<Awaited>>,
+    voucher: Voucher,
     store_down_until: Mutex<Option<Instant>>,
 }
 
@@ -391,15 +339,16 @@ impl Committer {
                 body: encode_order(order).into_bytes(),
             })
             .collect();
+        let withdrawn = self.voucher.withdraw().await;
         let results = self.publisher.publish(messages, PUBLISH_DEADLINE).await;
         for ((id, (_, answers)), result) in by_order.into_iter().zip(results) {
             let answer = match result {
                 Ok(()) => {
-                    self.await_arrival(id);
+                    withdrawn.await_arrival(id, true);
                     Ok(Accepted::ThroughBroker)
                 }
                 Err(error) if maybe_committed || matches!(error, PublishError::Unknown(_)) => {
-                    self.await_arrival(id);
+                    withdrawn.await_arrival(id, false);
                     Err(NotAccepted::OutcomeUnknown(id))
                 }
                 Err(error) => Err(NotAccepted::Unavailable(error.to_string())),
@@ -430,96 +379,6 @@ impl Committer {
             );
         }
         *until = Some(Instant::now() + RETRY_STORE_AFTER);
-        drop(until);
-        self.note_outage();
-    }
-
-    /// Looks whether the queue has been emptied into PostgreSQL since it was last down.
-    async fn settle(&self) {
-        let lock = || self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
-        let outages = {
-            let awaited = lock();
-            if !awaited.unsettled {
-                return;
-            }
-            awaited.outages
-        };
-        // Twice, for the broker does not tell what a consumer holds, and a busy one was seen to answer 0 for a queue that
-        // is not empty.
-        if !self.queue_is_empty().await {
-            return;
-        }
-        tokio::time::sleep(SETTLED_AFTER).await;
-        if !self.queue_is_empty().await {
-            return;
-        }
-        let is_down = self.store_is_down();
-        let mut awaited = lock();
-        if awaited.outages == outages && !is_down {
-            awaited.unsettled = false;
-        }
-    }
-
-    async fn queue_is_empty(&self) -> bool {
-        let waits = |depth: &mq::Depth| {
-            matches!(depth.queue, Queue::Orders | Queue::OrdersRetry) && depth.messages_ready > 0
-        };
-        mq::depths(&self.broker, DEPTHS_DEADLINE)
-            .await
-            .is_ok_and(|depths| !depths.iter().any(waits))
-    }
-
-    fn note_outage(&self) {
-        let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
-        awaited.unsettled = true;
-        awaited.outages += 1;
-    }
-
-    fn await_arrival(&self, id: OrderId) {
-        let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
-        if awaited.orders.len() < AWAITED_MAX {
-            awaited.orders.insert(id, Instant::now());
-        } else {
-            awaited.forgotten = true;
-        }
-    }
-
-    /// Looks for awaited orders, and forgets those that have arrived, or never will.
-    async fn look_for_awaited(&self) {
-        let ids: Vec<OrderId> = {
-            let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
-            awaited
-                .orders
-                .retain(|_, since| since.elapsed() < AWAITED_FOR);
-            awaited.orders.keys().copied().collect()
-        };
-        let mut found = Vec::new();
-        // Asked also when there is nothing to look for: an outage that this process has no order to notice by may have
-        // been another's to accept orders in.
-        let pages = ids
-            .chunks(WATCH_BATCH_MAX)
-            .chain(ids.is_empty().then_some(ids.as_slice()));
-        for ids in pages {
-            let page = with_deadline(COMMIT_DEADLINE, &self.context.database, async {
-                let mut connection = self.context.database.get().await?;
-                Ok(db::orders::list_existing(&mut connection, ids).await?)
-            })
-            .await;
-            match page {
-                Ok(page) => found.extend(page),
-                Err(_) => {
-                    self.note_outage();
-                    break;
-                }
-            }
-        }
-        let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
-        for id in found {
-            awaited.orders.remove(&id);
-        }
-        if awaited.orders.is_empty() {
-            awaited.forgotten = false;
-        }
     }
 }
 

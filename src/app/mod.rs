@@ -10,6 +10,7 @@ pub mod relay;
 mod save;
 pub mod sync;
 pub mod vendor_stock;
+pub mod vouch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;

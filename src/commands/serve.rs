@@ -2,6 +2,8 @@
 
 use std::net::TcpListener;
 
+use tokio_util::sync::CancellationToken;
+
 use super::{EXIT_UNREACHABLE, Failure, broker_settings, context, watch_queues};
 use crate::app::Context;
 use crate::app::accept::{self, Accept};
@@ -42,19 +44,21 @@ pub async fn run(
     // A pool of its own: slow reads must not make PostgreSQL look down to those who order.
     let for_accept = Context {
         database: pg::Pool::new(pg::Settings {
-            pool_size: accept::TRANSACTIONS_MAX,
+            // One more, so that its word does not wait for a transaction.
+            pool_size: accept::TRANSACTIONS_MAX + 1,
             ..context.database.settings().clone()
         })
         .map_err(Failure::bug)?,
         ..context.clone()
     };
-    let (accept, committing) = Accept::new(
+    let (accept, committing, vouching) = Accept::new(
         for_accept,
         publisher.clone(),
         relay.clone(),
         broker_settings(config),
     );
-    let watching = tokio::spawn(committing.watch());
+    let accepted_all = CancellationToken::new();
+    let mut vouching = tokio::spawn(vouching.run(accepted_all.clone()));
     let mut committing = tokio::spawn(committing.run());
     let mut sweeping = tokio::spawn(relay::sweep_until_stopped(
         context.clone(),
@@ -91,6 +95,7 @@ pub async fn run(
         _ = &mut committing => Err(Failure::bug("the part that accepts orders ended by itself")),
         _ = &mut publishing => Err(Failure::bug("the part that publishes ended by itself")),
         _ = &mut sweeping => Err(Failure::bug("the sweeper ended by itself")),
+        _ = &mut vouching => Err(Failure::bug("the part that vouches ended by itself")),
         ended = &mut serving => Err(Failure::bug(match ended {
             Ok(Ok(())) => "the HTTP server ended by itself".to_owned(),
             Ok(Err(error)) => error.to_string(),
@@ -105,10 +110,11 @@ pub async fn run(
     let ending = async {
         handle.stop(true).await;
         let _ = serving.await;
-        watching.abort();
         warning.abort();
-        let _ = watching.await;
         let _ = committing.await;
+        // Until now, something could still have been accepted through the broker.
+        accepted_all.cancel();
+        let _ = vouching.await;
         let _ = sweeping.await;
         let _ = publishing.await;
     };

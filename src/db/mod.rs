@@ -2,6 +2,7 @@
 //! whose name ends in `_for_update` locks what it returns, in the order that all flows share: vendor row, orders by id,
 //! stock by (product, vendor), updates by id.
 
+pub mod acceptors;
 pub mod orders;
 pub mod outbox;
 pub mod stock;

@@ -14,6 +14,7 @@ use super::problem::{NOT_YET_VISIBLE, Problem};
 use super::query::read_query;
 use super::{BODY_BYTES_MAX, State, detached, limit};
 use crate::app::accept::{self, Accepted};
+use crate::app::vouch::{self, Whereabouts};
 use crate::app::{Error, Kind, cancel as use_case};
 use crate::db;
 use crate::db::orders::{Filter, Order};
@@ -161,13 +162,38 @@ fn order_id(text: &str) -> Result<OrderId, Problem> {
 
 async fn find(state: &State, id: OrderId) -> Result<OrderResponse, Problem> {
     match look_up(state, id).await {
-        Ok(Some(order)) => Ok(order),
-        Ok(None) if state.accept.may_be_on_its_way(id) => Err(not_yet_visible(id)),
-        // Also while PostgreSQL is down: it would not have the order yet if it were up.
-        Err(_) if state.accept.awaits(id) => Err(not_yet_visible(id)),
-        Ok(None) => Err(Problem::not_found(format!("there is no order {id}"))),
-        Err(error) => Err(error.into()),
+        Ok(Some(order)) => return Ok(order),
+        Ok(None) => expect_arrived(state, id).await?,
+        Err(error) => return Err(unless_awaited(state, id, error)),
     }
+    match look_up(state, id).await {
+        Ok(Some(order)) => Ok(order),
+        Ok(None) => Err(unknown(id)),
+        Err(error) => Err(unless_awaited(state, id, error)),
+    }
+}
+
+/// Of an order that was not found: an error, unless it has come in meanwhile.
+async fn expect_arrived(state: &State, id: OrderId) -> Result<(), Problem> {
+    match vouch::find_out(&state.context, state.accept.voucher(), id).await {
+        Ok(Whereabouts::Arrived) => Ok(()),
+        Ok(Whereabouts::Unknown) => Err(unknown(id)),
+        Ok(Whereabouts::OnItsWay) => Err(not_yet_visible(id)),
+        Err(error) => Err(unless_awaited(state, id, error)),
+    }
+}
+
+/// While PostgreSQL is down, an order that only the broker has would not be there either if it were up.
+fn unless_awaited(state: &State, id: OrderId, error: Error) -> Problem {
+    if error.kind() == Kind::Unavailable && state.accept.voucher().awaits(id) {
+        not_yet_visible(id)
+    } else {
+        error.into()
+    }
+}
+
+fn unknown(id: OrderId) -> Problem {
+    Problem::not_found(format!("there is no order {id}"))
 }
 
 async fn look_up(state: &State, id: OrderId) -> Result<Option<OrderResponse>, Error> {
@@ -278,16 +304,18 @@ fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, OrderId), Problem> {
 /// `POST /orders/{id}/cancel`
 pub(super) async fn cancel(id: Path<String>, state: Data<State>) -> Result<HttpResponse, Problem> {
     let id = order_id(&id)?;
-    let context = state.context.clone();
-    match detached(async move { use_case::cancel(&context, id, Utc::now()).await }).await {
+    let cancel = || {
+        let context = state.context.clone();
+        detached(async move { use_case::cancel(&context, id, Utc::now()).await })
+    };
+    let mut cancelled = cancel().await;
+    if let Err(Error::Missing(_)) = cancelled {
+        expect_arrived(&state, id).await?;
+        cancelled = cancel().await;
+    }
+    match cancelled {
         Ok(waiting) => state.relay.hand_over(waiting),
-        Err(Error::Missing(_)) if state.accept.may_be_on_its_way(id) => {
-            return Err(not_yet_visible(id));
-        }
-        Err(error) if error.kind() == Kind::Unavailable && state.accept.awaits(id) => {
-            return Err(not_yet_visible(id));
-        }
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(unless_awaited(&state, id, error)),
     }
     Ok(HttpResponse::Ok().json(find(&state, id).await?))
 }

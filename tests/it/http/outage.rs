@@ -5,7 +5,7 @@ use serde_json::json;
 use stockctl::config;
 
 use super::{ask, order_with_key, post_bytes, text};
-use crate::support::{Running, Shop, eventually};
+use crate::support::{Process, Proxy, Running, Shop, eventually, reqwest_client};
 
 /// Nothing listens there, and nothing that is not root can.
 const NOBODY: &str = "127.0.0.1:1";
@@ -159,4 +159,94 @@ async fn nothing_is_accepted_while_neither_store_can_be_reached() {
         "503 unavailable"
     );
     assert_eq!(shop.count("SELECT count(*) AS n FROM orders").await, 0);
+}
+
+/// Two processes serve one shop. A network parts one of them from PostgreSQL, and the other knows nothing of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_another_process_has_accepted_through_the_broker_is_never_denied() {
+    let mut shop = Shop::new().await;
+    shop.sync().await;
+    let _here = shop.serve().await;
+    wait_for_rabbitmq(&shop).await;
+    // The other process reaches PostgreSQL through the proxy.
+    let own: url::Url = shop.own_database_url().parse().expect("a URL");
+    let port = own.port().expect("a port");
+    let proxy = Proxy::before(format!("127.0.0.1:{port}")).await;
+    let (good, url) = (shop.config.clone(), shop.url.clone());
+    let through = format!(":{}/", proxy.address.port());
+    let file = shop.config_file_with("parted.toml", &format!(":{port}/"), &through);
+    shop.config = config::load(Some(&file)).expect("a valid configuration");
+    let _there = shop.serve_vendors();
+    shop.url = format!("http://{}", shop.vendor_address());
+    let ready = wait_for_rabbitmq(&shop).await;
+    assert_eq!(ready["postgresql"], "up");
+    shop.config = good;
+    eventually("both vouch", || async {
+        let vouching =
+            "SELECT count(*) AS n FROM acceptors WHERE vouches_until > clock_timestamp()";
+        (shop.count(vouching).await == 2).then_some(())
+    })
+    .await;
+
+    proxy.cut();
+    let there = shop.url.clone();
+    let id = shop.order(&[("p1", 2)]).await;
+    shop.url = url;
+    let shown = ask(&shop, Method::GET, &format!("/orders/{id}"), &[], "").await;
+    assert_eq!(shown.problem(), "503 not_yet_visible");
+    let cancelled = ask(
+        &shop,
+        Method::POST,
+        &format!("/orders/{id}/cancel"),
+        &[],
+        "",
+    )
+    .await;
+    assert_eq!(cancelled.problem(), "503 not_yet_visible");
+
+    let _work = shop.work();
+    shop.order_with_status(&id, "confirmed").await;
+    // As long as the other is out of sight it may have more.
+    let unknown = format!("/orders/{}", uuid::Uuid::now_v7());
+    let (status, _) = shop.get(&unknown).await;
+    assert_eq!(status, 503);
+    proxy.mend();
+    shop.knows_what_is_unknown().await;
+    let answer = reqwest_client().get(there + &unknown).send().await;
+    assert_eq!(answer.expect("an answer").status(), 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_was_killed_is_forgotten_once_what_it_accepted_must_have_arrived() {
+    let mut shop = Shop::new().await;
+    shop.sync().await;
+    let here = shop.config.http.listen.to_string();
+    let file = shop.config_file_with("elsewhere.toml", &here, "127.0.0.1:0");
+    let mut killed = Process::configured(&file, &["serve"]);
+    eventually("it vouches", || async {
+        let vouching = "SELECT count(*) AS n FROM acceptors WHERE vouches_until IS NOT NULL";
+        (shop.count(vouching).await == 1).then_some(())
+    })
+    .await;
+    killed.kill().await;
+    eventually("its last word has run out", || async {
+        let over = "SELECT count(*) AS n FROM acceptors WHERE vouches_until < clock_timestamp()";
+        (shop.count(over).await == 1).then_some(())
+    })
+    .await;
+    let api = shop.serve_vendors();
+    shop.url = format!("http://{}", shop.vendor_address());
+    let unknown = format!("/orders/{}", uuid::Uuid::now_v7());
+    let (status, answer) = shop.get(&unknown).await;
+    assert_eq!((status, &answer["code"]), (503, &json!("not_yet_visible")));
+    // Ten minutes later.
+    shop.run_here(
+        "UPDATE acceptors SET seen_at = now() - interval '11 minutes' WHERE vouches_until < now() - interval '1 second'",
+    )
+    .await;
+    // Started anew, so that it looks at once.
+    api.stop().await;
+    let _api = shop.serve_vendors();
+    shop.knows_what_is_unknown().await;
+    assert_eq!(shop.count("SELECT count(*) AS n FROM acceptors").await, 1);
 }
