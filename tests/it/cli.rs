@@ -277,7 +277,7 @@ async fn the_processes_start_working_when_the_schema_appears() {
     ];
     for process in &processes {
         process
-            .writes("lacks 1 migration; run `stockctl migrate`")
+            .writes("migrations; run `stockctl migrate`")
             .await;
     }
     let ended = shop.run(&["migrate"]).await;

@@ -115,8 +115,9 @@ impl Shop {
         let bind = || TcpListener::bind("127.0.0.1:0").expect("a free port");
         let (listener, vendor_listener) = (bind(), bind());
         let vendor_address = vendor_listener.local_addr().expect("bound");
+        // A server that is down refuses at once; only one on a busy machine takes its time.
         let mut text = format!(
-            "[http]\nlisten = \"{}\"\n[database]\nurl = \"{}\"\n[rabbitmq]\nurl = \"{}\"\nqueue_prefix = \"{id}.\"\n{}\n",
+            "[http]\nlisten = \"{}\"\n[database]\nurl = \"{}\"\nconnect_timeout_ms = 10000\n[rabbitmq]\nurl = \"{}\"\nqueue_prefix = \"{id}.\"\n{}\n",
             listener.local_addr().expect("bound"),
             databases[ORDERS],
             servers.amqp_url,
