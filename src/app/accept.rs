@@ -26,8 +26,6 @@ const REQUESTS_WAITING_MAX: usize = 10_000;
 const BATCH_MAX: usize = 500;
 /// Transactions under way at once: one more fills while the others wait for the disk.
 pub const TRANSACTIONS_MAX: usize = 3;
-/// A commit takes milliseconds. PostgreSQL without an answer for this long counts as down, and the broker is asked.
-const COMMIT_DEADLINE: Duration = Duration::from_secs(2);
 /// After PostgreSQL was found down, orders go straight to the broker for this long before it is tried again.
 const RETRY_STORE_AFTER: Duration = Duration::from_secs(1);
 /// A confirm takes milliseconds; the caller is waiting.
@@ -220,7 +218,7 @@ impl Committer {
             .get()
             .await
             .map_err(|error| Insert::NotBegun(error.to_string()))?;
-        let inserted = with_deadline(COMMIT_DEADLINE, pool, async {
+        let inserted = with_deadline(self.commit_deadline(), pool, async {
             Ok(db::orders::insert_accepted(&mut connection, orders).await?)
         })
         .await;
@@ -310,7 +308,7 @@ impl Committer {
             .values()
             .filter_map(|(order, _)| Some((order.caller.clone(), order.idempotency_key.clone()?)))
             .collect();
-        with_deadline(COMMIT_DEADLINE, &self.context.database, async {
+        with_deadline(self.commit_deadline(), &self.context.database, async {
             let mut connection = self.context.database.get().await?;
             let existing = db::orders::find_all(&mut connection, &ids).await?;
             let taken = db::orders::list_by_keys(&mut connection, &keys).await?;
@@ -357,6 +355,12 @@ impl Committer {
                 let _ = sender.send(answer.clone());
             }
         }
+    }
+
+    /// A commit takes milliseconds. PostgreSQL without an answer for this long counts as down, as it does without a
+    /// connection, and the broker is asked.
+    fn commit_deadline(&self) -> Duration {
+        self.context.database.settings().connect_timeout
     }
 
     fn store_is_down(&self) -> bool {
