@@ -43,12 +43,17 @@ pub async fn fail_order(
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn mark_updates(context: &Context, ids: &[UpdateId], dead: bool) -> Result<(), Error> {
+pub async fn mark_updates(
+    context: &Context,
+    ids: &[UpdateId],
+    dead: bool,
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
     with_deadline(TRANSACTION_DEADLINE, &context.database, async {
         let mut connection = context.database.get().await?;
         connection
             .transaction(async |connection| {
-                Ok(db::updates::mark_dead_lettered(connection, ids, dead).await?)
+                Ok(db::updates::mark_dead_lettered(connection, ids, dead, now).await?)
             })
             .await
     })
@@ -162,7 +167,7 @@ async fn revive(context: &Context, to: Queue, delivery: &Delivery) -> Result<(),
     if to == Queue::VendorSync {
         if let Ok(message) = messages::decode_updates(&delivery.body) {
             let ids: Vec<UpdateId> = message.updates.iter().map(|update| update.id).collect();
-            mark_updates(context, &ids, false).await?;
+            mark_updates(context, &ids, false, Utc::now()).await?;
         }
     } else if let Ok(order) =
         messages::decode_order(&delivery.body, delivery.message_id.as_deref(), Utc::now())

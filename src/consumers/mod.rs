@@ -224,7 +224,9 @@ impl Door {
                 Subject::Order(order) => {
                     dead_letters::fail_order(&self.context, order, code, Utc::now()).await
                 }
-                Subject::Updates(ids) => dead_letters::mark_updates(&self.context, ids, true).await,
+                Subject::Updates(ids) => {
+                    dead_letters::mark_updates(&self.context, ids, true, Utc::now()).await
+                }
             };
             let Err(error) = noted else { return true };
             match self.weigh(&error, 1, &mut rounds, until).await {

@@ -5,7 +5,8 @@ use diesel::sql_types::{Array, BigInt, Jsonb, Nullable, Text, Timestamptz, Uuid 
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
-use super::corrupt;
+use super::{corrupt, vendor_id};
+use crate::domain::history::{self, Event};
 use crate::domain::ids::{OrderId, ProductId};
 use crate::domain::messages::encode_order;
 use crate::domain::order::{Line, Lines, NewOrder, Reason, Status};
@@ -223,7 +224,7 @@ fn lines(json: serde_json::Value) -> Result<Lines, Error> {
     Lines::parse_summed(lines).map_err(corrupt)
 }
 
-/// Writes what has become of locked orders.
+/// Writes what has become of locked orders, and what of it no column keeps.
 ///
 /// # Errors
 /// See [`Error`].
@@ -254,7 +255,74 @@ pub async fn save(
     )
     .execute(connection)
     .await?;
+    // Failing and being taken up again may happen more than once.
+    let event = |status: &Status| match status {
+        Status::Failed => Some("failed"),
+        Status::Pending => Some("replayed"),
+        Status::Confirmed | Status::Rejected | Status::Cancelled => None,
+    };
+    let (ids, events): (Vec<Uuid>, Vec<&str>) = orders
+        .iter()
+        .filter_map(|(id, status, _)| Some((id.0, event(status)?)))
+        .unzip();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    prepared(
+        diesel::sql_query(
+            "INSERT INTO order_events (order_id, at, event) SELECT id, $3, event FROM unnest($1, $2) AS t(id, event)",
+        )
+        .bind::<Array<SqlUuid>, _>(ids)
+        .bind::<Array<Text>, _>(events)
+        .bind::<Timestamptz, _>(now),
+    )
+    .execute(connection)
+    .await?;
     Ok(())
+}
+
+/// Lists what happened to an order beside what its columns keep, oldest first: at most `limit`, the newest of them.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn list_events(
+    connection: &mut AsyncPgConnection,
+    id: OrderId,
+    limit: i64,
+) -> Result<Vec<history::Entry>, Error> {
+    #[derive(diesel::QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Timestamptz)]
+        at: DateTime<Utc>,
+        #[diesel(sql_type = Text)]
+        event: String,
+        #[diesel(sql_type = Nullable<Text>)]
+        vendor_id: Option<String>,
+    }
+    let rows: Vec<Row> = prepared(
+        diesel::sql_query(
+            "SELECT * FROM (
+                 SELECT at, event, vendor_id FROM order_events WHERE order_id = $1 ORDER BY at DESC LIMIT $2
+             ) AS newest ORDER BY at",
+        )
+        .bind::<SqlUuid, _>(id.0)
+        .bind::<BigInt, _>(limit),
+    )
+    .load(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let vendor = row.vendor_id.map(vendor_id).transpose()?;
+            let event = match (row.event.as_str(), vendor) {
+                ("failed", None) => Event::Failed,
+                ("replayed", None) => Event::Replayed,
+                ("push_failed", Some(vendor_id)) => Event::PushFailed { vendor_id },
+                ("push_replayed", Some(vendor_id)) => Event::PushReplayed { vendor_id },
+                _ => return Err(corrupt(format!("event {}", row.event))),
+            };
+            Ok(history::Entry { at: row.at, event })
+        })
+        .collect()
 }
 
 const COLUMNS: &str = "id, caller, idempotency_key, reference, lines, status, reason, accepted_at, decided_at, cancelled_at";

@@ -5,7 +5,7 @@ use diesel::sql_types::{Array, BigInt, Nullable, Text, Timestamptz};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use super::{product_id, vendor_id};
-use crate::domain::book::{Place, Shelf};
+use crate::domain::book::{Place, Shelf, VendorChange};
 use crate::domain::ids::{ProductId, VendorId};
 use crate::pg::{Error, prepared};
 
@@ -176,6 +176,7 @@ pub async fn save(
 pub async fn insert(
     connection: &mut AsyncPgConnection,
     shelves: &[(Place, Shelf)],
+    now: DateTime<Utc>,
 ) -> Result<(), Error> {
     if shelves.is_empty() {
         return Ok(());
@@ -183,15 +184,56 @@ pub async fn insert(
     let columns = Columns::new(shelves);
     prepared(
         diesel::sql_query(
-            "INSERT INTO stock (product_id, vendor_id, name, on_hand, open_delta, blocked_run)
-             SELECT * FROM unnest($1, $2, $3, $4, $5, $6)",
+            "INSERT INTO stock (product_id, vendor_id, name, on_hand, open_delta, blocked_run, first_on_hand, first_listed_at)
+             SELECT t.*, t.on_hand, $7
+             FROM unnest($1, $2, $3, $4, $5, $6) AS t(product_id, vendor_id, name, on_hand, open_delta, blocked_run)",
         )
         .bind::<Array<Text>, _>(columns.products)
         .bind::<Array<Text>, _>(columns.vendors)
         .bind::<Array<Nullable<Text>>, _>(columns.names)
         .bind::<Array<BigInt>, _>(columns.on_hand)
         .bind::<Array<BigInt>, _>(columns.open_delta)
-        .bind::<Array<Nullable<BigInt>>, _>(columns.blocked_run),
+        .bind::<Array<Nullable<BigInt>>, _>(columns.blocked_run)
+        .bind::<Timestamptz, _>(now),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Notes what a sync found changed by the vendors themselves.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn insert_vendor_changes(
+    connection: &mut AsyncPgConnection,
+    changes: &[VendorChange],
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    prepared(
+        diesel::sql_query(
+            "INSERT INTO vendor_changes (product_id, at, vendor_id, run, delta)
+             SELECT product_id, $5, vendor_id, run, delta
+             FROM unnest($1, $2, $3, $4) AS t(product_id, vendor_id, run, delta)",
+        )
+        .bind::<Array<Text>, _>(
+            changes
+                .iter()
+                .map(|c| c.place.0.as_str())
+                .collect::<Vec<_>>(),
+        )
+        .bind::<Array<Text>, _>(
+            changes
+                .iter()
+                .map(|c| c.place.1.as_str())
+                .collect::<Vec<_>>(),
+        )
+        .bind::<Array<BigInt>, _>(changes.iter().map(|c| c.run).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(changes.iter().map(|c| c.delta).collect::<Vec<_>>())
+        .bind::<Timestamptz, _>(now),
     )
     .execute(connection)
     .await?;

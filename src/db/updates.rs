@@ -1,11 +1,15 @@
 //! Updates: the signed changes that the vendors are told.
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, BigInt, Double, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::QueryableByName;
+use diesel::sql_types::{
+    Array, BigInt, Bool, Double, Nullable, Text, Timestamptz, Uuid as SqlUuid,
+};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
 use super::{corrupt, product_id, vendor_id};
+use crate::domain::history::Timed;
 use crate::domain::ids::{OrderId, ProductId, UpdateId, VendorId};
 use crate::domain::update::{State, Update};
 use crate::pg::{Error, prepared};
@@ -26,7 +30,13 @@ struct Row {
     reverses: Option<Uuid>,
     #[diesel(sql_type = Text)]
     state: String,
+    #[diesel(sql_type = Bool)]
+    turned: bool,
 }
+
+/// The columns of a [`Row`].
+const COLUMNS: &str =
+    "id, order_id, product_id, vendor_id, delta, reverses, state, turned_at IS NOT NULL AS turned";
 
 impl TryFrom<Row> for Update {
     type Error = Error;
@@ -41,6 +51,7 @@ impl TryFrom<Row> for Update {
             reverses: row.reverses.map(UpdateId),
             state: State::parse(&row.state)
                 .ok_or_else(|| corrupt(format!("state {}", row.state)))?,
+            turned: row.turned,
         })
     }
 }
@@ -58,10 +69,9 @@ pub async fn find_all(
     ids: &[UpdateId],
 ) -> Result<Vec<Update>, Error> {
     let rows: Vec<Row> = prepared(
-        diesel::sql_query(
-            "SELECT id, order_id, product_id, vendor_id, delta, reverses, state
-             FROM stock_updates WHERE id = ANY($1)",
-        )
+        diesel::sql_query(format!(
+            "SELECT {COLUMNS} FROM stock_updates WHERE id = ANY($1)"
+        ))
         .bind::<Array<SqlUuid>, _>(uuids(ids)),
     )
     .load(connection)
@@ -78,10 +88,9 @@ pub async fn list_of_orders(
     orders: &[OrderId],
 ) -> Result<Vec<Update>, Error> {
     let rows: Vec<Row> = prepared(
-        diesel::sql_query(
-            "SELECT id, order_id, product_id, vendor_id, delta, reverses, state
-             FROM stock_updates WHERE order_id = ANY($1) ORDER BY id",
-        )
+        diesel::sql_query(format!(
+            "SELECT {COLUMNS} FROM stock_updates WHERE order_id = ANY($1) ORDER BY id"
+        ))
         .bind::<Array<SqlUuid>, _>(orders.iter().map(|id| id.0).collect::<Vec<_>>()),
     )
     .load(connection)
@@ -98,10 +107,9 @@ pub async fn load_for_update(
     ids: &[UpdateId],
 ) -> Result<Vec<Update>, Error> {
     let rows: Vec<Row> = prepared(
-        diesel::sql_query(
-            "SELECT id, order_id, product_id, vendor_id, delta, reverses, state
-             FROM stock_updates WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE",
-        )
+        diesel::sql_query(format!(
+            "SELECT {COLUMNS} FROM stock_updates WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE"
+        ))
         .bind::<Array<SqlUuid>, _>(uuids(ids)),
     )
     .load(connection)
@@ -118,14 +126,14 @@ pub async fn load_with_counterparts_for_update(
     ids: &[UpdateId],
 ) -> Result<Vec<Update>, Error> {
     let rows: Vec<Row> = prepared(
-        diesel::sql_query(
-            "SELECT id, order_id, product_id, vendor_id, delta, reverses, state FROM stock_updates
+        diesel::sql_query(format!(
+            "SELECT {COLUMNS} FROM stock_updates
              WHERE id IN (
                  SELECT unnest($1)
                  UNION SELECT reverses FROM stock_updates WHERE id = ANY($1) AND reverses IS NOT NULL
                  UNION SELECT id FROM stock_updates WHERE reverses = ANY($1)
-             ) ORDER BY id FOR NO KEY UPDATE",
-        )
+             ) ORDER BY id FOR NO KEY UPDATE"
+        ))
         .bind::<Array<SqlUuid>, _>(uuids(ids)),
     )
     .load(connection)
@@ -160,7 +168,7 @@ pub async fn list_unclosed(
              ORDER BY id LIMIT $4",
         )
         .bind::<Text, _>(vendor.as_str())
-        .bind::<diesel::sql_types::Bool, _>(only_acknowledged)
+        .bind::<Bool, _>(only_acknowledged)
         .bind::<Nullable<SqlUuid>, _>(after.map(|id| id.0))
         .bind::<BigInt, _>(limit),
     )
@@ -185,10 +193,12 @@ pub async fn insert(
     }
     prepared(
         diesel::sql_query(
-            "INSERT INTO stock_updates (id, order_id, product_id, vendor_id, delta, reverses, state, created_at, closed_at)
-             SELECT t.*, $8, CASE WHEN t.state IN ('applied', 'rejected', 'void') THEN $8 END
-             FROM unnest($1, $2, $3, $4, $5, $6, $7)
-                 AS t(id, order_id, product_id, vendor_id, delta, reverses, state)",
+            "INSERT INTO stock_updates
+                 (id, order_id, product_id, vendor_id, delta, reverses, state, created_at, turned_at, closed_at)
+             SELECT id, order_id, product_id, vendor_id, delta, reverses, state, $9, CASE WHEN turned THEN $9 END,
+                 CASE WHEN state IN ('applied', 'rejected', 'void') THEN $9 END
+             FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)
+                 AS t(id, order_id, product_id, vendor_id, delta, reverses, state, turned)",
         )
         .bind::<Array<SqlUuid>, _>(updates.iter().map(|u| u.id.0).collect::<Vec<_>>())
         .bind::<Array<SqlUuid>, _>(updates.iter().map(|u| u.order_id.0).collect::<Vec<_>>())
@@ -197,6 +207,7 @@ pub async fn insert(
         .bind::<Array<BigInt>, _>(updates.iter().map(|u| u.delta).collect::<Vec<_>>())
         .bind::<Array<Nullable<SqlUuid>>, _>(updates.iter().map(|u| u.reverses.map(|id| id.0)).collect::<Vec<_>>())
         .bind::<Array<Text>, _>(updates.iter().map(|u| u.state.as_str()).collect::<Vec<_>>())
+        .bind::<Array<Bool>, _>(updates.iter().map(|u| u.turned).collect::<Vec<_>>())
         .bind::<Timestamptz, _>(now),
     )
     .execute(connection)
@@ -210,7 +221,7 @@ pub async fn insert(
 /// See [`Error`].
 pub async fn save(
     connection: &mut AsyncPgConnection,
-    updates: &[(UpdateId, State)],
+    updates: &[Update],
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
     if updates.is_empty() {
@@ -219,14 +230,16 @@ pub async fn save(
     prepared(
         diesel::sql_query(
             "UPDATE stock_updates SET state = t.state,
-                 acknowledged_at = CASE WHEN t.state = 'acknowledged' THEN $3 ELSE acknowledged_at END,
-                 closed_at = CASE WHEN t.state IN ('applied', 'rejected', 'void') THEN $3 END,
+                 acknowledged_at = CASE WHEN t.state = 'acknowledged' THEN $4 ELSE acknowledged_at END,
+                 turned_at = CASE WHEN t.turned THEN coalesce(turned_at, $4) END,
+                 closed_at = CASE WHEN t.state IN ('applied', 'rejected', 'void') THEN $4 END,
                  dead_lettered_at = NULL
-             FROM unnest($1, $2) AS t(id, state)
+             FROM unnest($1, $2, $3) AS t(id, state, turned)
              WHERE stock_updates.id = t.id AND stock_updates.closed_at IS NULL",
         )
-        .bind::<Array<SqlUuid>, _>(updates.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
-        .bind::<Array<Text>, _>(updates.iter().map(|(_, s)| s.as_str()).collect::<Vec<_>>())
+        .bind::<Array<SqlUuid>, _>(updates.iter().map(|u| u.id.0).collect::<Vec<_>>())
+        .bind::<Array<Text>, _>(updates.iter().map(|u| u.state.as_str()).collect::<Vec<_>>())
+        .bind::<Array<Bool>, _>(updates.iter().map(|u| u.turned).collect::<Vec<_>>())
         .bind::<Timestamptz, _>(now),
     )
     .execute(connection)
@@ -234,7 +247,8 @@ pub async fn save(
     Ok(())
 }
 
-/// Notes of updates without an answer that their message is in the dead-letter queue, or (`false`) no longer is.
+/// Notes of updates without an answer that their message is in the dead-letter queue, or (`false`) no longer is, and of
+/// their orders that this happened.
 ///
 /// # Errors
 /// See [`Error`].
@@ -242,14 +256,25 @@ pub async fn mark_dead_lettered(
     connection: &mut AsyncPgConnection,
     ids: &[UpdateId],
     dead: bool,
+    now: DateTime<Utc>,
 ) -> Result<(), Error> {
     prepared(
         diesel::sql_query(
-            "WITH open AS (SELECT id FROM stock_updates WHERE id = ANY($1) AND state = 'open' ORDER BY id FOR NO KEY UPDATE)
-             UPDATE stock_updates u SET dead_lettered_at = CASE WHEN $2 THEN now() END FROM open WHERE u.id = open.id",
+            "WITH open AS (
+                 SELECT id FROM stock_updates
+                 WHERE id = ANY($1) AND state = 'open' AND (dead_lettered_at IS NULL) = $2
+                 ORDER BY id FOR NO KEY UPDATE
+             ), marked AS (
+                 UPDATE stock_updates u SET dead_lettered_at = CASE WHEN $2 THEN $3 END FROM open WHERE u.id = open.id
+                 RETURNING u.order_id, u.vendor_id
+             )
+             INSERT INTO order_events (order_id, at, event, vendor_id)
+             SELECT DISTINCT order_id, $3, CASE WHEN $2 THEN 'push_failed' ELSE 'push_replayed' END, vendor_id
+             FROM marked",
         )
         .bind::<Array<SqlUuid>, _>(uuids(ids))
-        .bind::<diesel::sql_types::Bool, _>(dead),
+        .bind::<Bool, _>(dead)
+        .bind::<Timestamptz, _>(now),
     )
     .execute(connection)
     .await?;
@@ -277,7 +302,8 @@ pub async fn claim_forgotten(
                  ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
              )
              UPDATE stock_updates u SET resent = least(resent + 1, 30) FROM forgotten WHERE u.id = forgotten.id
-             RETURNING u.id, u.order_id, u.product_id, u.vendor_id, u.delta, u.reverses, u.state",
+             RETURNING u.id, u.order_id, u.product_id, u.vendor_id, u.delta, u.reverses, u.state,
+                 u.turned_at IS NOT NULL AS turned",
         )
         .bind::<Double, _>(first_wait.as_secs_f64())
         .bind::<BigInt, _>(limit),
@@ -288,32 +314,29 @@ pub async fn claim_forgotten(
 }
 
 /// An update, as shown to people.
-#[derive(Debug, Clone, PartialEq, Eq, diesel::QueryableByName)]
+#[derive(Debug, Clone)]
 pub struct Shown {
-    /// Which update.
-    #[diesel(sql_type = SqlUuid)]
-    pub id: Uuid,
-    /// Which order it belongs to.
-    #[diesel(sql_type = SqlUuid)]
-    pub order_id: Uuid,
-    /// Which product.
-    #[diesel(sql_type = Text)]
-    pub product_id: String,
-    /// Whose stock.
-    #[diesel(sql_type = Text)]
-    pub vendor_id: String,
-    /// Units; negative for a take.
-    #[diesel(sql_type = BigInt)]
-    pub delta: i64,
-    /// How far it has come.
-    #[diesel(sql_type = Text)]
-    pub state: String,
+    /// The update and its times.
+    pub timed: Timed,
     /// Whether its message is in the dead-letter queue.
-    #[diesel(sql_type = diesel::sql_types::Bool)]
     pub dead: bool,
 }
 
-/// Lists the updates of orders, to be shown.
+#[derive(diesel::QueryableByName)]
+struct ShownRow {
+    #[diesel(embed)]
+    update: Row,
+    #[diesel(sql_type = Bool)]
+    dead: bool,
+    #[diesel(sql_type = Timestamptz)]
+    created_at: DateTime<Utc>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    acknowledged_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    closed_at: Option<DateTime<Utc>>,
+}
+
+/// Lists the updates of orders, to be shown: by order, then in the order in which they were made.
 ///
 /// # Errors
 /// See [`Error`].
@@ -321,14 +344,27 @@ pub async fn list_shown(
     connection: &mut AsyncPgConnection,
     orders: &[OrderId],
 ) -> Result<Vec<Shown>, Error> {
-    Ok(prepared(
-        diesel::sql_query(
-            "SELECT id, order_id, product_id, vendor_id, delta, state,
-                 state = 'open' AND dead_lettered_at IS NOT NULL AS dead
-             FROM stock_updates WHERE order_id = ANY($1) ORDER BY order_id, created_at, vendor_id, product_id, id",
-        )
+    let rows: Vec<ShownRow> = prepared(
+        diesel::sql_query(format!(
+            "SELECT {COLUMNS}, state = 'open' AND dead_lettered_at IS NOT NULL AS dead,
+                 created_at, acknowledged_at, closed_at
+             FROM stock_updates WHERE order_id = ANY($1) ORDER BY order_id, created_at, vendor_id, product_id, id"
+        ))
         .bind::<Array<SqlUuid>, _>(orders.iter().map(|id| id.0).collect::<Vec<_>>()),
     )
     .load(connection)
-    .await?)
+    .await?;
+    rows.into_iter()
+        .map(|shown| {
+            Ok(Shown {
+                timed: Timed {
+                    update: shown.update.try_into()?,
+                    created_at: shown.created_at,
+                    acknowledged_at: shown.acknowledged_at,
+                    closed_at: shown.closed_at,
+                },
+                dead: shown.dead,
+            })
+        })
+        .collect()
 }

@@ -94,9 +94,22 @@ pub struct Changes {
     /// Shelves that no vendor had before.
     pub new_shelves: Vec<(Place, Shelf)>,
     /// Updates that were loaded and whose state changed.
-    pub updates: Vec<(UpdateId, State)>,
+    pub updates: Vec<Update>,
     /// Updates to insert and to tell the vendors, in the order they were made: a take before its return.
     pub new_updates: Vec<Update>,
+    /// What a sync found changed beside our updates.
+    pub vendor_changes: Vec<VendorChange>,
+}
+
+/// What a vendor itself has changed of a product's stock between two syncs: its own sales and restocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VendorChange {
+    /// Of which product, at which vendor.
+    pub place: Place,
+    /// The run that found it.
+    pub run: i64,
+    /// Units; never 0.
+    pub delta: i64,
 }
 
 impl Changes {
@@ -121,6 +134,7 @@ pub struct Book {
     new_shelves: BTreeSet<Place>,
     changed_updates: BTreeSet<UpdateId>,
     new_updates: Vec<UpdateId>,
+    vendor_changes: Vec<VendorChange>,
 }
 
 impl Book {
@@ -231,6 +245,7 @@ impl Book {
                 delta: -take.delta,
                 reverses: Some(take.id),
                 state: State::Open,
+                turned: false,
                 ..take
             })?;
         }
@@ -393,6 +408,14 @@ impl Book {
                 self.new_shelves.insert(place);
             }
         }
+        let mut included = BTreeMap::<ProductId, i64>::new();
+        for id in applied {
+            let update = self.update(*id)?;
+            if !update.state.is_closed() {
+                *included.entry(update.product_id.clone()).or_default() += update.delta;
+                self.set_state(*id, State::Applied)?;
+            }
+        }
         let stock: BTreeMap<&ProductId, i64> =
             listed.iter().map(|p| (&p.product_id, p.stock)).collect();
         for (product_id, at) in &mut self.shelves {
@@ -402,18 +425,22 @@ impl Book {
             let now = stock.get(product_id).copied().unwrap_or(0);
             // A rejection proved an older snapshot wrong; this run began after it.
             let unblocked = shelf.blocked_run.is_some_and(|blocked| blocked < run);
+            let place = (product_id.clone(), vendor.clone());
+            let ours = included.get(product_id).copied().unwrap_or(0);
+            let delta = now - shelf.on_hand - ours;
+            if delta != 0 && !self.new_shelves.contains(&place) {
+                self.vendor_changes.push(VendorChange {
+                    place: place.clone(),
+                    run,
+                    delta,
+                });
+            }
             if shelf.on_hand != now || unblocked {
                 shelf.on_hand = now;
                 if unblocked {
                     shelf.blocked_run = None;
                 }
-                self.changed_shelves
-                    .insert((product_id.clone(), vendor.clone()));
-            }
-        }
-        for id in applied {
-            if !self.update(*id)?.state.is_closed() {
-                self.set_state(*id, State::Applied)?;
+                self.changed_shelves.insert(place);
             }
         }
         Ok(())
@@ -442,13 +469,14 @@ impl Book {
             updates: self
                 .changed_updates
                 .iter()
-                .filter_map(|id| Some((*id, self.updates.get(id)?.state)))
+                .filter_map(|id| self.updates.get(id).cloned())
                 .collect(),
             new_updates: self
                 .new_updates
                 .iter()
                 .filter_map(|id| self.updates.get(id).cloned())
                 .collect(),
+            vendor_changes: self.vendor_changes,
         }
     }
 
@@ -517,13 +545,14 @@ impl Book {
                 delta: -part.quantity,
                 reverses: None,
                 state: State::Open,
+                turned: false,
             })?;
         }
         Ok(())
     }
 
     fn add_update(&mut self, update: Update) -> Result<(), BookError> {
-        let counted = self.counted(&update);
+        let counted = update.counted();
         if counted != 0 {
             self.shelf_mut(&update.product_id, &update.vendor_id)?
                 .open_delta += counted;
@@ -533,18 +562,12 @@ impl Book {
         Ok(())
     }
 
-    fn counted(&self, update: &Update) -> i64 {
-        update.counted(!self.ledgerless.contains(&update.vendor_id))
-    }
-
     /// The one place where an update changes its state, and with it its shelf.
     fn set_state(&mut self, id: UpdateId, state: State) -> Result<(), BookError> {
         let before = self.update(id)?.clone();
-        let after = Update {
-            state,
-            ..before.clone()
-        };
-        let difference = self.counted(&after) - self.counted(&before);
+        let has_ledger = !self.ledgerless.contains(&before.vendor_id);
+        let after = before.clone().come_to(state, has_ledger);
+        let difference = after.counted() - before.counted();
         if difference != 0 {
             self.shelf_mut(&before.product_id, &before.vendor_id)?
                 .open_delta += difference;

@@ -336,6 +336,7 @@ mod tests {
             delta: -1,
             reverses: None,
             state: crate::domain::update::State::Open,
+            turned: false,
         };
         let updates: Vec<_> = (0..1002)
             .map(|n| update(n, if n % 501 == 0 { "b" } else { "a" }))

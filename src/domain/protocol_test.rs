@@ -145,6 +145,8 @@ struct World {
     shelves: BTreeMap<(ProductId, VendorId), Shelf>,
     /// What the vendor itself had added when the shelf's snapshot was taken.
     own_at_snapshot: BTreeMap<(ProductId, VendorId), i64>,
+    /// What the syncs have noted of the vendors' own changes.
+    vendor_changes: BTreeMap<(ProductId, VendorId), i64>,
     orders: BTreeMap<OrderId, (Status, Lines)>,
     updates: BTreeMap<UpdateId, Update>,
     current_run: BTreeMap<VendorId, i64>,
@@ -221,8 +223,11 @@ impl World {
         for (place, shelf) in changes.shelves.into_iter().chain(changes.new_shelves) {
             self.shelves.insert(place, shelf);
         }
-        for (id, state) in changes.updates {
-            self.updates.get_mut(&id).expect("loaded").state = state;
+        for update in changes.updates {
+            self.updates.insert(update.id, update);
+        }
+        for change in changes.vendor_changes {
+            *self.vendor_changes.entry(change.place).or_default() += change.delta;
         }
         for message in super::messages::updates_messages(&changes.new_updates) {
             let updates = message.updates.iter().map(|item| item.id).collect();
@@ -487,7 +492,7 @@ impl World {
                     .filter(|u| u.product_id == *product_id && u.vendor_id == *vendor_id)
             };
             let place = (product_id.clone(), vendor_id.clone());
-            let open: i64 = here().map(|u| u.counted(true)).sum();
+            let open: i64 = here().map(|u| u.counted()).sum();
             assert_eq!(shelf.open_delta, open, "open delta of {place:?}");
             let closed: i64 = here()
                 .filter(|u| u.state == State::Applied)
@@ -498,6 +503,12 @@ impl World {
                 shelf.on_hand,
                 self.initial[&place] + own + closed,
                 "on hand of {place:?} and what it includes"
+            );
+            let noted = self.vendor_changes.get(&place).copied().unwrap_or(0);
+            assert_eq!(
+                shelf.available(),
+                self.initial[&place] + noted + here().map(Update::effect).sum::<i64>(),
+                "the movements of {place:?}"
             );
             if !self.sold_elsewhere {
                 assert!(

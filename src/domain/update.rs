@@ -69,25 +69,54 @@ pub struct Update {
     pub reverses: Option<UpdateId>,
     /// How far it has come.
     pub state: State,
+    /// Whether its effect has turned: a take's units are there again, or a return's have begun to count.
+    pub turned: bool,
 }
 
 impl Update {
-    /// What it adds to `open_delta` in this state. A take counts from the moment it is decided. A return counts only
-    /// once the vendor has acknowledged it: if it counted at once, a new take could reach the vendor before it and be
-    /// refused there. Without a ledger nothing tells whether a snapshot already includes the return, so there it
-    /// counts only by being closed.
+    /// What it adds to what is available. A take counts from the moment it is decided, until it comes to nothing. A
+    /// return counts only once the vendor has acknowledged it: if it counted at once, a new take could reach the vendor
+    /// before it and be refused there. Without a ledger nothing tells whether a snapshot already includes the return, so
+    /// there it counts only by being closed.
     #[must_use]
-    pub fn counted(&self, vendor_has_ledger: bool) -> i64 {
-        match (self.state, self.delta < 0) {
-            (State::Open | State::Acknowledged, true) => self.delta,
-            (State::Acknowledged, false) if vendor_has_ledger => self.delta,
-            _ => 0,
+    pub fn effect(&self) -> i64 {
+        if (self.delta < 0) == self.turned {
+            0
+        } else {
+            self.delta
+        }
+    }
+
+    /// What it adds to `open_delta`: its effect, as long as the stock on hand does not include it.
+    #[must_use]
+    pub fn counted(&self) -> i64 {
+        if self.state.is_closed() {
+            0
+        } else {
+            self.effect()
+        }
+    }
+
+    /// The same update, come to another state.
+    #[must_use]
+    pub fn come_to(self, state: State, vendor_has_ledger: bool) -> Self {
+        let is_take = self.delta < 0;
+        let turned = match state {
+            State::Open => false,
+            State::Acknowledged => !is_take && (vendor_has_ledger || self.turned),
+            State::Applied => !is_take,
+            State::Rejected | State::Void => is_take,
+        };
+        Self {
+            state,
+            turned,
+            ..self
         }
     }
 }
 
 /// What the vendor's ledger holds for an update, and so what the vendor answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// The stock was changed.

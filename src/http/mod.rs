@@ -3,6 +3,7 @@
 mod admin;
 mod body;
 mod health;
+mod movements;
 mod orders;
 pub mod problem;
 mod products;
@@ -10,6 +11,7 @@ mod query;
 mod vendors;
 
 use std::net::TcpListener;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use actix_web::dev::Server;
@@ -105,6 +107,11 @@ fn configure(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/products/{id}")
                 .route(get().to(products::show))
+                .default_service(only("GET, HEAD")),
+        )
+        .service(
+            web::resource("/products/{id}/movements")
+                .route(get().to(movements::list))
                 .default_service(only("GET, HEAD")),
         )
         .service(
@@ -206,6 +213,9 @@ fn product_id(text: &str) -> Result<ProductId, Problem> {
 fn vendor_id(text: &str) -> Result<VendorId, Problem> {
     named("vendor", text, VendorId::parse)
 }
+
+/// Times that a cursor can name, in microseconds: 1970 to 9999. PostgreSQL refuses some that a cursor could spell.
+const CURSOR_MICROS: RangeInclusive<i64> = 0..=253_402_300_799_999_999;
 
 /// Items of one page of a list.
 const LIMIT_DEFAULT: i64 = 50;

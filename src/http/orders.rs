@@ -1,7 +1,5 @@
 //! `/orders`: place, show, list and cancel.
 
-use std::ops::RangeInclusive;
-
 use actix_web::http::header::LOCATION;
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
@@ -12,19 +10,25 @@ use uuid::Uuid;
 use super::body::read_json;
 use super::problem::{NOT_YET_VISIBLE, Problem};
 use super::query::read_query;
-use super::{BODY_BYTES_MAX, State, detached, limit};
+use super::{BODY_BYTES_MAX, CURSOR_MICROS, State, detached, limit};
 use crate::app::accept::{self, Accepted};
 use crate::app::vouch::{self, Whereabouts};
 use crate::app::{Error, Kind, cancel as use_case};
 use crate::db;
 use crate::db::orders::{Filter, Order};
 use crate::db::updates::Shown;
-use crate::domain::ids::{OrderId, ProductId};
+use crate::domain::history::{Entry, Times, history};
+use crate::domain::ids::{OrderId, ProductId, UpdateId, VendorId};
 use crate::domain::object::Object;
 use crate::domain::order::{
     IDEMPOTENCY_KEY_CHARS_MAX, Invalid, Line, Lines, NewOrder, Reason, Status, check_reference,
     derive_id,
 };
+use crate::domain::update::State as UpdateState;
+
+/// Events of one order that are shown beside what follows from its row and its updates: each is a person's act, or a
+/// failure, so they are few.
+const EVENTS_MAX: i64 = 200;
 
 /// Who asks, as long as there are no API keys: whoever reaches a loopback address.
 const LOCAL_CALLER: &str = "local";
@@ -204,7 +208,24 @@ async fn look_up(state: &State, id: OrderId) -> Result<Option<OrderResponse>, Er
                 return Ok(None);
             };
             let updates = db::updates::list_shown(connection, &[id]).await?;
-            Ok(Some(OrderResponse::new(order, &updates)))
+            let events = db::orders::list_events(connection, id, EVENTS_MAX).await?;
+            let history = history(
+                order.status,
+                Times {
+                    accepted_at: order.request.accepted_at,
+                    decided_at: order.decided_at,
+                    cancelled_at: order.cancelled_at,
+                },
+                &updates
+                    .iter()
+                    .map(|shown| shown.timed.clone())
+                    .collect::<Vec<_>>(),
+                events,
+            );
+            Ok(Some(OrderResponse {
+                history: Some(history),
+                ..OrderResponse::new(order, &updates)
+            }))
         })
         .await
 }
@@ -269,8 +290,9 @@ pub(super) async fn list(
         orders: orders
             .into_iter()
             .map(|order| {
-                let of_order = updates.partition_point(|u| u.order_id < order.request.id.0);
-                let end = updates.partition_point(|u| u.order_id <= order.request.id.0);
+                let id = order.request.id;
+                let of_order = updates.partition_point(|u| u.timed.update.order_id < id);
+                let end = updates.partition_point(|u| u.timed.update.order_id <= id);
                 OrderResponse::new(order, &updates[of_order..end])
             })
             .collect(),
@@ -285,9 +307,6 @@ fn encode_cursor(order: &Order) -> String {
         order.request.id.0.simple()
     )
 }
-
-/// Times that a cursor can name, in microseconds: 1970 to 9999. PostgreSQL refuses some that a cursor could spell.
-const CURSOR_MICROS: RangeInclusive<i64> = 0..=253_402_300_799_999_999;
 
 fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, OrderId), Problem> {
     text.split_once('.')
@@ -348,16 +367,22 @@ struct OrderResponse {
     decided_at: Option<DateTime<Utc>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cancelled_at: Option<DateTime<Utc>>,
+    /// What happened, oldest first; only where one order is shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    history: Option<Vec<Entry>>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct UpdateResponse {
-    id: Uuid,
-    vendor_id: String,
-    product_id: String,
+    id: UpdateId,
+    vendor_id: VendorId,
+    product_id: ProductId,
     delta: i64,
-    state: String,
+    state: &'static str,
+    /// The take that a return gives back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reverses: Option<UpdateId>,
 }
 
 impl OrderResponse {
@@ -366,7 +391,10 @@ impl OrderResponse {
             VendorSync::None
         } else if updates.iter().any(|update| update.dead) {
             VendorSync::Failed
-        } else if updates.iter().any(|update| update.state == "open") {
+        } else if updates
+            .iter()
+            .any(|shown| shown.timed.update.state == UpdateState::Open)
+        {
             VendorSync::Pending
         } else {
             VendorSync::Done
@@ -380,17 +408,20 @@ impl OrderResponse {
             reference: order.request.reference,
             updates: updates
                 .iter()
+                .map(|shown| &shown.timed.update)
                 .map(|update| UpdateResponse {
                     id: update.id,
                     vendor_id: update.vendor_id.clone(),
                     product_id: update.product_id.clone(),
                     delta: update.delta,
-                    state: update.state.clone(),
+                    state: update.state.as_str(),
+                    reverses: update.reverses,
                 })
                 .collect(),
             accepted_at: order.request.accepted_at,
             decided_at: order.decided_at,
             cancelled_at: order.cancelled_at,
+            history: None,
         }
     }
 }

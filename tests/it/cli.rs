@@ -276,9 +276,7 @@ async fn the_processes_start_working_when_the_schema_appears() {
         shop.start(&["work", "--queue", "vendor-sync"]),
     ];
     for process in &processes {
-        process
-            .writes("migrations; run `stockctl migrate`")
-            .await;
+        process.writes("migrations; run `stockctl migrate`").await;
     }
     let ended = shop.run(&["migrate"]).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cancel;
+mod history;
 mod idempotency;
 mod listing;
 mod operations;
@@ -108,6 +109,13 @@ async fn send_raw(shop: &Shop, bytes: &[u8]) -> String {
 async fn orders_written(shop: &Shop) -> i64 {
     shop.count("SELECT (SELECT count(*) FROM orders) + (SELECT count(*) FROM outbox) AS n")
         .await
+}
+
+/// An order as it is shown among others: its history is only shown where it is alone.
+fn among_others(mut order: Value) -> Value {
+    let alone = order.as_object_mut().expect("an order");
+    alone.remove("history").expect("a history");
+    order
 }
 
 fn text(value: &Value) -> String {
