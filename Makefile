@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint fmt
+.PHONY: help setup run test prove lint fmt
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,10 @@ run: setup ## Build, and run everything on this machine (stockctl up)
 test: export RUST_TEST_THREADS ?= 4
 test: setup ## Run every test, on private servers
 	cargo test --all-targets
+
+prove: export PROPTEST_CASES ?= 1000000
+prove: ## Drive the protocol through a million random histories (minutes; PROPTEST_CASES=N for another number)
+	cargo test --release --lib protocol_test
 
 lint: ## Check formatting, lints and docs
 	cargo fmt --check
