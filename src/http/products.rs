@@ -18,6 +18,7 @@ struct ProductResponse {
     id: String,
     name: String,
     available: i64,
+    shortfall: i64,
     vendors: Vec<AtVendor>,
 }
 
@@ -29,31 +30,37 @@ struct AtVendor {
     on_hand: i64,
     open: i64,
     available: i64,
+    shortfall: i64,
     last_sync_at: Option<DateTime<Utc>>,
 }
 
-/// Groups rows, sorted by product, into products.
+/// Groups rows, sorted by product and vendor, into products. A product's own name is that of its first vendor by id.
 fn products(rows: Vec<Shown>) -> Vec<ProductResponse> {
     let mut products: Vec<ProductResponse> = Vec::new();
     for row in rows {
-        // A vendor that sold what we had taken has nothing to give, and takes nothing from what the others have.
+        // A vendor that sold what we had taken has nothing to give, and takes nothing from what the others have: what it
+        // is short of is shown apart, and what another has does not make up for it.
+        let left = row.on_hand + row.open_delta;
         let at_vendor = AtVendor {
             vendor_id: row.vendor_id,
             name: row.name.clone(),
             on_hand: row.on_hand,
             open: row.open_delta,
-            available: (row.on_hand + row.open_delta).max(0),
+            available: left.max(0),
+            shortfall: (-left).max(0),
             last_sync_at: row.last_sync_at,
         };
         match products.last_mut() {
             Some(product) if product.id == row.product_id => {
                 product.available += at_vendor.available;
+                product.shortfall += at_vendor.shortfall;
                 product.vendors.push(at_vendor);
             }
             _ => products.push(ProductResponse {
                 id: row.product_id,
                 name: row.name,
                 available: at_vendor.available,
+                shortfall: at_vendor.shortfall,
                 vendors: vec![at_vendor],
             }),
         }

@@ -15,4 +15,5 @@ mod support;
 mod sync;
 mod up;
 mod vendor_calls;
+mod vendor_changes;
 mod vendor_stock;

@@ -188,6 +188,7 @@ async fn products_are_listed_in_pages_with_all_their_vendors() {
       "available": 11,
       "id": "a",
       "name": "Product a",
+      "shortfall": 0,
       "vendors": [
         {
           "available": 1,
@@ -195,6 +196,7 @@ async fn products_are_listed_in_pages_with_all_their_vendors() {
           "name": "Product a",
           "onHand": 1,
           "open": 0,
+          "shortfall": 0,
           "vendorId": "vendorA"
         },
         {
@@ -203,6 +205,7 @@ async fn products_are_listed_in_pages_with_all_their_vendors() {
           "name": "Product a",
           "onHand": 10,
           "open": 0,
+          "shortfall": 0,
           "vendorId": "vendorB"
         }
       ]
