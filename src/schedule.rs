@@ -103,9 +103,6 @@ async fn sync_once(context: &Context, vendor_id: &VendorId, options: Options) {
             } else {
                 tracing::debug!(vendor = %vendor_id, products = summary.listed, elapsed_ms, "synced, nothing changed");
             }
-            if summary.skipped > 0 {
-                tracing::warn!(vendor = %vendor_id, products = summary.skipped, "passed over: their ids cannot be ours");
-            }
         }
         Ok(Outcome::Busy) => tracing::debug!(vendor = %vendor_id, "another process syncs it"),
         Ok(Outcome::Overtaken) => {

@@ -23,6 +23,7 @@ use uuid::Uuid;
 use crate::domain::book::Book;
 use crate::domain::ids::{UpdateId, VendorId};
 use crate::pg;
+use crate::vendors::catalogue::Catalogue;
 use crate::vendors::client::Client;
 
 /// A transaction of ours takes milliseconds. One without an answer for this long has met a server that is open but
@@ -34,6 +35,8 @@ pub const TRANSACTION_DEADLINE: Duration = Duration::from_secs(15);
 pub struct Vendor {
     /// Its database.
     pub database: pg::Pool,
+    /// Where it lists its products there.
+    pub catalogue: Catalogue,
     /// Its HTTP API.
     pub api: Client,
     /// Whether its database has the ledger.

@@ -12,7 +12,7 @@ use crate::db;
 use crate::domain::book::{Changes, Listed, Place, Shelf};
 use crate::domain::ids::{ProductId, UpdateId, VendorId};
 use crate::pg;
-use crate::vendors::snapshot::Snapshot;
+use crate::vendors::snapshot::{self, Snapshot};
 
 /// How a sync is run.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +32,7 @@ pub struct Summary {
     pub written: u64,
     /// Updates that were found applied.
     pub closed: u64,
-    /// Products passed over because their ids cannot be ours.
+    /// Rows passed over because their id or stock cannot be ours.
     pub skipped: u64,
 }
 
@@ -72,9 +72,35 @@ pub async fn sync(
 }
 
 /// An error of the vendor's database is the vendor's, not ours: it must not look like our own being down. Whoever shows
-/// the error of a run names the vendor.
-fn at_vendor(error: pg::Error) -> Error {
-    Error::NotYet(format!("its database: {error}"))
+/// the error of a run names the vendor; what is the configuration's to mend is told with its keys.
+fn at_vendor(vendor_id: &VendorId, error: &snapshot::Error) -> Error {
+    let (code, remedy) = match error {
+        snapshot::Error::Database(_) => return Error::NotYet(error.to_string()),
+        snapshot::Error::Table { .. } => (
+            "unreadable_table",
+            format!(
+                "check vendors.{vendor_id}.table, id_column, name_column and stock_column, and that its role has USAGE \
+                 on the schema and SELECT on the table"
+            ),
+        ),
+        snapshot::Error::Ledger { .. } => (
+            "unreadable_ledger",
+            format!(
+                "run `stockctl migrate --vendors` and grant its role SELECT on it, or set vendors.{vendor_id}.ledger = false"
+            ),
+        ),
+        snapshot::Error::Repeated { .. } => (
+            "repeated_product",
+            format!(
+                "nothing tells which row counts: make the ids unique, or let vendors.{vendor_id}.table name a view that \
+                 has each once"
+            ),
+        ),
+    };
+    Error::Refused {
+        code,
+        detail: format!("{error}; {remedy}"),
+    }
 }
 
 async fn run(
@@ -95,8 +121,12 @@ async fn run(
     } else {
         list_acknowledged(context, vendor_id).await?
     };
-    let open = Snapshot::open(vendor.database.settings(), options.chunk_rows);
-    let mut snapshot = at_vendor_within(open).await?;
+    let open = Snapshot::open(
+        vendor.database.settings(),
+        &vendor.catalogue,
+        options.chunk_rows,
+    );
+    let mut snapshot = at_vendor_within(vendor_id, open).await?;
     let mut writer = Writer {
         context,
         vendor_id,
@@ -105,9 +135,12 @@ async fn run(
         summary: Summary::default(),
     };
     let mut after: Option<ProductId> = None;
-    let mut chunk = at_vendor_within(snapshot.next_chunk()).await?;
-    if chunk.is_none() && !options.allow_empty {
-        refuse_if_emptied(context, vendor_id).await?;
+    let mut chunk = at_vendor_within(vendor_id, snapshot.next_chunk()).await?;
+    if chunk.is_none() {
+        refuse_if_unreadable(vendor_id, &snapshot)?;
+        if !options.allow_empty {
+            refuse_if_emptied(context, vendor_id).await?;
+        }
     }
     if vendor.has_ledger && !writer.close_included(&mut snapshot).await? {
         return Ok(Outcome::Overtaken);
@@ -117,7 +150,7 @@ async fn run(
         let next = if listed.is_empty() {
             None
         } else {
-            at_vendor_within(snapshot.next_chunk()).await?
+            at_vendor_within(vendor_id, snapshot.next_chunk()).await?
         };
         // The last chunk reaches to the end, so that products after the vendor's last one are found delisted.
         let until = next
@@ -141,7 +174,14 @@ async fn run(
             None => break,
         }
     }
-    writer.summary.skipped = snapshot.skipped() as u64;
+    let passed_over = snapshot.passed_over();
+    writer.summary.skipped = passed_over.rows;
+    if passed_over.rows > 0 {
+        tracing::warn!(
+            vendor = %vendor_id, table = snapshot.table(), rows = passed_over.rows,
+            "passed over, and nothing of them is sold: {passed_over}"
+        );
+    }
     let current = context
         .with_connection(async |connection| {
             Ok(db::vendors::complete_run(connection, vendor_id, number).await?)
@@ -173,6 +213,23 @@ async fn list_acknowledged(context: &Context, vendor_id: &VendorId) -> Result<Ap
             return Ok(acknowledged);
         }
     }
+}
+
+/// A catalogue of which no row can be read is a column that was mistaken for another, whatever else is allowed.
+fn refuse_if_unreadable(vendor_id: &VendorId, snapshot: &Snapshot) -> Result<(), Error> {
+    let passed_over = snapshot.passed_over();
+    if passed_over.rows == 0 {
+        return Ok(());
+    }
+    Err(Error::Refused {
+        code: "unreadable_rows",
+        detail: format!(
+            "its table {} has no row that can be read, out of {}: {passed_over}; check vendors.{vendor_id}.id_column and \
+             stock_column",
+            snapshot.table(),
+            passed_over.rows
+        ),
+    })
 }
 
 /// TRUNCATE shows in snapshots that are older than it, so an empty catalogue is more likely an accident than the truth.
@@ -208,9 +265,12 @@ fn split_until(applied: &mut Applied, until: Option<&ProductId>) -> Applied {
 const UPDATES_PER_PAGE: usize = 5000;
 
 /// A vendor's database that stays silent ends its run, not the loop.
-async fn at_vendor_within<T>(work: impl Future<Output = Result<T, pg::Error>>) -> Result<T, Error> {
+async fn at_vendor_within<T>(
+    vendor_id: &VendorId,
+    work: impl Future<Output = Result<T, snapshot::Error>>,
+) -> Result<T, Error> {
     match tokio::time::timeout(VENDOR_DEADLINE, work).await {
-        Ok(result) => result.map_err(at_vendor),
+        Ok(result) => result.map_err(|error| at_vendor(vendor_id, &error)),
         Err(_) => Err(Error::NotYet(format!(
             "its database: no answer within {} s",
             VENDOR_DEADLINE.as_secs()
@@ -256,10 +316,11 @@ impl Writer<'_> {
             let page = list_unclosed(self.context, self.vendor_id, false, after).await?;
             after = page.last().map(|(id, _)| *id);
             let ids: Vec<UpdateId> = page.iter().map(|(id, _)| *id).collect();
-            let found: BTreeSet<UpdateId> = at_vendor_within(snapshot.list_applied(&ids))
-                .await?
-                .into_iter()
-                .collect();
+            let found: BTreeSet<UpdateId> =
+                at_vendor_within(self.vendor_id, snapshot.list_applied(&ids))
+                    .await?
+                    .into_iter()
+                    .collect();
             let included: Vec<(UpdateId, ProductId)> = page
                 .into_iter()
                 .filter(|(id, _)| found.contains(id))

@@ -15,6 +15,7 @@ use crate::config::{self, Config};
 use crate::domain::ids::VendorId;
 use crate::mq::{self, Link};
 use crate::shutdown::Shutdown;
+use crate::vendors::catalogue::Catalogue;
 use crate::vendors::client::Client;
 use crate::{db, pg};
 
@@ -84,6 +85,7 @@ fn context(config: &Config) -> Result<Context, Failure> {
             })?;
             let of_vendor = Vendor {
                 database: pg::Pool::new(vendor_settings(config, vendor)).map_err(Failure::bug)?,
+                catalogue: catalogue(&vendor.catalogue),
                 api: Client::new(vendor.api_url.expose(), config.vendor_sync.timeout)
                     .map_err(Failure::bug)?,
                 has_ledger: vendor.ledger,
@@ -95,6 +97,16 @@ fn context(config: &Config) -> Result<Context, Failure> {
         database: pg::Pool::new(database_settings(config)).map_err(Failure::bug)?,
         vendors,
     })
+}
+
+fn catalogue(config: &config::Catalogue) -> Catalogue {
+    Catalogue {
+        schema: config.table.schema.clone(),
+        table: config.table.table.clone(),
+        id_column: config.id_column.clone(),
+        name_column: config.name_column.clone(),
+        stock_column: config.stock_column.clone(),
+    }
 }
 
 /// How to reach the broker.

@@ -170,7 +170,7 @@ fn line(vendor_id: &VendorId, outcome: Outcome, json: bool) -> String {
             summary.closed,
             if summary.skipped > 0 {
                 format!(
-                    ", {} passed over because their ids cannot be ours",
+                    ", {} passed over because their id or stock cannot be ours",
                     summary.skipped
                 )
             } else {

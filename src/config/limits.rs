@@ -29,5 +29,7 @@ pub(super) const CHUNK_ROWS: RangeInclusive<usize> = 1..=50_000;
 pub(super) const QUEUE_PREFIX_LENGTH: RangeInclusive<usize> = 0..=64;
 /// A vendor's id stands in URLs, messages and metrics.
 pub(super) const VENDOR_ID_LENGTH: RangeInclusive<usize> = 1..=64;
+/// PostgreSQL cuts a longer name off, and would read another table or column than the one that was meant.
+pub(super) const IDENTIFIER_BYTES: RangeInclusive<usize> = 1..=63;
 /// A value is quoted in a message up to this many characters, so that the message stays readable.
 pub(super) const QUOTED_LENGTH: usize = 60;

@@ -134,6 +134,30 @@ pub struct Vendor {
     pub api_url: SecretUrl,
     /// Whether the vendor's database has the ledger of handled updates.
     pub ledger: bool,
+    /// Where the vendor lists its products.
+    pub catalogue: Catalogue,
+}
+
+/// The table of a vendor's products: names as PostgreSQL keeps them, each of a length that PostgreSQL does not cut off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Catalogue {
+    /// The table, with its schema in front where one is given.
+    pub table: TableName,
+    /// The column of the products' ids.
+    pub id_column: String,
+    /// The column of their names.
+    pub name_column: String,
+    /// The column of their stock.
+    pub stock_column: String,
+}
+
+/// The name of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableName {
+    /// The schema, where one is given.
+    pub schema: Option<String>,
+    /// The table itself.
+    pub table: String,
 }
 
 /// Section `log`.

@@ -31,10 +31,18 @@ impl Reader {
         key: &Key,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
-        self.required(key, |setting| match &setting.value {
-            Value::Text(text) => parse(text.trim()),
-            other => Err(format!("it must be a text, not {}", kind(other))),
-        })
+        self.required(key, |setting| parse_text(setting, parse))
+    }
+
+    /// A text and what `parse` makes of it, or `default` when the key is not set.
+    pub(super) fn text_or<T>(
+        &mut self,
+        key: &Key,
+        default: T,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.optional(key, |setting| parse_text(setting, parse))
+            .map(|value| value.unwrap_or(default))
     }
 
     /// One text or a list of them, each made something of by `parse`; a variable separates them by commas.
@@ -256,6 +264,16 @@ pub(super) fn quoted(text: &str) -> String {
         return format!("{start:?}...");
     }
     format!("{text:?}")
+}
+
+fn parse_text<T>(
+    setting: &Setting,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<T, String> {
+    match &setting.value {
+        Value::Text(text) => parse(text.trim()),
+        other => Err(format!("it must be a text, not {}", kind(other))),
+    }
 }
 
 fn kind(value: &Value) -> &'static str {

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use super::layers::{Key, VENDORS};
 use super::reader::{Reader, quoted};
 use super::{
-    Config, Database, Http, Log, Orders, QueueType, RabbitMq, SecretUrl, Sync, Vendor, VendorSync,
-    limits,
+    Catalogue, Config, Database, Http, Log, Orders, QueueType, RabbitMq, SecretUrl, Sync,
+    TableName, Vendor, VendorSync, limits,
 };
 use crate::telemetry;
 
@@ -129,10 +129,21 @@ fn sync(reader: &mut Reader) -> Option<Sync> {
     })
 }
 
+/// The keys of a vendor, in the order in which they are read.
+const VENDOR_KEYS: [&str; 7] = [
+    "database_url",
+    "api_url",
+    "ledger",
+    "table",
+    "id_column",
+    "name_column",
+    "stock_column",
+];
+
 fn vendors(reader: &mut Reader) -> Option<BTreeMap<String, Vendor>> {
     let ids = reader.vendor_ids();
     if ids.is_empty() {
-        for name in ["database_url", "api_url", "ledger"] {
+        for name in VENDOR_KEYS {
             reader.make_known(Key::of_vendor("<id>", name));
         }
         let message = "at least one vendor is required; add a section [vendors.<id>] with database_url and api_url";
@@ -164,11 +175,52 @@ fn vendor(reader: &mut Reader, id: &str) -> Option<Vendor> {
     let database_url = reader.text(&Key::of_vendor(id, "database_url"), SecretUrl::postgres);
     let api_url = reader.text(&Key::of_vendor(id, "api_url"), SecretUrl::http);
     let ledger = reader.boolean_or(&Key::of_vendor(id, "ledger"), true);
+    let catalogue = catalogue(reader, id, ledger == Some(true));
     Some(Vendor {
         database_url: database_url?,
         api_url: api_url?,
         ledger: ledger?,
+        catalogue: catalogue?,
     })
+}
+
+fn catalogue(reader: &mut Reader, id: &str, has_ledger: bool) -> Option<Catalogue> {
+    let default = TableName {
+        schema: None,
+        table: "products".to_owned(),
+    };
+    let table = reader.text_or(&Key::of_vendor(id, "table"), default.clone(), |text| {
+        let table = table_name(text)?;
+        only_without_ledger(id, has_ledger && table != default)?;
+        Ok(table)
+    });
+    let mut column = |name, default: &str| {
+        reader.text_or(&Key::of_vendor(id, name), default.to_owned(), |text| {
+            identifier(text)?;
+            only_without_ledger(id, has_ledger && text != default)?;
+            Ok(text.to_owned())
+        })
+    };
+    let id_column = column("id_column", "id");
+    let name_column = column("name_column", "name");
+    let stock_column = column("stock_column", "stock");
+    Some(Catalogue {
+        table: table?,
+        id_column: id_column?,
+        name_column: name_column?,
+        stock_column: stock_column?,
+    })
+}
+
+/// With a ledger the tables are ours: `migrate --vendors` makes them, and the vendor's API of `serve` writes them.
+fn only_without_ledger(id: &str, is_violated: bool) -> Result<(), String> {
+    if is_violated {
+        return Err(format!(
+            "a vendor with a ledger has its products where `stockctl migrate --vendors` puts them, in the table products \
+             (id, name, stock); set {VENDORS}.{id}.ledger = false, or make products a view of the other table"
+        ));
+    }
+    Ok(())
 }
 
 fn log(reader: &mut Reader) -> Option<Log> {
@@ -244,6 +296,43 @@ fn schedule(text: &str) -> Result<cron::Schedule, String> {
         ));
     }
     Ok(schedule)
+}
+
+fn table_name(text: &str) -> Result<TableName, String> {
+    let name = match text.split_once('.') {
+        None => TableName {
+            schema: None,
+            table: text.to_owned(),
+        },
+        Some((schema, table)) if !table.contains('.') => TableName {
+            schema: Some(schema.to_owned()),
+            table: table.to_owned(),
+        },
+        Some(_) => {
+            return Err(format!(
+                "it must be a table or schema.table, not {}: the database is that of database_url",
+                quoted(text)
+            ));
+        }
+    };
+    name.schema
+        .iter()
+        .try_for_each(|schema| identifier(schema))?;
+    identifier(&name.table)?;
+    Ok(name)
+}
+
+fn identifier(name: &str) -> Result<(), String> {
+    if limits::IDENTIFIER_BYTES.contains(&name.len()) && !name.contains('\0') {
+        return Ok(());
+    }
+    Err(format!(
+        "a name in PostgreSQL has {} to {} bytes, and no U+0000; {} has {}",
+        limits::IDENTIFIER_BYTES.start(),
+        limits::IDENTIFIER_BYTES.end(),
+        quoted(name),
+        name.len()
+    ))
 }
 
 fn check_vendor_id(id: &str) -> Result<(), String> {

@@ -91,7 +91,7 @@ fn what_is_not_set_has_its_default() {
     RabbitMq { urls: [amqp://stockctl:***@mq/%2f], queue_prefix: "", queue_type: Quorum }
     Orders { retries_max: 3, retry_delay: 5s, batch_max: 500, prefetch: 1000 }
     VendorSync { retries_max: 3, retry_delay: 5s, prefetch: 512, timeout: 5s, updates_per_call_max: 500 }
-    {"vendorA": Vendor { database_url: postgres://stockctl:***@db/vendoradb, api_url: http://127.0.0.1:8080/vendors/vendorA, ledger: true }}
+    {"vendorA": Vendor { database_url: postgres://stockctl:***@db/vendoradb, api_url: http://127.0.0.1:8080/vendors/vendorA, ledger: true, catalogue: Catalogue { table: TableName { schema: None, table: "products" }, id_column: "id", name_column: "name", stock_column: "stock" } }}
     Log { format: Auto, level: "info,actix_server=warn,amiquip=error" }
     "#);
 }
@@ -421,6 +421,85 @@ fn vendor_ids_are_checked() {
       vendors.new\nline (test.toml, line 17): a vendor's id has 1 to 64 characters, of A-Z a-z 0-9 _ - only
       vendors.vendora (test.toml, line 11): it differs from vendors.vendorA in case only; rename one
       vendors.vvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvvv (test.toml, line 23): a vendor's id has 1 to 64 characters, of A-Z a-z 0-9 _ - only
+    ");
+}
+
+#[test]
+fn a_vendor_without_a_ledger_names_its_table_and_columns_and_none_is_taken_that_cannot_be_one() {
+    let file =
+        format!("{REQUIRED}ledger = false\ntable = \"shop.items\"\nid_column = \"SKU \\\" no\"\n");
+    let variables = [("STOCKCTL__VENDORS__VENDORA__STOCK_COLUMN", "quantity")];
+    let config = load_text(&file, &variables).unwrap();
+    insta::assert_debug_snapshot!(config.vendors["vendorA"].catalogue, @r#"
+    Catalogue {
+        table: TableName {
+            schema: Some(
+                "shop",
+            ),
+            table: "items",
+        },
+        id_column: "SKU \" no",
+        name_column: "name",
+        stock_column: "quantity",
+    }
+    "#);
+    let of_63 = "é".repeat(31) + "x";
+    let file = |table: &str| format!("{REQUIRED}ledger = false\ntable = \"{table}\"\n");
+    for table in [of_63.clone(), format!("{of_63}.{of_63}")] {
+        load_text(&file(&table), &[]).unwrap();
+    }
+    let mut lines = String::new();
+    for table in [
+        "",
+        ".items",
+        "shop.",
+        "db.shop.items",
+        "a\\u0000b",
+        "shop.a\\u0000b",
+        &format!("shop.{of_63}x"),
+        &format!("{of_63}x.items"),
+    ] {
+        writeln!(lines, "{}", told(load_text(&file(table), &[]))).unwrap();
+    }
+    let columns = "id_column = \"\"\nname_column = \"a\\u0000b\"\nstock_column = 5\n";
+    let file = format!("{REQUIRED}ledger = false\n{columns}");
+    writeln!(lines, "{}", told(load_text(&file, &[]))).unwrap();
+    insta::assert_snapshot!(lines, @r#"
+    the configuration will not do:
+      vendors.vendorA.table (test.toml, line 10): a name in PostgreSQL has 1 to 63 bytes, and no U+0000; "" has 0
+    the configuration will not do:
+      vendors.vendorA.table (test.toml, line 10): a name in PostgreSQL has 1 to 63 bytes, and no U+0000; "" has 0
+    the configuration will not do:
+      vendors.vendorA.table (test.toml, line 10): a name in PostgreSQL has 1 to 63 bytes, and no U+0000; "" has 0
+    the configuration will not do:
+      vendors.vendorA.table (test.toml, line 10): it must be a table or schema.table, not "db.shop.items": the database is that of database_url
+    the configuration will not do:
+      vendors.vendorA.table (test.toml, line 10): a name in PostgreSQL has 1 to 63 bytes, and no U+0000; "a\0b" has 3
+    the configuration will not do:
+      vendors.vendorA.table (test.toml, line 10): a name in PostgreSQL has 1 to 63 bytes, and no U+0000; "a\0b" has 3
+    the configuration will not do:
+      vendors.vendorA.table (test.toml, line 10): a name in PostgreSQL has 1 to 63 bytes, and no U+0000; "éééééééééééééééééééééééééééééééxx" has 64
+    the configuration will not do:
+      vendors.vendorA.table (test.toml, line 10): a name in PostgreSQL has 1 to 63 bytes, and no U+0000; "éééééééééééééééééééééééééééééééxx" has 64
+    the configuration will not do:
+      vendors.vendorA.id_column (test.toml, line 10): a name in PostgreSQL has 1 to 63 bytes, and no U+0000; "" has 0
+      vendors.vendorA.name_column (test.toml, line 11): a name in PostgreSQL has 1 to 63 bytes, and no U+0000; "a\0b" has 3
+      vendors.vendorA.stock_column (test.toml, line 12): it must be a text, not a number
+    "#);
+}
+
+#[test]
+fn a_vendor_with_a_ledger_has_the_table_of_our_schema() {
+    let own = "table = \"products\"\nid_column = \"id\"\nname_column = \"name\"\nstock_column = \"stock\"\n";
+    let config = load_text(&format!("{REQUIRED}{own}"), &[]).unwrap();
+    assert_eq!(config, load_text(REQUIRED, &[]).unwrap());
+    let others = "table = \"public.products\"\nid_column = \"sku\"\nname_column = \"title\"\nstock_column = \"qty\"\n";
+    insta::assert_snapshot!(told(load_text(&format!("{REQUIRED}{others}"), &[])), @"
+    the configuration will not do:
+      vendors.vendorA.table (test.toml, line 9): a vendor with a ledger has its products where `stockctl migrate --vendors` puts them, in the table products (id, name, stock); set vendors.vendorA.ledger = false, or make products a view of the other table
+      vendors.vendorA.id_column (test.toml, line 10): a vendor with a ledger has its products where `stockctl migrate --vendors` puts them, in the table products (id, name, stock); set vendors.vendorA.ledger = false, or make products a view of the other table
+      vendors.vendorA.name_column (test.toml, line 11): a vendor with a ledger has its products where `stockctl migrate --vendors` puts them, in the table products (id, name, stock); set vendors.vendorA.ledger = false, or make products a view of the other table
+      vendors.vendorA.stock_column (test.toml, line 12): a vendor with a ledger has its products where `stockctl migrate --vendors` puts them, in the table products (id, name, stock); set vendors.vendorA.ledger = false, or make products a view of the other table
     ");
 }
 

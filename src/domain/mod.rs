@@ -5,6 +5,7 @@ pub mod book;
 pub mod history;
 pub mod ids;
 pub mod ledger;
+pub mod listing;
 pub mod messages;
 pub mod object;
 pub mod order;

@@ -12,14 +12,10 @@ use super::problem::Problem;
 use super::{BODY_BYTES_MAX, State, UPDATES_BODY_BYTES_MAX, detached, product_id, vendor_id};
 use crate::app::vendor_stock;
 use crate::db;
+use crate::domain::listing::{NAME_CHARS_MAX, STOCK_MAX};
 use crate::domain::order::Invalid;
 use crate::domain::vendor_api::UpdatesRequest;
 use crate::vendors::database::Product;
-
-/// Most units of one product; the schema has the same bound.
-const STOCK_MAX: i64 = 1_000_000_000_000_000;
-/// The longest name of a product in characters.
-const NAME_CHARS_MAX: usize = 1000;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,5 +1,6 @@
 //! A vendor, from both sides of its door: its HTTP API as we call it, and its database as its API and our sync read it.
 
+pub mod catalogue;
 pub mod client;
 pub mod database;
 pub mod snapshot;

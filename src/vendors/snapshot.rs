@@ -1,28 +1,90 @@
 //! One consistent look at a vendor's database, for a sync: which updates it includes, and its products in order.
 
-use diesel::sql_types::{Array, BigInt, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use uuid::Uuid;
 
+use super::catalogue::Catalogue;
 use crate::domain::book::Listed;
 use crate::domain::ids::{ProductId, UpdateId};
-use crate::pg::{Error, Settings, connect};
+use crate::domain::listing;
+use crate::pg::{self, Settings, connect};
+
+/// Why a vendor's database cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be reached, or refused something that it should not.
+    #[error("its database: {0}")]
+    Database(#[from] pg::Error),
+    /// The table or one of its columns is not there, or may not be read.
+    #[error("its table {table} cannot be read: {problem}")]
+    Table {
+        /// As configured.
+        table: String,
+        /// What the server said.
+        problem: pg::Error,
+    },
+    /// The ledger is not there, or may not be read.
+    #[error("its ledger, the table stock_ledger, cannot be read: {problem}")]
+    Ledger {
+        /// What the server said.
+        problem: pg::Error,
+    },
+    /// Nothing tells which of two rows is the product.
+    #[error("its table {table} has the id {id:?} more than once, or not in the order of bytes", id = .id.as_str())]
+    Repeated {
+        /// As configured.
+        table: String,
+        /// The first such id.
+        id: ProductId,
+    },
+}
+
+/// The server's own words, unless it went away.
+fn refused(error: diesel::result::Error, class: impl FnOnce(pg::Error) -> Error) -> Error {
+    let error = pg::Error::from(error);
+    if error.is_unavailable() {
+        Error::Database(error)
+    } else {
+        class(error)
+    }
+}
+
+/// Most rows that are told of, of those that were passed over.
+const EXAMPLES_MAX: usize = 3;
+
+/// Rows that list nothing we can sell.
+#[derive(Debug, Default)]
+pub struct PassedOver {
+    /// How many.
+    pub rows: u64,
+    /// The first ones, and what is wrong with them.
+    pub examples: Vec<listing::Unlistable>,
+}
 
 /// An open snapshot, on a connection of its own; dropping it ends it.
 pub struct Snapshot {
     connection: AsyncPgConnection,
+    table: String,
     rows_per_chunk: usize,
-    skipped: usize,
+    last: Option<ProductId>,
+    passed_over: PassedOver,
 }
 
 #[derive(diesel::QueryableByName)]
 struct Row {
+    #[diesel(sql_type = Nullable<Text>)]
+    id: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    name: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    stock: Option<String>,
+}
+
+#[derive(diesel::QueryableByName)]
+struct Server {
     #[diesel(sql_type = Text)]
-    id: String,
-    #[diesel(sql_type = Text)]
-    name: String,
-    #[diesel(sql_type = BigInt)]
-    stock: i64,
+    encoding: String,
 }
 
 impl Snapshot {
@@ -30,25 +92,49 @@ impl Snapshot {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn open(settings: &Settings, rows_per_chunk: usize) -> Result<Self, Error> {
+    pub async fn open(
+        settings: &Settings,
+        catalogue: &Catalogue,
+        rows_per_chunk: usize,
+    ) -> Result<Self, Error> {
         let mut connection = connect(settings).await?;
-        // A vendor may have to sort its catalogue first, and waits while we write a chunk.
-        // BEGIN alone opens no snapshot, the first query does. The cursor reads in the order of bytes, as we do.
+        let database = |error: diesel::result::Error| Error::Database(error.into());
+        // A vendor may have to sort its catalogue first, and waits while we write a chunk. A stock of floating point is
+        // written in full, whatever the role's default is.
         connection
             .batch_execute(
                 "SET statement_timeout = '60s';
                  SET idle_in_transaction_session_timeout = '5min';
-                 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
-                 SELECT 1;
-                 DECLARE products_in_order NO SCROLL CURSOR FOR
-                     SELECT id, coalesce(name, '') AS name, stock::bigint AS stock FROM products
-                     ORDER BY id COLLATE \"C\"",
+                 SET extra_float_digits = 1;
+                 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
             )
-            .await?;
+            .await
+            .map_err(database)?;
+        // BEGIN alone opens no snapshot, the first query does.
+        let server: Server =
+            diesel::sql_query("SELECT current_setting('server_encoding') AS encoding")
+                .get_result(&mut connection)
+                .await
+                .map_err(database)?;
+        let table = catalogue.to_string();
+        connection
+            .batch_execute(&format!(
+                "DECLARE products_in_order NO SCROLL CURSOR FOR {}",
+                catalogue.select(&server.encoding)
+            ))
+            .await
+            .map_err(|error| {
+                refused(error, |problem| Error::Table {
+                    table: table.clone(),
+                    problem,
+                })
+            })?;
         Ok(Self {
             connection,
+            table,
             rows_per_chunk,
-            skipped: 0,
+            last: None,
+            passed_over: PassedOver::default(),
         })
     }
 
@@ -67,12 +153,13 @@ impl Snapshot {
         )
         .bind::<Array<SqlUuid>, _>(ids.iter().map(|id| id.0).collect::<Vec<_>>())
         .load(&mut self.connection)
-        .await?;
+        .await
+        .map_err(|error| refused(error, |problem| Error::Ledger { problem }))?;
         Ok(rows.into_iter().map(|row| UpdateId(row.id)).collect())
     }
 
-    /// The next products, in the order of their ids; `None` after the last. A product whose id cannot be one of ours
-    /// is passed over and counted.
+    /// The next products, each after the one before in the order of their ids; `None` after the last. A row that cannot
+    /// be one of our products is passed over.
     ///
     /// # Errors
     /// See [`Error`].
@@ -83,31 +170,67 @@ impl Snapshot {
                 self.rows_per_chunk
             ))
             .load(&mut self.connection)
-            .await?;
+            .await
+            .map_err(|error| Error::Database(error.into()))?;
             if rows.is_empty() {
                 return Ok(None);
             }
-            let fetched = rows.len();
-            let listed: Vec<Listed> = rows
-                .into_iter()
-                .filter_map(|row| {
-                    Some(Listed {
-                        product_id: ProductId::parse(row.id).ok()?,
-                        name: row.name,
-                        stock: row.stock,
-                    })
-                })
-                .collect();
-            self.skipped += fetched - listed.len();
-            if !listed.is_empty() {
+            let mut listed: Vec<Listed> = Vec::with_capacity(rows.len());
+            for row in rows {
+                match listing::read(row.id, row.name, row.stock.as_deref()) {
+                    Ok(product) => {
+                        let last = listed.last().map(|last| &last.product_id);
+                        if last
+                            .or(self.last.as_ref())
+                            .is_some_and(|last| *last >= product.product_id)
+                        {
+                            return Err(Error::Repeated {
+                                table: self.table.clone(),
+                                id: product.product_id,
+                            });
+                        }
+                        listed.push(product);
+                    }
+                    Err(problem) => self.passed_over.add(problem),
+                }
+            }
+            if let Some(last) = listed.last() {
+                self.last = Some(last.product_id.clone());
                 return Ok(Some(listed));
             }
         }
     }
 
-    /// How many products were passed over.
+    /// The rows that were passed over so far.
     #[must_use]
-    pub fn skipped(&self) -> usize {
-        self.skipped
+    pub fn passed_over(&self) -> &PassedOver {
+        &self.passed_over
+    }
+
+    /// The table, as configured.
+    #[must_use]
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+}
+
+impl PassedOver {
+    fn add(&mut self, problem: listing::Unlistable) {
+        self.rows += 1;
+        if self.examples.len() < EXAMPLES_MAX {
+            self.examples.push(problem);
+        }
+    }
+}
+
+impl std::fmt::Display for PassedOver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, problem) in self.examples.iter().enumerate() {
+            write!(f, "{}{problem}", if index > 0 { "; " } else { "" })?;
+        }
+        if self.rows > self.examples.len() as u64 {
+            f.write_str("; …")?;
+        }
+        Ok(())
     }
 }

@@ -5,10 +5,12 @@
 
 mod architecture;
 mod broker;
+mod catalogue;
 mod cli;
 mod faults;
 mod flow;
 mod http;
+mod ledgerless;
 mod queues;
 mod rejections;
 mod support;

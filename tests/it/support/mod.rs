@@ -1,6 +1,7 @@
 //! What the tests stand on: the servers, and a shop of one's own on them.
 
 mod books;
+mod elsewhere;
 pub(crate) mod messages;
 mod process;
 mod proxy;
@@ -11,6 +12,7 @@ mod vendor;
 use std::future::Future;
 use std::time::Duration;
 
+pub(crate) use elsewhere::{ELSEWHERE, Elsewhere, try_as_reader};
 pub(crate) use process::{Ended, Process};
 pub(crate) use proxy::Proxy;
 pub(crate) use servers::{Servers, binary};

@@ -156,8 +156,14 @@ impl Servers {
 
     /// A new database without any schema.
     pub(crate) async fn create_empty_database(&self) -> String {
+        self.create_empty_database_as("").await
+    }
+
+    /// A new database without any schema, with options of its own.
+    pub(crate) async fn create_empty_database_as(&self, options: &str) -> String {
         let name = format!("empty_{}", uuid::Uuid::new_v4().simple());
-        self.execute(&format!("CREATE DATABASE {name}")).await;
+        self.execute(&format!("CREATE DATABASE {name} {options}"))
+            .await;
         self.database_url(&name)
     }
 

@@ -175,7 +175,7 @@ impl Shop {
 
     /// Starts the vendors' own API, at the address that the configuration names for it.
     pub(crate) fn serve_vendors(&self) -> Running {
-        self.serve_on(self.vendor_listener.try_clone().expect("cloned"))
+        self.serve_on(self.vendor_listener())
     }
 
     fn serve_on(&self, listener: TcpListener) -> Running {
@@ -419,6 +419,11 @@ impl Shop {
     /// The address of the vendors' own API in the configuration.
     pub(crate) fn vendor_address(&self) -> std::net::SocketAddr {
         self.vendor_listener.local_addr().expect("bound")
+    }
+
+    /// The listener of that address, for a test that serves a vendor's API itself.
+    pub(crate) fn vendor_listener(&self) -> TcpListener {
+        self.vendor_listener.try_clone().expect("cloned")
     }
 
     /// A connection to our database, for a test that holds locks.
