@@ -127,6 +127,9 @@ async fn run(
         options.chunk_rows,
     );
     let mut snapshot = at_vendor_within(vendor_id, open).await?;
+    if !vendor.has_ledger && snapshot.is_replica() {
+        return Err(follows_another(vendor_id));
+    }
     let mut writer = Writer {
         context,
         vendor_id,
@@ -212,6 +215,18 @@ async fn list_acknowledged(context: &Context, vendor_id: &VendorId) -> Result<Ap
         if is_last {
             return Ok(acknowledged);
         }
+    }
+}
+
+/// Without a ledger a run relies on seeing what the vendor has acknowledged; a replica shows it late, and the run would
+/// bring back what was sold.
+fn follows_another(vendor_id: &VendorId) -> Error {
+    Error::Refused {
+        code: "replica",
+        detail: format!(
+            "its database is a replica, which may not show yet what the vendor has acknowledged; set \
+             vendors.{vendor_id}.database_url to the primary, since it has no ledger"
+        ),
     }
 }
 

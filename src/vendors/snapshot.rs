@@ -1,6 +1,6 @@
 //! One consistent look at a vendor's database, for a sync: which updates it includes, and its products in order.
 
-use diesel::sql_types::{Array, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Bool, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use uuid::Uuid;
 
@@ -66,6 +66,7 @@ pub struct PassedOver {
 pub struct Snapshot {
     connection: AsyncPgConnection,
     table: String,
+    is_replica: bool,
     rows_per_chunk: usize,
     last: Option<ProductId>,
     passed_over: PassedOver,
@@ -85,6 +86,8 @@ struct Row {
 struct Server {
     #[diesel(sql_type = Text)]
     encoding: String,
+    #[diesel(sql_type = Bool)]
+    is_replica: bool,
 }
 
 impl Snapshot {
@@ -111,11 +114,12 @@ impl Snapshot {
             .await
             .map_err(database)?;
         // BEGIN alone opens no snapshot, the first query does.
-        let server: Server =
-            diesel::sql_query("SELECT current_setting('server_encoding') AS encoding")
-                .get_result(&mut connection)
-                .await
-                .map_err(database)?;
+        let server: Server = diesel::sql_query(
+            "SELECT current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS is_replica",
+        )
+        .get_result(&mut connection)
+        .await
+        .map_err(database)?;
         let table = catalogue.to_string();
         connection
             .batch_execute(&format!(
@@ -132,6 +136,7 @@ impl Snapshot {
         Ok(Self {
             connection,
             table,
+            is_replica: server.is_replica,
             rows_per_chunk,
             last: None,
             passed_over: PassedOver::default(),
@@ -205,6 +210,12 @@ impl Snapshot {
     #[must_use]
     pub fn passed_over(&self) -> &PassedOver {
         &self.passed_over
+    }
+
+    /// Whether the server only follows another one, and so may be behind what that one has answered for.
+    #[must_use]
+    pub fn is_replica(&self) -> bool {
+        self.is_replica
     }
 
     /// The table, as configured.

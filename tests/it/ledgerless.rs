@@ -276,3 +276,32 @@ async fn orders_and_syncs_at_the_same_time_leave_the_vendors_own_figure() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_is_refused_since_it_may_not_show_yet_what_was_answered() {
+    let elsewhere = Elsewhere::with(&[("p1", 10)]).await;
+    // A function tells a replica, and this role finds another one of that name first.
+    let role = &elsewhere.role;
+    elsewhere
+        .run(&format!(
+            "CREATE FUNCTION shop.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true';
+             ALTER ROLE {role} SET search_path = shop, pg_catalog"
+        ))
+        .await;
+    let ended = elsewhere.shop.run(&["sync", "--once"]).await;
+    assert_eq!(ended.code, Some(5), "{ended:?}");
+    insta::assert_snapshot!(ended.stderr, @"error: vendor elsewhere: its database is a replica, which may not show yet what the vendor has acknowledged; set vendors.elsewhere.database_url to the primary, since it has no ledger");
+    assert_eq!(
+        elsewhere
+            .shop
+            .count("SELECT count(*) AS n FROM stock")
+            .await,
+        0
+    );
+    elsewhere
+        .run(&format!("ALTER ROLE {role} RESET search_path"))
+        .await;
+    elsewhere.shop.sync().await;
+    let _api = elsewhere.shop.serve().await;
+    assert_eq!(elsewhere.shop.available("p1").await, 10);
+}
