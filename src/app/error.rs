@@ -94,6 +94,9 @@ impl From<diesel::result::Error> for Error {
 
 impl From<mq::Error> for Error {
     fn from(error: mq::Error) -> Self {
-        Self::Broker(error.to_string())
+        match error {
+            mq::Error::Busy(_) => Self::NotYet(error.to_string()),
+            _ => Self::Broker(error.to_string()),
+        }
     }
 }

@@ -238,6 +238,8 @@ impl From<app::Error> for Problem {
                 },
             ) => Self::new(NOT_CANCELLABLE, detail),
             (Kind::Missing, _) => Self::not_found(error.to_string()),
+            // Nothing is down, and its words say for what to wait.
+            (_, app::Error::NotYet(detail)) => Self::new(UNAVAILABLE, detail),
             (Kind::Unavailable | Kind::Transient, _) => {
                 tracing::warn!(%error, "answered 503");
                 Self::new(

@@ -33,6 +33,11 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// Messages that a session reads, which bounds its memory, and its length while more come in.
 const READ_MAX: u16 = 10_000;
 
+/// How long a session waits for another to end: two at once would each see a part of the queue and take it for all.
+const ALONE_DEADLINE: Duration = Duration::from_secs(5);
+/// How often it looks. Half of it is random, so that two that wait for each other do not go on so.
+const ALONE_PAUSE: Duration = Duration::from_millis(200);
+
 /// How long the broker may take to bring the next message that it says is there.
 const NEXT_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -56,11 +61,12 @@ pub struct DeadLetters {
 
 enum Command {
     Next(oneshot::Sender<Result<Option<Delivery>, Error>>),
+    StopReading(oneshot::Sender<Result<u32, Error>>),
     Ack(u64, oneshot::Sender<Result<(), Error>>),
 }
 
 impl DeadLetters {
-    /// Connects. Nothing is read before it is asked for.
+    /// Connects, and waits until no other session is on the queue. Nothing is read before it is asked for.
     pub async fn open(
         settings: &Settings,
         queue: Queue,
@@ -90,6 +96,12 @@ impl DeadLetters {
     /// comes in meanwhile never makes a session endless.
     pub async fn next(&mut self) -> Result<Option<Delivery>, Error> {
         self.ask(Command::Next).await
+    }
+
+    /// Takes no more messages, and returns how many wait behind those that were read. What comes back to the queue while
+    /// those are worked on is never taken for one of them.
+    pub async fn stop_reading(&mut self) -> Result<u32, Error> {
+        self.ask(Command::StopReading).await
     }
 
     /// Removes a message for good.
@@ -159,29 +171,38 @@ fn serve(
     opened: oneshot::Sender<Result<(), Error>>,
     inbox: &Receiver<Command>,
 ) {
-    let address = wire.address().to_owned();
-    let channel = match wire.open_channel() {
-        Ok(channel) => channel,
-        Err(trouble) => return drop(opened.send(Err(Error::lost(&address, &trouble)))),
-    };
-    match Session::open(&wire, &channel, name) {
-        Ok(mut session) => {
-            let _ = opened.send(Ok(()));
-            loop {
-                wire.feed();
-                match inbox.recv_timeout(TICK) {
-                    Ok(command) => session.answer(command),
-                    Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => break,
-                }
-            }
-            session.end();
+    let until = Instant::now() + ALONE_DEADLINE;
+    let mut opened = Some(opened);
+    // Whoever stopped waiting needs no answer.
+    let mut tell = |answer| {
+        if let Some(opened) = opened.take() {
+            let _ = opened.send(answer);
         }
-        Err(error) => drop(opened.send(Err(error))),
+    };
+    loop {
+        let address = wire.address().to_owned();
+        let channel = match wire.open_channel() {
+            Ok(channel) => channel,
+            Err(trouble) => return tell(Err(Error::lost(&address, &trouble))),
+        };
+        let refused = match Session::open(&wire, &channel, name) {
+            Ok(session) => {
+                tell(Ok(()));
+                session.serve(inbox);
+                None
+            }
+            Err(error) => Some(error),
+        };
+        wire.feed();
+        // Everything held goes back with the channel, and with the connection at the latest.
+        let _ = channel.close();
+        match refused {
+            Some(Error::Busy(_)) if Instant::now() < until => {}
+            Some(error) => break tell(Err(error)),
+            None => break,
+        }
+        thread::sleep(ALONE_PAUSE.mul_f64(0.5 + fastrand::f64() / 2.0));
     }
-    // Everything held goes back with the channel, and with the connection at the latest.
-    wire.feed();
-    let _ = channel.close();
     let _ = wire.close();
 }
 
@@ -195,12 +216,24 @@ struct Session<'a> {
     name: &'a str,
     held: BTreeMap<u64, amiquip::Delivery>,
     unread_max: u16,
+    is_reading: bool,
+}
+
+/// What the broker says about the queue.
+struct Waiting {
+    /// Undelivered messages.
+    ready: u32,
+    /// Consumers beside this session.
+    others: u32,
 }
 
 impl<'a> Session<'a> {
     fn open(wire: &'a Wire, channel: &'a Channel, name: &'a str) -> Result<Session<'a>, Error> {
         let lost = |error| Error::lost(wire.address(), &Trouble::from(error));
         match channel.queue_declare_passive(name) {
+            Ok(queue) if queue.declared_consumer_count().unwrap_or_default() > 0 => {
+                return Err(Error::Busy(name.to_owned()));
+            }
             Ok(_) => {}
             Err(amiquip::Error::ServerClosedChannel {
                 code: NOT_FOUND, ..
@@ -213,14 +246,34 @@ impl<'a> Session<'a> {
         let consumer = channel
             .basic_consume(name, ConsumerOptions::default())
             .map_err(lost)?;
-        Ok(Session {
+        let session = Session {
             wire,
             channel,
             consumer,
             name,
             held: BTreeMap::new(),
             unread_max: READ_MAX,
-        })
+            is_reading: true,
+        };
+        // Another may have begun at the same moment; then both stand back.
+        match session.waiting()? {
+            Some(Waiting { others: 1.., .. }) => Err(Error::Busy(name.to_owned())),
+            _ => Ok(session),
+        }
+    }
+
+    /// Answers commands until the operator is done.
+    fn serve(mut self, inbox: &Receiver<Command>) {
+        loop {
+            self.wire.feed();
+            match inbox.recv_timeout(TICK) {
+                Ok(command) => self.answer(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        // The connection is closed next in any case.
+        let _ = self.stop_reading();
     }
 
     fn answer(&mut self, command: Command) {
@@ -228,6 +281,13 @@ impl<'a> Session<'a> {
         match command {
             Command::Next(reply) => {
                 let _ = reply.send(self.next());
+            }
+            Command::StopReading(reply) => {
+                let left = self.stop_reading().and_then(|under_way| {
+                    let ready = self.waiting()?.map_or(0, |waiting| waiting.ready);
+                    Ok(ready + under_way)
+                });
+                let _ = reply.send(left);
             }
             Command::Ack(number, reply) => {
                 let _ = reply.send(self.ack(number));
@@ -268,13 +328,18 @@ impl<'a> Session<'a> {
                 Err(RecvTimeoutError::Timeout) if began.elapsed() >= NEXT_DEADLINE => {
                     return Err(Error::Late(NEXT_DEADLINE));
                 }
-                Err(RecvTimeoutError::Timeout)
-                    if began.elapsed() >= quiet
-                        && self.ready()? == 0
-                        && self.consumer.receiver().is_empty() =>
-                {
-                    self.unread_max = 0;
-                    return Ok(None);
+                Err(RecvTimeoutError::Timeout) if began.elapsed() >= quiet => {
+                    match self.waiting()? {
+                        // Whoever came later has been given a part of what arrived since: that is not all there is.
+                        Some(Waiting { others: 1.., .. }) => {
+                            return Err(Error::Busy(self.name.to_owned()));
+                        }
+                        Some(Waiting { ready: 0, .. }) if self.consumer.receiver().is_empty() => {
+                            self.unread_max = 0;
+                            return Ok(None);
+                        }
+                        _ => {}
+                    }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -286,25 +351,41 @@ impl<'a> Session<'a> {
         handle.ack(self.channel).map_err(|error| self.lost(error))?;
         // An acknowledgement has no answer. The answer to a later question on the same channel says that
         // the broker has taken it in.
-        self.ready().map(drop)
+        self.waiting().map(drop)
     }
 
-    /// What waits in the queue, undelivered.
-    fn ready(&self) -> Result<u32, Error> {
-        self.channel
+    /// Asks the broker about the queue. `None` when its answer is none: one that is too busy to look says 0 for
+    /// everything, and does not count even this session.
+    fn waiting(&self) -> Result<Option<Waiting>, Error> {
+        let queue = self
+            .channel
             .queue_declare_passive(self.name)
-            .map(|queue| queue.declared_message_count().unwrap_or_default())
-            .map_err(|error| self.lost(error))
+            .map_err(|error| self.lost(error))?;
+        let consumers = queue.declared_consumer_count().unwrap_or_default();
+        if self.is_reading && consumers == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Waiting {
+            ready: queue.declared_message_count().unwrap_or_default(),
+            others: consumers.saturating_sub(1),
+        }))
     }
 
     fn lost(&self, error: amiquip::Error) -> Error {
         Error::lost(self.wire.address(), &Trouble::from(error))
     }
 
-    fn end(self) {
-        // The connection is closed next in any case.
-        if self.consumer.cancel().is_ok() {
-            until_cancelled(&self.consumer);
+    /// Cancels the consumer, and returns how many messages were on their way to it.
+    fn stop_reading(&mut self) -> Result<u32, Error> {
+        self.unread_max = 0;
+        if !std::mem::take(&mut self.is_reading) {
+            return Ok(0);
         }
+        self.consumer.cancel().map_err(|error| self.lost(error))?;
+        let under_way = until_cancelled(&self.consumer)
+            .into_iter()
+            .filter(|message| matches!(message, ConsumerMessage::Delivery(_)))
+            .count();
+        Ok(u32::try_from(under_way).unwrap_or(u32::MAX))
     }
 }

@@ -38,6 +38,11 @@ pub enum Error {
         "queue {0} is not a dead-letter queue, and listing another would disturb its consumers"
     )]
     NotDeadLetters(String),
+    /// Somebody else holds messages of the queue: what is there cannot be told, nor in which order.
+    #[error(
+        "queue {0} is being looked at by another session, which holds its messages meanwhile; try again when that has ended"
+    )]
+    Busy(String),
     /// The message is not held by this session.
     #[error("that message is not held by this session any more; list the queue again")]
     NotHeld,
