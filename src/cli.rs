@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::commands::dlq::Dlq;
 use crate::commands::work::WorkQueue;
 
 /// One aggregated view of your vendors' stock; every order decided exactly once.
@@ -74,6 +75,12 @@ pub enum Command {
         /// The vendors' databases too
         #[arg(long)]
         vendors: bool,
+    },
+    /// Look at dead letters, replay or drop them
+    Dlq {
+        /// What to do.
+        #[command(subcommand)]
+        command: Dlq,
     },
 }
 

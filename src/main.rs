@@ -98,5 +98,6 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             commands::work::run(&config, &queues, shutdown).await
         }
         Command::Migrate { vendors } => commands::migrate::run(&load()?, vendors).await,
+        Command::Dlq { command } => commands::dlq::run(&load()?, command).await,
     }
 }

@@ -1,5 +1,6 @@
 //! One file per subcommand: it wires the parts and owns their lifetime.
 
+pub mod dlq;
 pub mod migrate;
 mod seed;
 pub mod serve;
@@ -21,6 +22,8 @@ use crate::{db, pg};
 
 /// A bug of this program.
 pub const EXIT_BUG: u8 = 1;
+/// The command line asks for what cannot be done so.
+pub const EXIT_USAGE: u8 = 2;
 /// The configuration is not valid, or contradicts what it is used on.
 pub const EXIT_CONFIGURATION: u8 = 3;
 /// A server that is needed cannot be reached, or did not start.

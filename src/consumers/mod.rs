@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::app::relay::Relay;
 use crate::app::{Context, Error, Kind, dead_letters};
+use crate::db::updates::DeadLetter;
 use crate::domain::ids::UpdateId;
 use crate::domain::messages::{DEAD_ATTEMPTS, DEAD_ERROR, DEAD_REASON, DEAD_TIME, RETRY_COUNT};
 use crate::domain::order::NewOrder;
@@ -225,7 +226,8 @@ impl Door {
                     dead_letters::fail_order(&self.context, order, code, Utc::now()).await
                 }
                 Subject::Updates(ids) => {
-                    dead_letters::mark_updates(&self.context, ids, true, Utc::now()).await
+                    dead_letters::mark_updates(&self.context, ids, DeadLetter::Written, Utc::now())
+                        .await
                 }
             };
             let Err(error) = noted else { return true };

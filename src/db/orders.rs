@@ -318,6 +318,7 @@ pub async fn list_events(
                 ("replayed", None) => Event::Replayed,
                 ("push_failed", Some(vendor_id)) => Event::PushFailed { vendor_id },
                 ("push_replayed", Some(vendor_id)) => Event::PushReplayed { vendor_id },
+                ("push_dropped", Some(vendor_id)) => Event::PushDropped { vendor_id },
                 _ => return Err(corrupt(format!("event {}", row.event))),
             };
             Ok(history::Entry { at: row.at, event })

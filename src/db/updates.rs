@@ -247,17 +247,33 @@ pub async fn save(
     Ok(())
 }
 
-/// Notes of updates without an answer that their message is in the dead-letter queue, or (`false`) no longer is, and of
-/// their orders that this happened.
+/// What happens to the dead letter of updates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeadLetter {
+    /// It is there now.
+    Written,
+    /// It is on its way again.
+    Replayed,
+    /// An operator has dropped it.
+    Dropped,
+}
+
+/// Notes of updates without an answer whether their message is in the dead-letter queue, and of their orders that this
+/// happened.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn mark_dead_lettered(
     connection: &mut AsyncPgConnection,
     ids: &[UpdateId],
-    dead: bool,
+    letter: DeadLetter,
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
+    let event = match letter {
+        DeadLetter::Written => "push_failed",
+        DeadLetter::Replayed => "push_replayed",
+        DeadLetter::Dropped => "push_dropped",
+    };
     prepared(
         diesel::sql_query(
             "WITH open AS (
@@ -269,12 +285,12 @@ pub async fn mark_dead_lettered(
                  RETURNING u.order_id, u.vendor_id
              )
              INSERT INTO order_events (order_id, at, event, vendor_id)
-             SELECT DISTINCT order_id, $3, CASE WHEN $2 THEN 'push_failed' ELSE 'push_replayed' END, vendor_id
-             FROM marked",
+             SELECT DISTINCT order_id, $3, $4, vendor_id FROM marked",
         )
         .bind::<Array<SqlUuid>, _>(uuids(ids))
-        .bind::<Bool, _>(dead)
-        .bind::<Timestamptz, _>(now),
+        .bind::<Bool, _>(letter == DeadLetter::Written)
+        .bind::<Timestamptz, _>(now)
+        .bind::<Text, _>(event),
     )
     .execute(connection)
     .await?;

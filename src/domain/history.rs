@@ -64,6 +64,11 @@ pub enum Event {
         /// Which vendor.
         vendor_id: VendorId,
     },
+    /// The message to the vendor was dropped.
+    PushDropped {
+        /// Which vendor.
+        vendor_id: VendorId,
+    },
     /// It was taken back.
     Cancelled {
         /// The returns of what had been taken.

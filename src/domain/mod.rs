@@ -2,6 +2,7 @@
 
 pub mod allocation;
 pub mod book;
+pub mod dead_letter;
 pub mod history;
 pub mod ids;
 pub mod ledger;

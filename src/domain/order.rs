@@ -259,6 +259,8 @@ pub enum Reason {
         /// The product that the vendor refused.
         product_id: ProductId,
     },
+    /// Processing gave up, and an operator dropped the message.
+    Dropped,
     /// Processing gave up.
     ProcessingFailed {
         /// What the dead letter says.

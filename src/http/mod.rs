@@ -2,6 +2,7 @@
 
 mod admin;
 mod body;
+mod dead_letters;
 mod health;
 mod movements;
 mod orders;
@@ -142,13 +143,23 @@ fn configure(config: &mut web::ServiceConfig) {
         )
         .service(
             web::resource("/admin/dead-letters/{queue}")
-                .route(get().to(admin::list_dead_letters))
+                .route(get().to(dead_letters::list))
                 .default_service(only("GET, HEAD")),
         )
         .service(
             web::resource("/admin/dead-letters/{queue}/replay")
-                .post(admin::replay)
+                .post(dead_letters::replay)
                 .default_service(only("POST")),
+        )
+        .service(
+            web::resource("/admin/dead-letters/{queue}/drop")
+                .post(dead_letters::drop)
+                .default_service(only("POST")),
+        )
+        .service(
+            web::resource("/admin/dead-letters/{queue}/{message_id}")
+                .route(get().to(dead_letters::show))
+                .default_service(only("GET, HEAD")),
         )
         .service(
             web::resource("/healthz")

@@ -27,9 +27,22 @@ fn written(text: &str) -> (tempfile::TempDir, String) {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "most of it is the text")]
 async fn the_help_texts_say_what_there_is() {
     let mut texts = String::new();
-    for command in ["", "up", "serve", "sync", "work", "migrate"] {
+    for command in [
+        "",
+        "up",
+        "serve",
+        "sync",
+        "work",
+        "migrate",
+        "dlq",
+        "dlq list",
+        "dlq show",
+        "dlq replay",
+        "dlq drop",
+    ] {
         let arguments: Vec<&str> = command.split_terminator(' ').chain(["--help"]).collect();
         let ended = Process::run(&arguments).await;
         assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
@@ -51,6 +64,7 @@ async fn the_help_texts_say_what_there_is() {
       sync     Bring the vendors' stock in, by the schedule
       work     Work on the queues: decide orders, tell the vendors
       migrate  Bring the database schema up to date
+      dlq      Look at dead letters, replay or drop them
       help     Print this message or the help of the given subcommand(s)
 
     Options:
@@ -130,6 +144,192 @@ async fn the_help_texts_say_what_there_is() {
                            STOCKCTL_CONFIG=]
           --vendors        The vendors' databases too
       -h, --help           Print help
+
+    $ stockctl dlq --help
+    Look at dead letters, replay or drop them
+
+    Usage: stockctl dlq [OPTIONS] <COMMAND>
+
+    Commands:
+      list    List letters, and change nothing
+      show    Show letters whole, with their headers, and change nothing
+      replay  Send letters back to the queue that they came from, as if they were new
+      drop    Drop letters: their orders are cancelled, what was taken is returned, the letters are kept
+              in the database
+      help    Print this message or the help of the given subcommand(s)
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+      -h, --help           Print help
+
+    $ stockctl dlq list --help
+    List letters, and change nothing
+
+    Usage: stockctl dlq list [OPTIONS] <QUEUE>
+
+    Arguments:
+      <QUEUE>
+              The queue
+
+              Possible values:
+              - orders_dlq:      Orders that could not be decided
+              - vendor_sync_dlq: Updates that a vendor could not be told
+
+    Options:
+      -c, --config <FILE>
+              Configuration file [default: .stockctl/config.toml, if there is one]
+              
+              [env: STOCKCTL_CONFIG=]
+
+          --id <ID>
+              Only the letter with this message id; may be given more than once
+
+          --reason <CODE>
+              Only letters with this reason, such as retries_exhausted, invalid_message, crash_loop,
+              update_conflict, delivery_limit
+
+          --order <ORDER>
+              Only letters that concern this order
+
+          --limit <N>
+              At most so many, from the front of the queue: 1 to 10000
+
+          --json
+              A JSON document on each line
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    $ stockctl dlq show --help
+    Show letters whole, with their headers, and change nothing
+
+    Usage: stockctl dlq show [OPTIONS] <QUEUE>
+
+    Arguments:
+      <QUEUE>
+              The queue
+
+              Possible values:
+              - orders_dlq:      Orders that could not be decided
+              - vendor_sync_dlq: Updates that a vendor could not be told
+
+    Options:
+      -c, --config <FILE>
+              Configuration file [default: .stockctl/config.toml, if there is one]
+              
+              [env: STOCKCTL_CONFIG=]
+
+          --id <ID>
+              Only the letter with this message id; may be given more than once
+
+          --reason <CODE>
+              Only letters with this reason, such as retries_exhausted, invalid_message, crash_loop,
+              update_conflict, delivery_limit
+
+          --order <ORDER>
+              Only letters that concern this order
+
+          --limit <N>
+              At most so many, from the front of the queue: 1 to 10000
+
+          --json
+              A JSON document for each letter
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    $ stockctl dlq replay --help
+    Send letters back to the queue that they came from, as if they were new
+
+    Usage: stockctl dlq replay [OPTIONS] <QUEUE>
+
+    Arguments:
+      <QUEUE>
+              The queue
+
+              Possible values:
+              - orders_dlq:      Orders that could not be decided
+              - vendor_sync_dlq: Updates that a vendor could not be told
+
+    Options:
+      -c, --config <FILE>
+              Configuration file [default: .stockctl/config.toml, if there is one]
+              
+              [env: STOCKCTL_CONFIG=]
+
+          --id <ID>
+              Only the letter with this message id; may be given more than once
+
+          --reason <CODE>
+              Only letters with this reason, such as retries_exhausted, invalid_message, crash_loop,
+              update_conflict, delivery_limit
+
+          --order <ORDER>
+              Only letters that concern this order
+
+          --limit <N>
+              At most so many, from the front of the queue: 1 to 10000
+
+          --all
+              Every letter of the queue
+
+          --dry-run
+              Say what would be done, and change nothing
+
+          --json
+              Report as one JSON document
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    $ stockctl dlq drop --help
+    Drop letters: their orders are cancelled, what was taken is returned, the letters are kept in the
+    database
+
+    Usage: stockctl dlq drop [OPTIONS] <QUEUE>
+
+    Arguments:
+      <QUEUE>
+              The queue
+
+              Possible values:
+              - orders_dlq:      Orders that could not be decided
+              - vendor_sync_dlq: Updates that a vendor could not be told
+
+    Options:
+      -c, --config <FILE>
+              Configuration file [default: .stockctl/config.toml, if there is one]
+              
+              [env: STOCKCTL_CONFIG=]
+
+          --id <ID>
+              Only the letter with this message id; may be given more than once
+
+          --reason <CODE>
+              Only letters with this reason, such as retries_exhausted, invalid_message, crash_loop,
+              update_conflict, delivery_limit
+
+          --order <ORDER>
+              Only letters that concern this order
+
+          --limit <N>
+              At most so many, from the front of the queue: 1 to 10000
+
+          --all
+              Every letter of the queue
+
+          --dry-run
+              Say what would be done, and change nothing
+
+          --json
+              Report as one JSON document
+
+          --yes
+              Do not ask
+
+      -h, --help
+              Print help (see a summary with '-h')
     ");
 }
 
@@ -220,6 +420,8 @@ async fn what_runs_once_ends_with_4_when_a_server_cannot_be_reached_and_says_whi
         &["migrate"][..],
         &["migrate", "--vendors"],
         &["sync", "--once"],
+        &["dlq", "list", "orders_dlq"],
+        &["dlq", "replay", "orders_dlq", "--all"],
     ] {
         let ended = Process::run(&[&["--config", &file], arguments].concat()).await;
         assert_eq!(ended.code, Some(4), "{ended:?}");
@@ -230,6 +432,8 @@ async fn what_runs_once_ends_with_4_when_a_server_cannot_be_reached_and_says_whi
     insta::assert_snapshot!(texts, @r#"
     error: ordersdb: PostgreSQL at 127.0.0.1:1/ordersdb cannot be reached: error connecting to server: Connection refused (os error 111)
     error: ordersdb: PostgreSQL at 127.0.0.1:1/ordersdb cannot be reached: error connecting to server: Connection refused (os error 111)
+    error: PostgreSQL at 127.0.0.1:1/ordersdb cannot be reached: error connecting to server: Connection refused (os error 111)
+    error: RabbitMQ at 127.0.0.1:2 cannot be reached: cannot connect: Connection refused (os error 111); check that it runs and rabbitmq.url
     error: PostgreSQL at 127.0.0.1:1/ordersdb cannot be reached: error connecting to server: Connection refused (os error 111)
     "#);
 }

@@ -7,6 +7,7 @@ mod architecture;
 mod broker;
 mod catalogue;
 mod cli;
+mod dead_letters;
 mod faults;
 mod flow;
 mod http;

@@ -247,7 +247,10 @@ async fn stock_sold_while_a_vendor_is_down_stays_sold_and_is_told_once_by_a_repl
 
     let _vendors = shop.serve_vendors();
     let (status, answer) = shop
-        .post("/admin/dead-letters/vendor_sync_dlq/replay", json!({}))
+        .post(
+            "/admin/dead-letters/vendor_sync_dlq/replay",
+            json!({"all": true}),
+        )
         .await;
     assert_eq!(status, 200, "{answer}");
     assert_eq!(answer["replayed"].as_array().map(Vec::len), Some(2));
@@ -377,7 +380,10 @@ async fn a_message_that_kills_its_consumer_is_set_aside_and_its_neighbours_survi
     // It was the circumstances, and a replay under better ones succeeds.
     lock.batch_execute("ROLLBACK").await.expect("unlocked");
     let (status, answer) = shop
-        .post("/admin/dead-letters/orders_dlq/replay", json!({}))
+        .post(
+            "/admin/dead-letters/orders_dlq/replay",
+            json!({"all": true}),
+        )
         .await;
     assert_eq!(
         (status, answer["replayed"][0].as_str()),

@@ -41,8 +41,8 @@ ALTER TABLE stock ALTER COLUMN first_on_hand DROP DEFAULT, ALTER COLUMN first_li
 CREATE TABLE order_events (
     order_id uuid NOT NULL REFERENCES orders,
     at timestamptz NOT NULL,
-    event text NOT NULL CHECK (event IN ('failed', 'replayed', 'push_failed', 'push_replayed')),
+    event text NOT NULL CHECK (event IN ('failed', 'replayed', 'push_failed', 'push_replayed', 'push_dropped')),
     -- Whose dead letter it was, where it was one to a vendor.
-    vendor_id text COLLATE "C" CHECK ((vendor_id IS NOT NULL) = (event IN ('push_failed', 'push_replayed')))
+    vendor_id text COLLATE "C" CHECK ((vendor_id IS NOT NULL) = (event LIKE 'push_%'))
 );
 CREATE INDEX order_events_order ON order_events (order_id, at);

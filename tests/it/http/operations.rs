@@ -156,13 +156,25 @@ async fn dead_letters_are_listed_and_replayed_by_id_and_by_number() {
     shop.run_here("ALTER TABLE stock_updates DROP CONSTRAINT broken")
         .await;
     let replay = "/admin/dead-letters/orders_dlq/replay";
+    let (status, problem) = shop.post(replay, json!({"id": "nobody"})).await;
+    assert_eq!((status, &problem["code"]), (404, &json!("not_found")));
+    let rehearsed = shop
+        .post(replay, json!({"id": first, "dryRun": true}))
+        .await;
     assert_eq!(
-        shop.post(replay, json!({"id": "nobody"})).await,
-        (200, json!({"replayed": []}))
+        rehearsed,
+        (
+            200,
+            json!({"dryRun": true, "replayed": [first], "revivedOrders": [first]})
+        )
     );
+    assert_eq!(shop.dead_letters("orders_dlq", 4).await, letters);
     assert_eq!(
-        shop.post(replay, json!({"id": first})).await,
-        (200, json!({"replayed": [first]}))
+        shop.post(replay, json!({"ids": [first, "nobody"]})).await,
+        (
+            200,
+            json!({"replayed": [first], "revivedOrders": [first], "notFound": ["nobody"]})
+        )
     );
     shop.order_told(&first).await;
     let (status, answer) = shop.post(replay, json!({"limit": 2})).await;
@@ -171,7 +183,7 @@ async fn dead_letters_are_listed_and_replayed_by_id_and_by_number() {
         (200, Some(2)),
         "{answer}"
     );
-    let (_, rest) = shop.post(replay, json!({})).await;
+    let (_, rest) = shop.post(replay, json!({"all": true})).await;
     assert_eq!(rest["replayed"].as_array().map(Vec::len), Some(1), "{rest}");
     for id in &ids {
         assert_eq!(shop.order_told(id).await["status"], "confirmed");
@@ -181,6 +193,52 @@ async fn dead_letters_are_listed_and_replayed_by_id_and_by_number() {
         shop.get("/admin/dead-letters/orders_dlq").await.1,
         json!({"deadLetters": []})
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_dead_letter_is_shown_whole_and_dropped() {
+    let shop = shop_with_a_broken_product().await;
+    let _parts = shop.open().await;
+    let id = shop.order(&[("p3", 1)]).await;
+    shop.order_with_status(&id, "failed").await;
+    let letters = shop.dead_letters("orders_dlq", 1).await;
+    let path = format!("/admin/dead-letters/orders_dlq/{id}");
+    let (status, mut shown) = shop.get(&path).await;
+    assert_eq!(status, 200, "{shown}");
+    let headers = shown["headers"].take();
+    assert_eq!(headers["x-dead-letter-reason"], "retries_exhausted");
+    assert_eq!(headers["x-dead-letter-attempts"], 2);
+    shown.as_object_mut().expect("an object").remove("headers");
+    assert_eq!(shown, letters[0]);
+    for path in [
+        "/admin/dead-letters/orders_dlq/nobody".to_owned(),
+        format!("/admin/dead-letters/vendor_sync_dlq/{id}"),
+        format!("/admin/dead-letters/orders_queue/{id}"),
+    ] {
+        let answer = ask(&shop, Method::GET, &path, &[], "").await;
+        assert_eq!(answer.problem(), "404 not_found", "{path}");
+    }
+    let of_order = format!("/admin/dead-letters/orders_dlq?order={id}&reason=retries_exhausted");
+    assert_eq!(shop.get(&of_order).await.1["deadLetters"], json!(letters));
+    let of_reason = "/admin/dead-letters/orders_dlq?reason=crash_loop";
+    assert_eq!(shop.get(of_reason).await.1["deadLetters"], json!([]));
+
+    let drop = "/admin/dead-letters/orders_dlq/drop";
+    let report = json!({"dropped": [id], "cancelledOrders": [id]});
+    let (status, rehearsed) = shop.post(drop, json!({"all": true, "dryRun": true})).await;
+    assert_eq!((status, &rehearsed["dropped"]), (200, &report["dropped"]));
+    assert_eq!(
+        shop.get(&format!("/orders/{id}")).await.1["status"],
+        "failed"
+    );
+    assert_eq!(shop.post(drop, json!({"order": id})).await, (200, report));
+    shop.order_with_status(&id, "cancelled").await;
+    let by = shop
+        .text("SELECT dropped_by AS t FROM dropped_letters")
+        .await;
+    assert_eq!(by, "http:127.0.0.1");
+    let (status, _) = shop.post(drop, json!({"id": id})).await;
+    assert_eq!(status, 404);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,9 +253,15 @@ async fn a_failed_order_that_is_cancelled_stays_so_when_its_letter_is_replayed()
         .await;
     shop.dead_letters("orders_dlq", 1).await;
     let (status, answer) = shop
-        .post("/admin/dead-letters/orders_dlq/replay", json!({}))
+        .post(
+            "/admin/dead-letters/orders_dlq/replay",
+            json!({"all": true}),
+        )
         .await;
-    assert_eq!((status, answer), (200, json!({"replayed": [id]})));
+    assert_eq!(
+        (status, answer),
+        (200, json!({"replayed": [id], "revivedOrders": []}))
+    );
     // It stands behind the replayed one in the queue.
     let next = shop.order(&[("p3", 1)]).await;
     shop.order_told(&next).await;
@@ -206,31 +270,44 @@ async fn a_failed_order_that_is_cancelled_stays_so_when_its_letter_is_replayed()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_that_is_not_valid_moves_nothing() {
+async fn an_act_on_dead_letters_that_is_not_valid_moves_nothing() {
     let shop = Shop::new().await;
     let _api = shop.serve().await;
     let replay = "/admin/dead-letters/orders_dlq/replay";
     let mut said = String::new();
-    for body in [
-        "",
-        "[]",
-        "{\"limit\":0}",
-        "{\"limit\":201}",
-        "{\"limit\":\"1\"}",
-        "{\"id\":1}",
-        "{\"all\":true}",
+    let drop = "/admin/dead-letters/vendor_sync_dlq/drop";
+    for (path, body) in [
+        (replay, ""),
+        (replay, "[]"),
+        (replay, "{}"),
+        (drop, "{\"dryRun\":true}"),
+        (drop, "{\"all\":false}"),
+        (drop, "{\"all\":true,\"limit\":1}"),
+        (replay, "{\"limit\":0}"),
+        (replay, "{\"limit\":201}"),
+        (replay, "{\"limit\":\"1\"}"),
+        (replay, "{\"id\":1}"),
+        (replay, "{\"id\":\"\"}"),
+        (drop, "{\"order\":\"x\"}"),
+        (drop, "{\"yes\":true}"),
     ] {
-        let answer = post_bytes(&shop, replay, body).await;
+        let answer = post_bytes(&shop, path, body).await;
         said.push_str(&format!("{body}: {}\n", answer.problem()));
     }
     insta::assert_snapshot!(said, @r#"
     : 400 malformed_json
     []: 422 validation_failed "" invalid type: sequence, expected an object
+    {}: 422 validation_failed "" select letters by id, ids, reason, order or limit, or say "all": true
+    {"dryRun":true}: 422 validation_failed "" select letters by id, ids, reason, order or limit, or say "all": true
+    {"all":false}: 422 validation_failed "" select letters by id, ids, reason, order or limit, or say "all": true
+    {"all":true,"limit":1}: 422 validation_failed "/all" means every letter, so it stands without id, ids, reason, order and limit
     {"limit":0}: 422 validation_failed "/limit" must be 1 to 200, is 0
     {"limit":201}: 422 validation_failed "/limit" must be 1 to 200, is 201
     {"limit":"1"}: 422 validation_failed "/limit" invalid type: string "1", expected i64
     {"id":1}: 422 validation_failed "/id" invalid type: integer `1`, expected a string
-    {"all":true}: 422 validation_failed "/all" unknown field `all`, expected `id` or `limit`
+    {"id":""}: 422 validation_failed "/id" must not be empty
+    {"order":"x"}: 422 validation_failed "/order" UUID parsing failed: invalid character: found `x` at 0
+    {"yes":true}: 422 validation_failed "/yes" unknown field `yes`, expected one of `id`, `ids`, `reason`, `order`, `limit`, `all`, `dryRun`
     "#);
     let answer = post_bytes(&shop, "/admin/dead-letters/orders_queue/replay", "{}").await;
     assert_eq!(answer.problem(), "404 not_found");

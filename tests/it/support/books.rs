@@ -40,7 +40,8 @@ impl Shop {
                     FROM orders, jsonb_array_elements(lines) line WHERE status = 'confirmed' GROUP BY 1, 2) o
                  FULL JOIN
                    (SELECT order_id AS id, product_id AS product, -sum(delta) AS quantity
-                    FROM stock_updates WHERE state IN ('acknowledged', 'applied') GROUP BY 1, 2) u
+                    FROM stock_updates WHERE state IN ('acknowledged', 'applied') GROUP BY 1, 2
+                    HAVING sum(delta) <> 0) u
                  USING (id, product) WHERE o.quantity IS DISTINCT FROM u.quantity",
             )
             .await;

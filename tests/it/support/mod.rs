@@ -1,5 +1,6 @@
 //! What the tests stand on: the servers, and a shop of one's own on them.
 
+pub(crate) mod amqp_proxy;
 mod books;
 mod elsewhere;
 pub(crate) mod messages;
