@@ -201,6 +201,7 @@ struct Wrong {
     history: Vec<Step>,
 }
 
+#[expect(clippy::too_many_lines, reason = "a list, each with its history")]
 fn wrong_ways() -> Vec<Wrong> {
     let wrong = |what, ways, history: &[&[Step]]| Wrong {
         what,
