@@ -78,7 +78,11 @@ fn vendor_settings(config: &Config, vendor: &config::Vendor) -> pg::Settings {
     }
 }
 
-fn context(config: &Config) -> Result<Context, Failure> {
+/// Where the stores of a configuration are, and who its vendors are. Nothing is connected before the first use.
+///
+/// # Errors
+/// The configuration allows no connection.
+pub fn context(config: &Config) -> Result<Context, Failure> {
     let vendors = config
         .vendors
         .iter()

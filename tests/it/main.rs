@@ -8,6 +8,7 @@ mod broker;
 mod catalogue;
 mod cli;
 mod dead_letters;
+mod exactness;
 mod faults;
 mod flow;
 mod http;

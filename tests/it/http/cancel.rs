@@ -2,10 +2,10 @@
 
 use futures_util::future::join_all;
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Answer, ask, text};
-use crate::support::{Shop, eventually};
+use crate::support::{Shop, ShopOptions, eventually};
 
 async fn cancel(shop: &Shop, id: &str) -> Answer {
     ask(shop, Method::POST, &format!("/orders/{id}/cancel"), &[], "").await
@@ -133,6 +133,66 @@ async fn an_order_that_is_cancelled_before_its_vendor_knows_of_it_leaves_the_ven
             .await,
         0
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_that_races_with_the_decision_comes_before_or_after_it() {
+    let shop = Shop::new().await;
+    let _parts = shop.open().await;
+    let one = async || {
+        let id = shop.order(&[("p3", 1)]).await;
+        // Twice at the same time is once.
+        join_all([cancel(&shop, &id), cancel(&shop, &id)]).await;
+        id
+    };
+    let ids = join_all((0..40).map(|_| one())).await;
+    for id in &ids {
+        let order = shop
+            .order_where(id, "it is over", |order| order["vendorSync"] != "pending")
+            .await;
+        assert_eq!(order["status"], "cancelled");
+        let sum: i64 = order["updates"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter(|update| update["state"] != "void")
+            .map(|update| update["delta"].as_i64().expect("a number"))
+            .sum();
+        assert_eq!(sum, 0, "all of it or nothing: {order}");
+    }
+    shop.settled().await;
+    shop.in_step(&[("vendorB", "p3", 20)]).await;
+    assert_eq!(shop.available("p3").await, 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_take_in_the_dead_letter_queue_stays_without_effect_once_its_order_is_cancelled() {
+    let shop = Shop::with(ShopOptions {
+        config: "[vendor_sync]\nretries_max = 0\ntimeout_ms = 300\n".into(),
+        ..ShopOptions::default()
+    })
+    .await;
+    shop.sync().await;
+    let _api = shop.serve().await;
+    let work = shop.work();
+    let id = shop.order(&[("p1", 4)]).await;
+    shop.dead_letters("vendor_sync_dlq", 1).await;
+    assert_eq!(cancel(&shop, &id).await.status, 200);
+    // The return goes the same way, and both come back, the take after what had overtaken it.
+    shop.dead_letters("vendor_sync_dlq", 2).await;
+    work.stop().await;
+    let _parts = (shop.serve_vendors(), shop.work());
+    let (status, answer) = shop
+        .post(
+            "/admin/dead-letters/vendor_sync_dlq/replay",
+            json!({"all": true}),
+        )
+        .await;
+    assert_eq!(status, 200, "{answer}");
+    shop.order_told(&id).await;
+    shop.settled().await;
+    shop.in_step(&[("vendorA", "p1", 10)]).await;
+    assert_eq!(shop.available("p1").await, 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -250,3 +250,44 @@ async fn a_process_that_was_killed_is_forgotten_once_what_it_accepted_must_have_
     shop.knows_what_is_unknown().await;
     assert_eq!(shop.count("SELECT count(*) AS n FROM acceptors").await, 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_holds_through_an_outage_between_two_requests() {
+    let mut shop = Shop::new().await;
+    shop.sync().await;
+    let body = json!({"productId": "p1", "quantity": 2});
+    let other = json!({"productId": "p1", "quantity": 3});
+    let api = shop.serve().await;
+    let first = order_with_key(&shop, "k", &body).await;
+    assert_eq!(first.status, 202, "{}", first.body);
+    api.stop().await;
+
+    let api = serve_without(&mut shop, true, false).await;
+    wait_for_rabbitmq(&shop).await;
+    let again = order_with_key(&shop, "k", &body).await;
+    assert_eq!((again.status, &again.body["id"]), (202, &first.body["id"]));
+    // Whose key it is cannot be looked up now; the 202 promises a decision.
+    let taken = order_with_key(&shop, "k", &other).await;
+    assert_eq!(taken.status, 202, "{}", taken.body);
+    assert_ne!(taken.body["id"], first.body["id"]);
+    api.stop().await;
+
+    let _parts = (shop.serve().await, shop.work());
+    let id = text(&first.body["id"]);
+    shop.order_with_status(&id, "confirmed").await;
+    let refused = shop
+        .order_with_status(&text(&taken.body["id"]), "rejected")
+        .await;
+    assert_eq!(refused["reason"]["code"], "idempotency_conflict");
+    let again = order_with_key(&shop, "k", &body).await;
+    assert_eq!(again.header("idempotent-replayed"), Some("true"));
+    assert_eq!(again.body["id"], first.body["id"]);
+    // That request is an order of its own since then, whatever became of it; any further one is refused.
+    let same = order_with_key(&shop, "k", &other).await;
+    assert_eq!(same.body["id"], taken.body["id"]);
+    assert_eq!(same.body["status"], "rejected");
+    let third = json!({"productId": "p1", "quantity": 4});
+    let conflict = order_with_key(&shop, "k", &third).await;
+    assert_eq!(conflict.problem(), "422 idempotency_conflict");
+    assert_eq!(shop.available("p1").await, 8, "and it was sold once");
+}
