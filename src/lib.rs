@@ -13,6 +13,7 @@
 //! db/              edge: our PostgreSQL
 //! mq/              edge: RabbitMQ; the only place that names amiquip
 //! vendors/         edge: a vendor's database and its HTTP API
+//! bench/           edge: a load generator, which knows the product by its HTTP API alone
 //! local/           edge: the private servers of `up` and of the tests
 //! pg/              plumbing of the PostgreSQL edges
 //! domain/          rules, pure: no async, no clock, no I/O
@@ -29,6 +30,7 @@
 //! - a message is dropped: `consumers` acknowledges only what is committed or copied with a confirm.
 
 pub mod app;
+pub mod bench;
 pub mod cli;
 pub mod commands;
 pub mod config;

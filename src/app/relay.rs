@@ -171,12 +171,12 @@ pub async fn sweep_until_stopped(
     let mut after = 0;
     let mut wait = SWEEP_INTERVAL;
     let mut was_up = false;
+    let mut is_gone = false;
     loop {
         tokio::select! {
             () = shutdown.begun() => return,
             () = tokio::time::sleep(wait) => {}
-            // Its end is the publisher's, and with it the process's.
-            _ = link.changed(), if !was_up => {}
+            changed = link.changed(), if !was_up && !is_gone => is_gone = changed.is_err(),
         }
         wait = SWEEP_INTERVAL;
         // A sweep that cannot publish would only lock rows.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms of this crate that it may name.
-const MAY_NAME: [(&str, &[&str]); 15] = [
+const MAY_NAME: [(&str, &[&str]); 16] = [
     ("domain", &[]),
     ("pg", &[]),
     ("shutdown", &[]),
@@ -12,6 +12,7 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
     ("config", &["telemetry"]),
     ("mq", &[]),
     ("local", &[]),
+    ("bench", &[]),
     ("db", &["domain", "pg"]),
     ("vendors", &["domain", "pg"]),
     ("app", &["db", "domain", "mq", "pg", "shutdown", "vendors"]),
@@ -22,6 +23,7 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
         "commands",
         &[
             "app",
+            "bench",
             "config",
             "consumers",
             "db",
@@ -40,11 +42,12 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
 ];
 
 /// Crates that only one room names.
-const KEPT_IN: [(&str, &[&str]); 6] = [
+const KEPT_IN: [(&str, &[&str]); 7] = [
     // telemetry keeps out of the log what amiquip writes there of the password.
     ("amiquip", &["mq", "telemetry"]),
     ("actix_web", &["http"]),
     ("reqwest", &["vendors"]),
+    ("hyper", &["bench"]),
     ("tokio_postgres", &["pg"]),
     ("clap", &["cli", "commands"]),
     ("nix", &["local"]),

@@ -36,6 +36,7 @@ async fn the_help_texts_say_what_there_is() {
         "serve",
         "sync",
         "work",
+        "bench",
         "migrate",
         "dlq",
         "dlq list",
@@ -63,6 +64,7 @@ async fn the_help_texts_say_what_there_is() {
       serve    Serve the HTTP API
       sync     Bring the vendors' stock in, by the schedule
       work     Work on the queues: decide orders, tell the vendors
+      bench    Measure how fast an installation is: it places real orders
       migrate  Bring the database schema up to date
       dlq      Look at dead letters, replay or drop them
       help     Print this message or the help of the given subcommand(s)
@@ -133,6 +135,32 @@ async fn the_help_texts_say_what_there_is() {
 
       -h, --help
               Print help (see a summary with '-h')
+
+    $ stockctl bench --help
+    Measure how fast an installation is: it places real orders
+
+    Usage: stockctl bench [OPTIONS]
+
+    Options:
+      -c, --config <FILE>        Configuration file [default: .stockctl/config.toml, if there is one]
+                                 [env: STOCKCTL_CONFIG=]
+          --url <URL>            Base of the HTTP API [default: http://127.0.0.1:8080]
+          --connections <N>      Connections, each with one request at a time [default: 64]
+          --rate <N>             Orders a second, whatever the answers take; without it each connection
+                                 waits for its answer
+          --duration <SECONDS>   Seconds that are measured [default: 30]
+          --warm-up <SECONDS>    Seconds before that which are not [default: 5]
+          --drain <SECONDS>      Seconds to wait in the end for what was accepted to be decided and told
+                                 [default: 60]
+          --products <N>         Products to order: the first so many by id [default: 1000]
+          --distribution <NAME>  Which products are ordered how often: uniform, zipf, or hot (all orders
+                                 for one) [default: uniform] [possible values: uniform, zipf, hot]
+          --zipf-exponent <S>    The exponent of zipf: the k-th product is ordered in proportion to 1 /
+                                 k^S [default: 1]
+          --lines <N>            Lines of each order [default: 1]
+          --quantity <N>         Units of each line [default: 1]
+          --json                 Report as JSON
+      -h, --help                 Print help
 
     $ stockctl migrate --help
     Bring the database schema up to date

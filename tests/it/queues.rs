@@ -218,7 +218,7 @@ async fn another_producers_message_is_one_order_however_often_it_is_published() 
 async fn stock_sold_while_a_vendor_is_down_stays_sold_and_is_told_once_by_a_replay() {
     let shop = Shop::with(ShopOptions {
         // A vendor that nobody serves lets its callers wait.
-        config: "[vendor_sync]\nretry_delay_ms = 200\ntimeout_ms = 300\n".into(),
+        config: "[vendor_sync]\nretry_delay_ms = 200\ntimeout_ms = 1500\n".into(),
         ..ShopOptions::default()
     })
     .await;

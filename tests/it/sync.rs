@@ -618,8 +618,10 @@ async fn the_schema_refuses_what_breaks_its_rules() {
         "INSERT INTO vendors (id) VALUES ('a/b')".into(),
         "UPDATE vendors SET completed_run = current_run + 1".into(),
         "UPDATE vendors SET last_sync_at = NULL".into(),
-        "INSERT INTO stock (product_id, vendor_id, name, on_hand) VALUES ('p1', 'nobody', '', 1)".into(),
-        "INSERT INTO stock (product_id, vendor_id, name, on_hand) VALUES ('', 'vendorA', '', 1)".into(),
+        "INSERT INTO stock (product_id, vendor_id, name, on_hand, first_on_hand, first_listed_at)
+         VALUES ('p1', 'nobody', '', 1, 1, now())".into(),
+        "INSERT INTO stock (product_id, vendor_id, name, on_hand, first_on_hand, first_listed_at)
+         VALUES ('', 'vendorA', '', 1, 1, now())".into(),
         "DELETE FROM stock WHERE product_id = 'p1'; DELETE FROM vendors".into(),
         "UPDATE orders SET status = 'lost'".into(),
         "UPDATE orders SET status = 'confirmed'".into(),
@@ -631,6 +633,11 @@ async fn the_schema_refuses_what_breaks_its_rules() {
         update("product_id, vendor_id, delta", "'p1', 'vendorB', -2"),
         update("product_id, vendor_id, delta, state", "'p1', 'vendorA', -2, 'applied'"),
         update("product_id, vendor_id, delta, reverses", "'p1', 'vendorA', 2, gen_random_uuid()"),
+        // A take that stays has not turned.
+        update("product_id, vendor_id, delta, turned_at", "'p1', 'vendorA', -2, now()"),
+        "INSERT INTO vendor_changes VALUES ('p1', now(), 'vendorA', 1, 0)".into(),
+        format!("INSERT INTO order_events VALUES ('{order}', now(), 'lost')"),
+        format!("INSERT INTO order_events VALUES ('{order}', now(), 'push_failed')"),
         "INSERT INTO outbox (queue, message_id, body) VALUES ('elsewhere', gen_random_uuid(), '{}')".into(),
     ];
     let mut answers = Vec::new();
@@ -666,6 +673,10 @@ async fn the_schema_refuses_what_breaks_its_rules() {
     insert or update on table "stock_updates" violates foreign key constraint "stock_updates_product_id_vendor_id_fkey"
     new row for relation "stock_updates" violates check constraint "stock_updates_check1"
     insert or update on table "stock_updates" violates foreign key constraint "stock_updates_reverses_fkey"
+    new row for relation "stock_updates" violates check constraint "stock_updates_check3"
+    new row for relation "vendor_changes" violates check constraint "vendor_changes_delta_check"
+    new row for relation "order_events" violates check constraint "order_events_event_check"
+    new row for relation "order_events" violates check constraint "order_events_check"
     new row for relation "outbox" violates check constraint "outbox_queue_check"
     new row for relation "products" violates check constraint "products_stock_check"
     new row for relation "stock_ledger" violates check constraint "stock_ledger_outcome_check"

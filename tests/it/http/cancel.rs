@@ -145,7 +145,7 @@ async fn a_cancel_that_races_with_the_decision_comes_before_or_after_it() {
         join_all([cancel(&shop, &id), cancel(&shop, &id)]).await;
         id
     };
-    let ids = join_all((0..40).map(|_| one())).await;
+    let ids = join_all((0..15).map(|_| one())).await;
     for id in &ids {
         let order = shop
             .order_where(id, "it is over", |order| order["vendorSync"] != "pending")

@@ -21,7 +21,7 @@ pub(crate) use shop::{Running, Shop, ShopOptions, reqwest_client};
 pub(crate) use vendor::{StubVendor, all_applied};
 
 /// Longer than anything takes on a busy machine; only a failure waits for it.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
 
 /// Asks until the answer is there. `what` says what was waited for, should it never come.
 pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(

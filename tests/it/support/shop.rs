@@ -15,7 +15,7 @@ use stockctl::{mq, pg};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use super::{Ended, Process, Servers, eventually};
+use super::{DEADLINE, Ended, Process, Servers, eventually};
 
 /// What a shop is like.
 pub(crate) struct ShopOptions {
@@ -30,7 +30,7 @@ impl Default for ShopOptions {
     fn default() -> Self {
         Self {
             vendors: vec![("vendorA", vec![("p1", 10), ("p2", 15)]), ("vendorB", vec![("p2", 5), ("p3", 20)])],
-            config: "[orders]\nretry_delay_ms = 200\n[vendor_sync]\nretry_delay_ms = 200\ntimeout_ms = 2000\n".into(),
+            config: "[orders]\nretry_delay_ms = 200\n[vendor_sync]\nretry_delay_ms = 200\ntimeout_ms = 20000\n".into(),
         }
     }
 }
@@ -540,7 +540,7 @@ impl Held {
 pub(crate) fn reqwest_client() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
-        .timeout(Duration::from_secs(20))
+        .timeout(DEADLINE)
         .build()
         .expect("a client")
 }
