@@ -84,6 +84,21 @@ pub enum Command {
         #[command(subcommand)]
         command: Dlq,
     },
+    /// Check on the live data that nothing was lost, applied twice or oversold
+    Audit {
+        /// Report as JSON, a document for each round
+        #[arg(long)]
+        json: bool,
+        /// Again and again until SIGINT or SIGTERM, so many seconds apart; 60 when none are given
+        #[arg(
+            long,
+            value_name = "SECONDS",
+            num_args = 0..=1,
+            default_missing_value = "60",
+            value_parser = clap::value_parser!(u64).range(1..=86400)
+        )]
+        watch: Option<u64>,
+    },
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@
 //! http/            door: requests -> use case -> response
 //! consumers/       door: delivery -> use case -> verdict (ack, retry, dead-letter)
 //! schedule         door: cron ticks -> use case
-//! app/             use cases: accept, decide, cancel, push, sync, relay, dead letters; only here are transactions
-//!                  opened
+//! app/             use cases: accept, decide, cancel, push, sync, relay, dead letters, audit; only here are
+//!                  transactions opened
 //! db/              edge: our PostgreSQL
 //! mq/              edge: RabbitMQ; the only place that names amiquip
 //! vendors/         edge: a vendor's database and its HTTP API
@@ -28,6 +28,8 @@
 //! - stock is oversold, or sold stock brought back by a sync: `domain::book`, `app::sync`, driven through every
 //!   interleaving by `domain::protocol_test`;
 //! - a message is dropped: `consumers` acknowledges only what is committed or copied with a confirm.
+//!
+//! `app::audit` looks on the live data whether it was kept.
 
 pub mod app;
 pub mod bench;

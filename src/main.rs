@@ -100,5 +100,16 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Migrate { vendors } => commands::migrate::run(&load()?, vendors).await,
         Command::Bench(options) => commands::bench::run(&options).await,
         Command::Dlq { command } => commands::dlq::run(&load()?, command).await,
+        Command::Audit { json, watch } => {
+            let config = load()?;
+            match watch {
+                None => commands::audit::run_once(&config, json).await,
+                Some(seconds) => {
+                    until_signal()?;
+                    let every = std::time::Duration::from_secs(seconds);
+                    commands::audit::watch(&config, json, every, shutdown).await
+                }
+            }
+        }
     }
 }

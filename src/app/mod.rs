@@ -1,6 +1,7 @@
 //! The use cases. Each has one shape: begin, load and lock, call a pure rule, save, append to the outbox, commit.
 
 pub mod accept;
+pub mod audit;
 pub mod cancel;
 pub mod dead_letters;
 pub mod decide;

@@ -1,5 +1,6 @@
 //! One file per subcommand: it wires the parts and owns their lifetime.
 
+pub mod audit;
 pub mod bench;
 pub mod dlq;
 pub mod migrate;

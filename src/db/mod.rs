@@ -3,6 +3,7 @@
 //! stock by (product, vendor), updates by id.
 
 pub mod acceptors;
+pub mod audit;
 pub mod dropped_letters;
 pub mod movements;
 pub mod orders;

@@ -1,6 +1,7 @@
 //! The rules, pure: no async, no clock, no I/O. `now` and new ids come in as arguments, decisions go out as values.
 
 pub mod allocation;
+pub mod audit;
 pub mod book;
 pub mod dead_letter;
 pub mod history;

@@ -2,11 +2,13 @@
 //! statements and migrations. It knows no table.
 
 mod error;
+mod long_read;
 mod migrate;
 mod pool;
 mod prepared;
 
 pub use error::Error;
+pub use long_read::{LONG_READ_DEADLINE, open_long_read};
 pub use migrate::{migrate, pending_migrations};
 pub use pool::{Connection, Pool, Settings, connect, discard};
 pub use prepared::{Prepared, prepared};

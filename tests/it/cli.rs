@@ -43,6 +43,7 @@ async fn the_help_texts_say_what_there_is() {
         "dlq show",
         "dlq replay",
         "dlq drop",
+        "audit",
     ] {
         let arguments: Vec<&str> = command.split_terminator(' ').chain(["--help"]).collect();
         let ended = Process::run(&arguments).await;
@@ -67,6 +68,7 @@ async fn the_help_texts_say_what_there_is() {
       bench    Measure how fast an installation is: it places real orders
       migrate  Bring the database schema up to date
       dlq      Look at dead letters, replay or drop them
+      audit    Check on the live data that nothing was lost, applied twice or oversold
       help     Print this message or the help of the given subcommand(s)
 
     Options:
@@ -358,6 +360,18 @@ async fn the_help_texts_say_what_there_is() {
 
       -h, --help
               Print help (see a summary with '-h')
+    $ stockctl audit --help
+    Check on the live data that nothing was lost, applied twice or oversold
+
+    Usage: stockctl audit [OPTIONS]
+
+    Options:
+      -c, --config <FILE>      Configuration file [default: .stockctl/config.toml, if there is one]
+                               [env: STOCKCTL_CONFIG=]
+          --json               Report as JSON, a document for each round
+          --watch [<SECONDS>]  Again and again until SIGINT or SIGTERM, so many seconds apart; 60 when
+                               none are given
+      -h, --help               Print help
     ");
 }
 
@@ -370,6 +384,7 @@ async fn a_wrong_command_line_ends_with_2() {
         &["sync", "--json"],
         &["sync", "--once", "--vendor"],
         &["work", "--queue", "nothing"],
+        &["audit", "--watch", "0"],
         &["up", "--listen", "nowhere"],
         &["up", "--servers-only", "--listen", "127.0.0.1:0"],
     ] {

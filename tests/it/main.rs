@@ -4,6 +4,7 @@
 #![expect(clippy::panic, reason = "a test that fails panics")]
 
 mod architecture;
+mod audit;
 mod bench;
 mod broker;
 mod catalogue;

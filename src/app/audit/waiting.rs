@@ -1,0 +1,221 @@
+//! What waits for longer than anything explains. The database tells what waits, the broker whether a message for it is
+//! there; a message that is being handled right now is in neither, so what looks stuck is watched for a while.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::{Finding, Options};
+use crate::app::{Context, Error};
+use crate::db;
+use crate::domain::audit::{Found, Violation};
+use crate::mq::{self, Queue};
+
+/// A message held by a consumer goes back within ten minutes; the slow sweep sends what was lost again after five.
+const OVERDUE_S: u64 = 900;
+/// The sweeper publishes within seconds of having a connection.
+const OLD_S: u64 = 600;
+/// The broker has this long to say what waits in its queues.
+const BROKER_DEADLINE: Duration = Duration::from_secs(10);
+/// What looks stuck is looked at this often.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What may be overdue, and the queues that a message for it may be in.
+#[derive(Clone, Copy)]
+enum Kind {
+    Orders,
+    Updates,
+}
+
+impl Kind {
+    fn queues(self) -> [Queue; 2] {
+        match self {
+            Self::Orders => [Queue::Orders, Queue::OrdersRetry],
+            Self::Updates => [Queue::VendorSync, Queue::VendorSyncRetry],
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Orders => "pending orders",
+            Self::Updates => "open updates",
+        }
+    }
+
+    async fn find(self, context: &Context) -> Result<Found, Error> {
+        context
+            .with_connection(async |connection| {
+                Ok(match self {
+                    Self::Orders => db::audit::find_overdue_orders(connection, OVERDUE_S).await?,
+                    Self::Updates => db::audit::find_overdue_updates(connection, OVERDUE_S).await?,
+                })
+            })
+            .await
+    }
+}
+
+pub(super) async fn overdue(
+    context: &Context,
+    options: &Options,
+    finding: &mut Finding,
+) -> Result<(), Error> {
+    let waiting = count(context).await?;
+    finding.count("pending_orders", waiting.orders);
+    finding.count("open_updates", waiting.updates);
+    for kind in [Kind::Orders, Kind::Updates] {
+        let found = kind.find(context).await?;
+        if found.total > 0 {
+            weigh(context, options, kind, found, finding).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn count(context: &Context) -> Result<db::audit::Waiting, Error> {
+    context
+        .with_connection(async |connection| Ok(db::audit::count_waiting(connection).await?))
+        .await
+}
+
+/// What stays while no message for it waits anywhere is violated; what goes, or has a message, is only late.
+async fn weigh(
+    context: &Context,
+    options: &Options,
+    kind: Kind,
+    mut found: Found,
+    finding: &mut Finding,
+) -> Result<(), Error> {
+    let patience = match kind {
+        Kind::Orders => options.patience,
+        Kind::Updates => options.patience + options.vendor_timeout,
+    };
+    let until = tokio::time::Instant::now() + patience;
+    loop {
+        let late = format!(
+            "{} over {} minutes old: {}",
+            kind.name(),
+            OVERDUE_S / 60,
+            found.total
+        );
+        match waiting(context, options, kind).await? {
+            Err(problem) => {
+                finding.notes.push(format!(
+                    "{late}; whether messages for them wait is not known: {problem}"
+                ));
+                return Ok(());
+            }
+            Ok(0) => {}
+            Ok(messages) => {
+                finding
+                    .notes
+                    .push(format!("{late}; messages that wait: {messages}"));
+                return Ok(());
+            }
+        }
+        if tokio::time::Instant::now() >= until {
+            add(finding, found);
+            return Ok(());
+        }
+        tokio::time::sleep(INTERVAL).await;
+        found = keep(&found, kind.find(context).await?);
+        if found.total == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// How many messages wait in the queues and in the outbox; or why the broker does not say.
+async fn waiting(
+    context: &Context,
+    options: &Options,
+    kind: Kind,
+) -> Result<Result<u64, String>, Error> {
+    let depths = match mq::depths(&options.broker, BROKER_DEADLINE).await {
+        Ok(depths) => depths,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    let [queue, retry] = kind.queues();
+    let queued: u64 = depths
+        .iter()
+        .filter(|depth| depth.queue == queue || depth.queue == retry)
+        .map(|depth| u64::from(depth.messages_ready))
+        .sum();
+    let in_outbox = context
+        .with_connection(async |connection| {
+            Ok(db::audit::count_outbox(connection, queue.base_name()).await?)
+        })
+        .await?;
+    Ok(Ok(queued + in_outbox))
+}
+
+/// Of what was found before, what is still there. What is not shown cannot be told apart, and counts as long as something
+/// that is shown does.
+fn keep(before: &Found, now: Found) -> Found {
+    let known: BTreeSet<_> = before.shown.iter().map(key).collect();
+    let shown: Vec<Violation> = now
+        .shown
+        .into_iter()
+        .filter(|one| known.contains(&key(one)))
+        .collect();
+    let total = if shown.is_empty() {
+        0
+    } else {
+        now.total.min(before.total)
+    };
+    Found { total, shown }
+}
+
+fn key(one: &Violation) -> (Option<uuid::Uuid>, Option<uuid::Uuid>, Option<i64>) {
+    (one.order_id, one.update_id, one.outbox_id)
+}
+
+fn add(finding: &mut Finding, found: Found) {
+    finding.found.total += found.total.saturating_sub(found.shown.len() as u64);
+    finding.found.extend(found.shown);
+}
+
+pub(super) async fn outbox(
+    context: &Context,
+    options: &Options,
+    finding: &mut Finding,
+) -> Result<(), Error> {
+    let find = async || {
+        context
+            .with_connection(async |connection| {
+                Ok(db::audit::find_old_outbox_rows(connection, OLD_S).await?)
+            })
+            .await
+    };
+    finding.count("outbox_rows", count(context).await?.outbox);
+    let mut now = find().await?;
+    let late = |total: u64| {
+        format!(
+            "messages in the outbox for over {} minutes: {total}",
+            OLD_S / 60
+        )
+    };
+    let until = tokio::time::Instant::now() + options.patience;
+    while now.total > 0 {
+        if let Err(error) = mq::depths(&options.broker, BROKER_DEADLINE).await {
+            finding.notes.push(format!(
+                "{}; the broker cannot be reached: {error}",
+                late(now.total)
+            ));
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= until {
+            add(finding, now);
+            return Ok(());
+        }
+        tokio::time::sleep(INTERVAL).await;
+        let shown = now.shown.len();
+        now = keep(&now, find().await?);
+        // The oldest go first: a broker that has come back is being served.
+        if now.total > 0 && now.shown.len() < shown {
+            finding
+                .notes
+                .push(format!("{}; they are being published", late(now.total)));
+            return Ok(());
+        }
+    }
+    Ok(())
+}
