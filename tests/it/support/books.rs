@@ -112,5 +112,12 @@ impl Shop {
                 .await,
             0
         );
+        self.audit_is_clean().await;
+    }
+
+    /// Runs `stockctl audit` as an operator does.
+    pub(crate) async fn audit_is_clean(&self) {
+        let ended = self.run(&["audit"]).await;
+        assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
     }
 }
