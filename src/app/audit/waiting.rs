@@ -61,13 +61,26 @@ pub(super) async fn overdue(
     let waiting = count(context).await?;
     finding.count("pending_orders", waiting.orders);
     finding.count("open_updates", waiting.updates);
-    for kind in [Kind::Orders, Kind::Updates] {
-        let found = kind.find(context).await?;
-        if found.total > 0 {
-            weigh(context, options, kind, found, finding).await?;
+    // Side by side, since either may take its time.
+    let (orders, updates) = tokio::try_join!(
+        weigh(context, options, Kind::Orders),
+        weigh(context, options, Kind::Updates)
+    )?;
+    for weighed in [orders, updates] {
+        match weighed {
+            Weighed::Late(note) => finding.notes.push(note),
+            Weighed::Stuck(found) => add(finding, found),
         }
     }
     Ok(())
+}
+
+/// What it means that something is overdue.
+enum Weighed {
+    /// A message for it waits, or that is not known.
+    Late(String),
+    /// No message for it is left; nothing where nothing is overdue.
+    Stuck(Found),
 }
 
 async fn count(context: &Context) -> Result<db::audit::Waiting, Error> {
@@ -77,19 +90,14 @@ async fn count(context: &Context) -> Result<db::audit::Waiting, Error> {
 }
 
 /// What stays while no message for it waits anywhere is violated; what goes, or has a message, is only late.
-async fn weigh(
-    context: &Context,
-    options: &Options,
-    kind: Kind,
-    mut found: Found,
-    finding: &mut Finding,
-) -> Result<(), Error> {
+async fn weigh(context: &Context, options: &Options, kind: Kind) -> Result<Weighed, Error> {
+    let mut found = kind.find(context).await?;
     let patience = match kind {
         Kind::Orders => options.patience,
         Kind::Updates => options.patience + options.vendor_timeout,
     };
     let until = tokio::time::Instant::now() + patience;
-    loop {
+    while found.total > 0 {
         let late = format!(
             "{} over {} minutes old: {}",
             kind.name(),
@@ -98,29 +106,24 @@ async fn weigh(
         );
         match waiting(context, options, kind).await? {
             Err(problem) => {
-                finding.notes.push(format!(
+                return Ok(Weighed::Late(format!(
                     "{late}; whether messages for them wait is not known: {problem}"
-                ));
-                return Ok(());
+                )));
             }
             Ok(0) => {}
             Ok(messages) => {
-                finding
-                    .notes
-                    .push(format!("{late}; messages that wait: {messages}"));
-                return Ok(());
+                return Ok(Weighed::Late(format!(
+                    "{late}; messages that wait: {messages}"
+                )));
             }
         }
         if tokio::time::Instant::now() >= until {
-            add(finding, found);
-            return Ok(());
+            break;
         }
         tokio::time::sleep(INTERVAL).await;
         found = keep(&found, kind.find(context).await?);
-        if found.total == 0 {
-            return Ok(());
-        }
     }
+    Ok(Weighed::Stuck(found))
 }
 
 /// How many messages wait in the queues and in the outbox; or why the broker does not say.
