@@ -1,7 +1,7 @@
 //! Whether an order that PostgreSQL does not know may be one that only the broker has.
 //!
 //! A process that accepts orders through the broker, since PostgreSQL is down, cannot tell the others there. So it is the
-//! other way round: each process that accepts orders vouches, for [`VOUCH_FOR`] at a time, that all it has accepted is in
+//! other way round: each process that accepts orders vouches, for a second at a time, that all it has accepted is in
 //! PostgreSQL, and accepts through the broker only once its last word has run out. An id is unknown while all vouch. A
 //! process that never reached PostgreSQL is the one gap: until its first word, nobody knows that it is there.
 
