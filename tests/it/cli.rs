@@ -360,6 +360,7 @@ async fn the_help_texts_say_what_there_is() {
 
       -h, --help
               Print help (see a summary with '-h')
+
     $ stockctl audit --help
     Check on the live data that nothing was lost, applied twice or oversold
 

@@ -11,7 +11,7 @@ use stockctl::app::sync::{self, Options};
 use stockctl::commands;
 use tokio::task::JoinSet;
 
-use crate::support::{Shop, ShopOptions};
+use crate::support::{Shop, ShopOptions, eventually};
 
 const CALLERS: usize = 32;
 const ORDERS_OF_EACH: usize = 640;
@@ -21,6 +21,17 @@ const VENDORS: [&str; 2] = ["vendorA", "vendorB"];
 const STOCK: i64 = 2500;
 const SYNC_INTERVAL: Duration = Duration::from_millis(100);
 const VENDOR_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Sends a request again as long as it is answered that it may be: on a busy machine somebody may wait for a lock for
+/// longer than a statement may take.
+async fn patiently(shop: &Shop, request: reqwest::RequestBuilder) -> (u16, Value) {
+    eventually("an answer that is final", || async {
+        let request = request.try_clone().expect("its body is here");
+        let (status, answer) = shop.send(request).await;
+        (status != 503).then_some((status, answer))
+    })
+    .await
+}
 
 /// One caller: orders one after another, repeats some requests, cancels some orders.
 async fn call(shop: Arc<Shop>, caller: usize) {
@@ -36,7 +47,7 @@ async fn call(shop: Arc<Shop>, caller: usize) {
                 .post(format!("{}/orders", shop.url))
                 .header("idempotency-key", format!("{caller}-{n}"))
                 .json(&json!({ "lines": lines }));
-            let (status, order) = shop.send(request).await;
+            let (status, order) = patiently(&shop, request).await;
             assert_eq!(status, 202, "{order}");
             let id = order["id"].as_str().expect("an id").to_owned();
             if ids.last() != Some(&id) {
@@ -45,7 +56,8 @@ async fn call(shop: Arc<Shop>, caller: usize) {
         }
         if fastrand::u8(0..12) == 0 {
             let id = fastrand::choice(&ids).expect("one at least");
-            let (status, answer) = shop.post(&format!("/orders/{id}/cancel"), json!({})).await;
+            let request = shop.http.post(format!("{}/orders/{id}/cancel", shop.url));
+            let (status, answer) = patiently(&shop, request).await;
             assert!(
                 status == 200 || answer["code"] == "not_cancellable",
                 "{answer}"
