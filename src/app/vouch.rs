@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -47,10 +48,24 @@ const SILENT_INTERVAL: Duration = Duration::from_secs(30);
 /// Asking for the depth of the queues takes milliseconds.
 const DEPTHS_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Requests that wait at once for words that are late. Each asks PostgreSQL again and again, and what is unknown anybody
+/// may ask for; beyond this, the answer comes at once.
+const FINDING_OUT_MAX: usize = 32;
+
 /// What this process vouches for.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Voucher {
     state: Arc<Mutex<State>>,
+    finding_out: Arc<Semaphore>,
+}
+
+impl Default for Voucher {
+    fn default() -> Self {
+        Self {
+            state: Arc::default(),
+            finding_out: Arc::new(Semaphore::new(FINDING_OUT_MAX)),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -171,7 +186,11 @@ pub async fn find_out(
     voucher: &Voucher,
     id: OrderId,
 ) -> Result<Whereabouts, Error> {
-    let until = Instant::now() + FIND_OUT_MAX;
+    let patience = voucher.finding_out.try_acquire();
+    let until = match patience {
+        Ok(_) => Instant::now() + FIND_OUT_MAX,
+        Err(_) => Instant::now(),
+    };
     loop {
         let awaited = voucher.awaits(id);
         // Asked before the order is looked for: one that arrives in between is found.
