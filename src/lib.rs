@@ -19,7 +19,8 @@
 //! domain/          rules, pure: no async, no clock, no I/O
 //! ```
 //!
-//! `config`, `telemetry` and `shutdown` stand beside them. Edges do not name each other, and `domain` names none of
+//! `config`, `telemetry` and `shutdown` stand beside them, and `fault_injection`, which is empty unless a build asks for
+//! planted bugs. Edges do not name each other, and `domain` names none of
 //! tokio, diesel, actix or amiquip; a test holds the directions.
 //!
 //! What never happens, and where that is kept:
@@ -39,6 +40,7 @@ pub mod config;
 pub mod consumers;
 pub mod db;
 pub mod domain;
+pub mod fault_injection;
 pub mod http;
 pub mod local;
 pub mod mq;

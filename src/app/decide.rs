@@ -12,6 +12,7 @@ use crate::db::outbox::Waiting;
 use crate::domain::book::{Book, Decision};
 use crate::domain::ids::{OrderId, ProductId};
 use crate::domain::order::{Lines, NewOrder, Reason, Status};
+use crate::fault_injection::{self, Bug};
 
 /// How each order was decided, in the order they were given, and what has to leave for the broker.
 #[derive(Debug)]
@@ -46,6 +47,9 @@ async fn transact(
     orders: &[NewOrder],
     now: DateTime<Utc>,
 ) -> Result<Decided, Error> {
+    for order in orders {
+        fault_injection::swallow_order(order.reference.as_deref());
+    }
     let mut book = context.book();
     let unique: BTreeMap<OrderId, &NewOrder> =
         orders.iter().map(|order| (order.id, order)).collect();
@@ -129,7 +133,10 @@ pub(super) async fn lock_or_insert(
         }
     }
     let mut lines = BTreeMap::new();
-    for (id, status, of_order) in locked {
+    for (id, mut status, of_order) in locked {
+        if fault_injection::is_planted(Bug::DecideAgain) {
+            status = Status::Pending;
+        }
         book.load_order(id, status);
         lines.insert(id, of_order);
     }

@@ -13,6 +13,7 @@ use crate::db::outbox::Waiting;
 use crate::domain::book::Answer;
 use crate::domain::ids::{OrderId, UpdateId, VendorId};
 use crate::domain::update::{Outcome, State, Update};
+use crate::fault_injection;
 
 /// What a push has come to.
 #[derive(Debug, Default)]
@@ -36,6 +37,9 @@ pub async fn push(
 ) -> Result<Pushed, Error> {
     let vendor = context.vendor(vendor_id)?;
     let open = list_unanswered(context, vendor_id, ids).await?;
+    for update in &open {
+        fault_injection::swallow_update(update.product_id.as_str(), update.delta);
+    }
     let mut pushed = Pushed::default();
     for updates in open.chunks(updates_per_call_max) {
         let answers = vendor.api.send(source, updates).await?;

@@ -12,6 +12,7 @@ use crate::domain::book::Decision;
 use crate::domain::messages;
 use crate::domain::order::NewOrder;
 use crate::domain::retry::{self, Verdict};
+use crate::fault_injection::{Bug, is_planted};
 use crate::mq::{Consumer, Delivery, Queue, Tag};
 
 /// What was given to a step and could be read.
@@ -30,8 +31,14 @@ pub async fn run_until_stopped(
             batch = consumer.next_batch(batch_max) => batch,
         };
         let Some(batch) = batch else { break };
+        let is_early = is_planted(Bug::AcknowledgeBeforeCommit);
+        if is_early {
+            consumer.ack(batch.iter().map(|d| d.tag).collect()).await;
+        }
         let Step { done, given_up } = step(&door, batch).await;
-        consumer.ack(done).await;
+        if !is_early {
+            consumer.ack(done).await;
+        }
         if !given_up.is_empty() {
             tracing::warn!("a store is away for long; handing the orders back until it works");
             consumer.hand_back().await;

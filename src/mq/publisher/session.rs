@@ -17,6 +17,7 @@ use super::{
     Inbox, PublishError, Request,
     in_flight::{InFlight, Sent},
 };
+use crate::fault_injection::{Bug, is_planted};
 use crate::mq::{
     link::{Dialer, Link, NEW_QUEUE, REDECLARE_PAUSE, declare_queues},
     message::properties,
@@ -360,6 +361,9 @@ impl Session<'_> {
                 immediate: false,
                 properties: properties(&message.message_id, &message.headers),
             };
+            if is_planted(Bug::PublishWithoutConfirm) {
+                request.batch.settle(index, Ok(()));
+            }
             // Noted before it is sent: whatever happens from here on, it may be there.
             self.in_flight.add(Sent {
                 batch: request.batch.clone(),
