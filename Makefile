@@ -2,10 +2,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test prove lint fmt
+.PHONY: help setup run test chaos chaos-mutants prove lint fmt
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: ## Install PostgreSQL and RabbitMQ where they are missing
 	@missing=(); \
@@ -25,8 +25,14 @@ run: setup ## Build, and run everything on this machine (stockctl up)
 
 # Tests mostly wait for servers, so more of them run at once than there are cores.
 test: export RUST_TEST_THREADS ?= 4
-test: setup ## Run every test, on private servers
+test: setup ## Run every test, chaos included, on private servers
 	cargo test --all-targets
+
+chaos: setup ## Real faults on real processes, then the books (CHAOS_FAULTS=200 for long, CHAOS_SEED=N to repeat)
+	cargo test --test chaos
+
+chaos-mutants: setup ## Plant bugs in a debug build, and see that chaos finds each
+	CHAOS_MUTANTS=1 cargo test --features fault-injection --test chaos
 
 prove: export PROPTEST_CASES ?= 1000000
 prove: ## Drive the protocol through a million random histories (minutes; PROPTEST_CASES=N for another number)
@@ -35,6 +41,7 @@ prove: ## Drive the protocol through a million random histories (minutes; PROPTE
 lint: ## Check formatting, lints and docs
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --features fault-injection -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items
 
 fmt: ## Format the code
