@@ -31,8 +31,9 @@ test: setup ## Run every test, chaos included, on private servers
 chaos: setup ## Real faults on real processes, then the books (CHAOS_FAULTS=200 for long, CHAOS_SEED=N to repeat)
 	cargo test --test chaos
 
-chaos-mutants: setup ## Plant bugs in a debug build, and see that chaos finds each
-	CHAOS_MUTANTS=1 cargo test --features fault-injection --test chaos
+chaos-mutants: export CHAOS_MUTANTS ?= all
+chaos-mutants: setup ## Plant bugs in a debug build, and see that chaos finds each (CHAOS_MUTANTS=decide-again for one)
+	cargo test --features fault-injection --test chaos
 
 prove: export PROPTEST_CASES ?= 1000000
 prove: ## Drive the protocol through a million random histories (minutes; PROPTEST_CASES=N for another number)

@@ -14,8 +14,9 @@ use crate::stage::{ORDERS, PROBE, Stage};
 const LONGER_THAN_HEARTBEATS: Duration = Duration::from_secs(23);
 /// A network that is slow, not broken.
 const SLOW: Duration = Duration::from_millis(150);
-/// Everything that has to come back has deadlines and pauses below this.
-const RECOVERS_WITHIN: Duration = Duration::from_secs(90);
+/// Everything that has to come back has deadlines and pauses of seconds. What had been handed to a process that died, or
+/// lost its connection, is handled one message at a time afterwards, which takes a busy machine a minute.
+const RECOVERS_WITHIN: Duration = Duration::from_secs(240);
 /// Between two looks at whether it has.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 

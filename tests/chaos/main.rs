@@ -19,6 +19,7 @@ mod stage;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use books::Sums;
 use faults::{Deck, Happened};
 use findings::{Findings, say};
 use load::Load;
@@ -97,7 +98,7 @@ async fn interrupted() -> anyhow::Error {
 async fn run(asked: Asked) -> anyhow::Result<bool> {
     match asked {
         Asked::Run(settings) => {
-            let violations = chaos(&settings, None).await?;
+            let (violations, _) = chaos(&settings, None).await?;
             if violations.is_empty() {
                 say("\nThe promises were kept.");
             } else {
@@ -111,12 +112,15 @@ async fn run(asked: Asked) -> anyhow::Result<bool> {
             }
             Ok(violations.is_empty())
         }
-        Asked::Mutants(seed) => mutants::all_are_found(seed).await,
+        Asked::Mutants { seed, only } => mutants::all_are_found(seed, &only).await,
     }
 }
 
-/// One run. Returns what was violated.
-async fn chaos(settings: &Settings, planted: Option<&'static str>) -> anyhow::Result<Vec<String>> {
+/// One run. Returns what was violated, and how far.
+async fn chaos(
+    settings: &Settings,
+    planted: Option<&'static str>,
+) -> anyhow::Result<(Vec<String>, Sums)> {
     let findings = Findings::new();
     findings.tell(&format!(
         "CHAOS_SEED={} CHAOS_FAULTS={} CHAOS_ORDERS={}",
@@ -140,7 +144,7 @@ async fn chaos(settings: &Settings, planted: Option<&'static str>) -> anyhow::Re
     tokio::time::sleep(AT_PEACE).await;
     findings.tell("the callers stop; what is on its way drains");
     let record = load.stop().await;
-    let mut sums = books::Sums::default();
+    let mut sums = Sums::default();
     stage.drain(&mut sums).await?;
     stage.check(&record, &mut sums).await?;
     let footprints: Vec<String> = stage
@@ -152,7 +156,7 @@ async fn chaos(settings: &Settings, planted: Option<&'static str>) -> anyhow::Re
     findings.check(rate.is_good(), || {
         format!("while exactly one store was down: {rate:?}, and 99.9 % have to be accepted")
     });
-    stage.check_logs()?;
+    stage.check_logs(&mut sums)?;
     stage.strike().await?;
     say("");
     say(&report::report(
@@ -162,7 +166,7 @@ async fn chaos(settings: &Settings, planted: Option<&'static str>) -> anyhow::Re
         &sums,
         &footprints,
     )?);
-    Ok(findings.violations())
+    Ok((findings.violations(), sums))
 }
 
 /// Lets the faults happen, one after another.

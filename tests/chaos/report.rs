@@ -81,6 +81,7 @@ pub(crate) fn report(
     )?;
     writeln!(text, "in the database      {:?}", sums.statuses)?;
     writeln!(text, "dead letters         {:?}", sums.letters)?;
+    writeln!(text, "slow sweeps          {}", sums.slow_sweeps)?;
     writeln!(text, "audit                {}", sums.audit)?;
     let rate = one_store_down(&rates);
     writeln!(

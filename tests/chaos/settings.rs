@@ -27,16 +27,17 @@ pub(crate) struct Settings {
 pub(crate) enum Asked {
     /// A run of the product as it is.
     Run(Settings),
-    /// Each planted bug in turn, which has to be found.
-    Mutants(u64),
+    /// Each planted bug in turn, which has to be found; those that have `only` in their names.
+    Mutants { seed: u64, only: String },
 }
 
 impl Asked {
     /// Reads `CHAOS_SEED`, `CHAOS_FAULTS`, `CHAOS_ORDERS`, `CHAOS_KINDS` and `CHAOS_MUTANTS`.
     pub(crate) fn from_environment() -> Result<Self, String> {
         let seed = number("CHAOS_SEED")?.unwrap_or_else(|| fastrand::u64(1..1_000_000));
-        if std::env::var_os("CHAOS_MUTANTS").is_some() {
-            return Ok(Self::Mutants(seed));
+        if let Ok(only) = std::env::var("CHAOS_MUTANTS") {
+            let only = if only == "all" { String::new() } else { only };
+            return Ok(Self::Mutants { seed, only });
         }
         let kinds = match std::env::var("CHAOS_KINDS") {
             Ok(names) => names.split(',').map(kind).collect::<Result<_, _>>()?,
