@@ -1,6 +1,8 @@
 //! What a use case can fail with, and the one classification from which HTTP derives a status, a consumer its verdict
 //! and `main` the exit code.
 
+use std::time::Duration;
+
 use crate::domain::book::BookError;
 use crate::mq;
 use crate::pg;
@@ -82,6 +84,15 @@ impl Error {
                 matches!(status, 429 | 502 | 503 | 504)
             }
             _ => false,
+        }
+    }
+
+    /// How long a vendor asks not to be called, where it does.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Vendor(client::Error::Status { retry_after, .. }) => *retry_after,
+            _ => None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Tells a vendor of updates, and records what it answers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use diesel_async::{AsyncConnection, AsyncPgConnection};
@@ -22,9 +23,16 @@ pub struct Pushed {
     pub waiting: Vec<Waiting>,
     /// Updates that the vendor refuses for good, since it knows their ids with another content.
     pub conflicts: Vec<UpdateId>,
+    /// Updates that the vendor did not answer for in a way that can be believed, each with what is wrong.
+    pub unusable: BTreeMap<UpdateId, String>,
+    /// Whether the vendor was called at all: what is answered already is not sent again.
+    pub was_called: bool,
+    /// Whether the time was over before all were sent.
+    pub is_cut_short: bool,
 }
 
-/// Sends those of the updates that have no answer yet, as they stand in our database, and records the answers.
+/// Sends those of the updates that have no answer yet, as they stand in our database, and records the answers. No call
+/// begins after `until`.
 ///
 /// # Errors
 /// The vendor gave no usable answer, or it could not be recorded: the same updates may be pushed again.
@@ -34,6 +42,7 @@ pub async fn push(
     vendor_id: &VendorId,
     ids: &[UpdateId],
     updates_per_call_max: usize,
+    until: Instant,
 ) -> Result<Pushed, Error> {
     let vendor = context.vendor(vendor_id)?;
     let open = list_unanswered(context, vendor_id, ids).await?;
@@ -42,17 +51,16 @@ pub async fn push(
     }
     let mut pushed = Pushed::default();
     for updates in open.chunks(updates_per_call_max) {
+        if Instant::now() >= until {
+            pushed.is_cut_short = true;
+            break;
+        }
         let answers = vendor.api.send(source, updates).await?;
+        pushed.was_called = true;
         let recorded = record(context, vendor_id, updates, &answers.recorded, Utc::now()).await?;
         pushed.waiting.extend(recorded);
         pushed.conflicts.extend(answers.conflicts);
-        if !answers.missing.is_empty() {
-            return Err(Error::NotYet(format!(
-                "vendor {vendor_id} left {} of {} updates out of its answer",
-                answers.missing.len(),
-                updates.len()
-            )));
-        }
+        pushed.unusable.extend(answers.unusable);
     }
     Ok(pushed)
 }

@@ -5,6 +5,7 @@ use tokio::task::JoinSet;
 use super::{Failure, broker_settings, context, wait_for_schema, watch_queues};
 use crate::app::relay::{self, Relay};
 use crate::config::Config;
+use crate::consumers::push_states::PushStates;
 use crate::consumers::vendor_sync::Limits;
 use crate::consumers::{Door, orders, vendor_sync};
 use crate::mq::{Consumer, Publisher, Queue};
@@ -58,15 +59,23 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
         ));
     }
     if works_on(WorkQueue::VendorSync) {
-        let consumer = Consumer::start(broker, Queue::VendorSync, config.vendor_sync.prefetch);
+        let prefetch = vendor_sync::prefetch(config.vendor_sync.prefetch, context.vendors.len());
+        let consumer = Consumer::start(broker, Queue::VendorSync, prefetch);
+        let states = PushStates::default();
+        consumers.spawn(
+            states
+                .clone()
+                .write_until_stopped(context.clone(), shutdown.clone()),
+        );
         let limits = Limits {
-            prefetch: config.vendor_sync.prefetch,
+            prefetch,
             updates_per_call_max: config.vendor_sync.updates_per_call_max,
             shutdown_deadline: deadline,
         };
         consumers.spawn(vendor_sync::run_until_stopped(
             door(config.vendor_sync.retries_max),
             consumer,
+            states,
             limits,
         ));
     }

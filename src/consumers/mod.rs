@@ -2,6 +2,7 @@
 //! ends acknowledged after its effect is committed, or as a confirmed copy in the retry or the dead-letter queue.
 
 pub mod orders;
+pub mod push_states;
 mod suspects;
 pub mod vendor_sync;
 
@@ -190,9 +191,8 @@ impl Door {
                     retry_count,
                     "to be retried"
                 );
-                let count = HeaderValue::Int(i64::from(*retry_count));
-                let headers = Headers::from([(RETRY_COUNT.to_owned(), count)]);
-                self.copy_to(retry_queue, delivery, &headers, until).await
+                self.copy_to(retry_queue, delivery, &retry_headers(*retry_count), until)
+                    .await
             }
             Verdict::DeadLetter { code, error } => {
                 tracing::warn!(
@@ -253,15 +253,9 @@ impl Door {
         until: Instant,
     ) -> bool {
         loop {
-            let message = Message {
-                queue,
-                message_id: delivery.message_id.clone().unwrap_or_default(),
-                headers: headers.clone(),
-                body: delivery.body.clone(),
-            };
             let results = self
                 .publisher
-                .publish(vec![message], PUBLISH_DEADLINE)
+                .publish(vec![copy(queue, delivery, headers)], PUBLISH_DEADLINE)
                 .await;
             match results.into_iter().next() {
                 Some(Err(error)) => {
@@ -275,6 +269,55 @@ impl Door {
             tokio::time::sleep(PROBE_INTERVAL).await;
         }
     }
+}
+
+impl Door {
+    /// Publishes copies of deliveries that come again as they are, and waits for their confirms, again and again up to a
+    /// time. Returns those that may be acknowledged, and those that are still the broker's.
+    async fn put_off(
+        &self,
+        queue: Queue,
+        mut deliveries: Vec<Delivery>,
+        until: Instant,
+    ) -> (Vec<Delivery>, Vec<Delivery>) {
+        let mut copied = Vec::with_capacity(deliveries.len());
+        loop {
+            let messages = deliveries
+                .iter()
+                .map(|delivery| copy(queue, delivery, &retry_headers(retry_count(delivery))))
+                .collect();
+            let results = self.publisher.publish(messages, PUBLISH_DEADLINE).await;
+            let mut left = Vec::new();
+            for (delivery, result) in deliveries.into_iter().zip(results) {
+                match result {
+                    Ok(()) => copied.push(delivery),
+                    Err(error) => {
+                        tracing::debug!(queue = queue.base_name(), %error, "a copy cannot be published yet");
+                        left.push(delivery);
+                    }
+                }
+            }
+            deliveries = left;
+            if deliveries.is_empty() || Instant::now() >= until || self.shutdown.is_begun() {
+                return (copied, deliveries);
+            }
+            tokio::time::sleep(PROBE_INTERVAL).await;
+        }
+    }
+}
+
+fn copy(queue: Queue, delivery: &Delivery, headers: &Headers) -> Message {
+    Message {
+        queue,
+        message_id: delivery.message_id.clone().unwrap_or_default(),
+        headers: headers.clone(),
+        body: delivery.body.clone(),
+    }
+}
+
+fn retry_headers(retry_count: u32) -> Headers {
+    let count = HeaderValue::Int(i64::from(retry_count));
+    Headers::from([(RETRY_COUNT.to_owned(), count)])
 }
 
 fn dead_letter_headers(delivery: &Delivery, code: &str, error: &str) -> Headers {

@@ -11,6 +11,7 @@ pub mod outbox;
 pub mod stock;
 pub mod suspects;
 pub mod updates;
+pub mod vendor_pushes;
 pub mod vendors;
 
 use diesel_async::{AsyncPgConnection, RunQueryDsl};

@@ -313,6 +313,13 @@ pub async fn claim_forgotten(
                  SELECT id FROM stock_updates
                  WHERE closed_at IS NULL AND state = 'open' AND dead_lettered_at IS NULL
                    AND created_at < now() - make_interval(secs => $1 * 2 ^ resent)
+                   -- What a vendor that is down is to be told comes again and again, and is late, not lost. A word that
+                   -- is old is nobody's any more.
+                   AND NOT EXISTS (
+                       SELECT FROM vendor_pushes p WHERE p.vendor_id = stock_updates.vendor_id
+                           AND (p.state <> 'ok' AND p.seen_at > now() - interval '15 minutes'
+                                OR p.since > now() - make_interval(secs => least($1, 300)))
+                   )
                    -- While the outbox itself has a backlog, nothing is lost that is only late.
                    AND (SELECT count(*) FROM (SELECT FROM outbox WHERE queue = 'vendor_sync' LIMIT 1000) b) < 1000
                  ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED

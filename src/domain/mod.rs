@@ -3,6 +3,7 @@
 pub mod allocation;
 pub mod audit;
 pub mod book;
+pub mod breaker;
 pub mod dead_letter;
 pub mod history;
 pub mod ids;
@@ -13,6 +14,7 @@ pub mod object;
 pub mod order;
 pub mod retry;
 pub mod update;
+pub mod vendor_answer;
 pub mod vendor_api;
 
 #[cfg(test)]

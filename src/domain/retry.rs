@@ -46,6 +46,15 @@ pub fn after_transient(retries_so_far: u32, retries_max: u32, error: &str) -> Ve
     }
 }
 
+/// The verdict for a message that was not tried, or not to its end, for no fault of its own: it comes again, and has lost
+/// nothing.
+#[must_use]
+pub fn put_off(retries_so_far: u32) -> Verdict {
+    Verdict::Retry {
+        retry_count: retries_so_far,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

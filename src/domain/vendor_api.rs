@@ -1,5 +1,8 @@
 //! What a vendor's HTTP API is asked and answers: `POST …/stock-updates`. Both sides of it share these.
 
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::ids::{ProductId, UpdateId};
@@ -172,4 +175,47 @@ pub fn handle(ledger: &mut ledger::Ledger, requests: &[ledger::Request]) -> Upda
 
 fn stock_of(ledger: &ledger::Ledger, product: &ProductId) -> Option<i64> {
     ledger.lists(product).then(|| ledger.stock(product))
+}
+
+/// What a `Retry-After` header asks for: a number of seconds, or a time. One that is over, or none at all, asks for
+/// nothing.
+#[must_use]
+pub fn retry_after(header: &str, now: DateTime<Utc>) -> Option<Duration> {
+    let header = header.trim();
+    let wait = match header.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        // The dates of HTTP are those of mail, always in GMT.
+        Err(_) => (DateTime::parse_from_rfc2822(header).ok()?.to_utc() - now)
+            .to_std()
+            .ok()?,
+    };
+    (!wait.is_zero()).then_some(wait)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vendor_may_say_when_to_come_again_in_seconds_or_by_a_date() {
+        let now = DateTime::parse_from_rfc3339("2026-11-25T10:00:00Z")
+            .expect("a time")
+            .to_utc();
+        let cases = [
+            ("120", Some(120)),
+            (" 7 ", Some(7)),
+            ("Wed, 25 Nov 2026 10:01:30 GMT", Some(90)),
+            ("Wed, 25 Nov 2026 09:59:59 GMT", None),
+            ("0", None),
+            ("-5", None),
+            ("1.5", None),
+            ("soon", None),
+            ("", None),
+            ("99999999999999999999999999", None),
+        ];
+        for (header, seconds) in cases {
+            let expected = seconds.map(Duration::from_secs);
+            assert_eq!(retry_after(header, now), expected, "{header:?}");
+        }
+    }
 }

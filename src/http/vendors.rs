@@ -25,6 +25,10 @@ struct VendorResponse {
     last_sync_at: Option<DateTime<Utc>>,
     last_sync_error: Option<String>,
     open_updates: i64,
+    /// `ok`, `open` or `probing`; absent until it was first told of something.
+    push_state: Option<String>,
+    push_state_since: Option<DateTime<Utc>>,
+    last_push_error: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -34,9 +38,14 @@ struct ListResponse {
 
 /// `GET /vendors`
 pub(super) async fn list(state: Data<State>) -> Result<HttpResponse, Problem> {
-    let rows = state
+    let (rows, pushes) = state
         .context
-        .with_connection(async |connection| Ok(db::vendors::list(connection).await?))
+        .with_connection(async |connection| {
+            Ok((
+                db::vendors::list(connection).await?,
+                db::vendor_pushes::list(connection).await?,
+            ))
+        })
         .await?;
     let vendors = state
         .context
@@ -44,12 +53,16 @@ pub(super) async fn list(state: Data<State>) -> Result<HttpResponse, Problem> {
         .iter()
         .map(|(id, vendor)| {
             let row = rows.iter().find(|row| row.id == id.as_str());
+            let push = pushes.iter().find(|push| push.vendor_id == id.as_str());
             VendorResponse {
                 id: id.to_string(),
                 ledger: vendor.has_ledger,
                 last_sync_at: row.and_then(|row| row.last_sync_at),
                 last_sync_error: row.and_then(|row| row.last_sync_error.clone()),
                 open_updates: row.map_or(0, |row| row.open_updates),
+                push_state: push.map(|push| push.state.clone()),
+                push_state_since: push.map(|push| push.since),
+                last_push_error: push.and_then(|push| push.error.clone()),
             }
         })
         .collect();

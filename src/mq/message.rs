@@ -32,7 +32,8 @@ pub struct Message {
 }
 
 /// The handle by which a delivery is acknowledged: good only on the channel that brought it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// The default is good nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Tag {
     pub(super) epoch: u64,
     pub(super) number: u64,

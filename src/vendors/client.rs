@@ -1,16 +1,21 @@
 //! A vendor's HTTP API, as we call it.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::domain::book::Answer;
+use chrono::Utc;
+use reqwest::StatusCode;
+use reqwest::header::RETRY_AFTER;
+
 use crate::domain::ids::UpdateId;
 use crate::domain::messages::UpdateItem;
 use crate::domain::update::Update;
-use crate::domain::vendor_api::{UpdateResult, UpdatesRequest, UpdatesResponse};
+use crate::domain::vendor_answer::{self, Answers};
+use crate::domain::vendor_api::{UpdatesRequest, retry_after};
 
 /// Most bytes of an answer: a result is about 200 bytes, and a request has at most 1000 updates.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// As much of an answer that is none is shown to people.
+const SHOWN_CHARS_MAX: usize = 300;
 
 /// Why a call has no usable answer. The updates may have been applied all the same; their ids make repeating safe.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +37,8 @@ pub enum Error {
         status: u16,
         /// The beginning of the answer.
         body: String,
+        /// How long the vendor asks not to be called, where it does.
+        retry_after: Option<Duration>,
     },
     /// An answer that is none.
     #[error("the vendor's API at {url} answered nonsense: {problem}")]
@@ -41,17 +48,6 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
-}
-
-/// What a vendor answered.
-#[derive(Debug, Default)]
-pub struct Answers {
-    /// The updates whose outcome its ledger holds.
-    pub recorded: Vec<Answer>,
-    /// The updates that it refused because it knows their id with another content.
-    pub conflicts: Vec<UpdateId>,
-    /// The updates that it left out of its answer.
-    pub missing: Vec<UpdateId>,
 }
 
 /// A client of one vendor's API.
@@ -116,6 +112,14 @@ impl Client {
             .await
             .map_err(unreachable)?;
         let status = response.status();
+        // Only these say by it when to come again; a redirection says something else.
+        let retry_after = match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => response
+                .headers()
+                .get(RETRY_AFTER)
+                .and_then(|value| retry_after(value.to_str().ok()?, Utc::now())),
+            _ => None,
+        };
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if body.len() + chunk.len() > ANSWER_BYTES_MAX {
@@ -123,16 +127,16 @@ impl Client {
             }
             body.extend_from_slice(&chunk);
         }
-        if status != reqwest::StatusCode::OK {
+        if status != StatusCode::OK {
             return Err(Error::Status {
                 url: self.shown_url.clone(),
                 status: status.as_u16(),
-                body: String::from_utf8_lossy(&body).chars().take(300).collect(),
+                body: vendor_answer::shown(&String::from_utf8_lossy(&body), SHOWN_CHARS_MAX),
+                retry_after,
             });
         }
-        let response: UpdatesResponse =
-            serde_json::from_slice(&body).map_err(|error| self.nonsense(error.to_string()))?;
-        Ok(sort(updates, response.results))
+        let sent: Vec<UpdateId> = updates.iter().map(|update| update.id).collect();
+        vendor_answer::read(&sent, &body).map_err(|problem| self.nonsense(problem))
     }
 
     fn nonsense(&self, problem: String) -> Error {
@@ -141,29 +145,6 @@ impl Client {
             problem,
         }
     }
-}
-
-/// Sorts the results by what they mean for the updates that were sent; results for others are ignored.
-fn sort(sent: &[Update], results: Vec<UpdateResult>) -> Answers {
-    let by_id: BTreeMap<UpdateId, UpdateResult> = results
-        .into_iter()
-        .map(|result| (result.id, result))
-        .collect();
-    let mut answers = Answers::default();
-    for update in sent {
-        match by_id
-            .get(&update.id)
-            .map(|result| result.outcome.recorded())
-        {
-            None => answers.missing.push(update.id),
-            Some(None) => answers.conflicts.push(update.id),
-            Some(Some(outcome)) => answers.recorded.push(Answer {
-                id: update.id,
-                outcome,
-            }),
-        }
-    }
-    answers
 }
 
 /// An error with all that caused it: reqwest's own text says only "error sending request".

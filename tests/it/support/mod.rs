@@ -18,7 +18,7 @@ pub(crate) use process::{Ended, Process};
 pub(crate) use proxy::Proxy;
 pub(crate) use servers::{Servers, binary};
 pub(crate) use shop::{Running, Shop, ShopOptions, reqwest_client};
-pub(crate) use vendor::{StubVendor, all_applied};
+pub(crate) use vendor::{Raw, RawVendor, StubVendor, all_applied};
 
 /// Longer than anything takes on a busy machine; only a failure waits for it.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(90);

@@ -1,15 +1,26 @@
-//! A TCP proxy that a test can cut: a network that parts one process from a server that the others still reach.
+//! A TCP proxy that a test can cut or freeze: a network that parts one process from a server that the others still reach.
 
 use std::net::SocketAddr;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// A proxy in front of one server.
+#[derive(Clone, Copy, PartialEq)]
+enum Flow {
+    Open,
+    /// Connections stay and can be made, and nothing comes through.
+    Frozen,
+    Cut,
+}
+
+/// A proxy in front of one server. Clones are the same proxy.
+#[derive(Clone)]
 pub(crate) struct Proxy {
     /// Where it listens.
     pub(crate) address: SocketAddr,
-    is_cut: watch::Sender<bool>,
+    flow: watch::Sender<Flow>,
 }
 
 impl Proxy {
@@ -17,35 +28,60 @@ impl Proxy {
     pub(crate) async fn before(target: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
-        let (is_cut, cut) = watch::channel(false);
+        let (flow, seen) = watch::channel(Flow::Open);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                if *cut.borrow() {
+                if *seen.borrow() == Flow::Cut {
                     continue;
                 }
-                let (target, mut cut) = (target.clone(), cut.clone());
+                let (target, mut seen) = (target.clone(), seen.clone());
                 tokio::spawn(async move {
                     let Ok(server) = TcpStream::connect(&target).await else {
                         return;
                     };
-                    let (mut client, mut server) = (client, server);
+                    let (from_client, to_client) = client.into_split();
+                    let (from_server, to_server) = server.into_split();
+                    // The end of one side is the other's too, once it has come through.
                     tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-                        _ = cut.wait_for(|is_cut| *is_cut) => {}
+                        () = carry(from_client, to_server, seen.clone()) => {}
+                        () = carry(from_server, to_client, seen.clone()) => {}
+                        _ = seen.wait_for(|flow| *flow == Flow::Cut) => {}
                     }
                 });
             }
         });
-        Self { address, is_cut }
+        Self { address, flow }
     }
 
     /// Breaks every connection, and lets none be made.
     pub(crate) fn cut(&self) {
-        self.is_cut.send_replace(true);
+        self.flow.send_replace(Flow::Cut);
+    }
+
+    /// Lets nothing through any more; neither side is told.
+    pub(crate) fn freeze(&self) {
+        self.flow.send_replace(Flow::Frozen);
+    }
+
+    /// Lets through again what was held up.
+    pub(crate) fn thaw(&self) {
+        self.flow.send_replace(Flow::Open);
     }
 
     /// Lets connections be made again.
     pub(crate) fn mend(&self) {
-        self.is_cut.send_replace(false);
+        self.flow.send_replace(Flow::Open);
+    }
+}
+
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flow: watch::Receiver<Flow>) {
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let read = from.read(&mut buffer).await.unwrap_or(0);
+        // Also the end of a connection waits.
+        let passes = flow.wait_for(|flow| *flow != Flow::Frozen).await.is_ok();
+        if read == 0 || !passes || to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
     }
 }
