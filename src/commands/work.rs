@@ -2,11 +2,12 @@
 
 use tokio::task::JoinSet;
 
-use super::{Failure, broker_settings, context, wait_for_schema, watch_queues};
+use super::{EXIT_BUG, Failure, broker_settings, context, wait_for_schema, watch_queues};
 use crate::app::relay::{self, Relay};
 use crate::config::Config;
 use crate::consumers::push_states::PushStates;
 use crate::consumers::vendor_sync::Limits;
+use crate::consumers::watchdog::Watchdog;
 use crate::consumers::{Door, orders, vendor_sync};
 use crate::mq::{Consumer, Publisher, Queue};
 use crate::shutdown::Shutdown;
@@ -49,8 +50,10 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
     let works_on = |queue| queues.is_empty() || queues.contains(&queue);
     let deadline = config.http.shutdown_deadline;
     let mut consumers = JoinSet::new();
+    let mut pulses = Vec::new();
     if works_on(WorkQueue::Orders) {
         let consumer = Consumer::start(broker.clone(), Queue::Orders, config.orders.prefetch);
+        pulses.push((Queue::Orders, consumer.pulse()));
         consumers.spawn(orders::run_until_stopped(
             door(config.orders.retries_max),
             consumer,
@@ -61,6 +64,7 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
     if works_on(WorkQueue::VendorSync) {
         let prefetch = vendor_sync::prefetch(config.vendor_sync.prefetch, context.vendors.len());
         let consumer = Consumer::start(broker, Queue::VendorSync, prefetch);
+        pulses.push((Queue::VendorSync, consumer.pulse()));
         let states = PushStates::default();
         consumers.spawn(
             states
@@ -79,6 +83,13 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
             limits,
         ));
     }
+    let watchdog = Watchdog::new(
+        context.clone(),
+        publisher.link(),
+        pulses,
+        config.work.stalled_after,
+    );
+    let mut watching = tokio::spawn(watchdog.run_until_stopped(shutdown.clone()));
     tracing::info!(?queues, "working");
 
     let mut result = tokio::select! {
@@ -88,6 +99,10 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
         failure = watch_queues(publisher.link()) => Err(failure),
         _ = &mut publishing => Err(Failure::bug("the part that publishes ended by itself")),
         _ = &mut sweeping => Err(Failure::bug("the sweeper ended by itself")),
+        ended = &mut watching => Err(match ended {
+            Ok(Err(stalled)) => Failure::new(EXIT_BUG, stalled.to_string()),
+            Ok(Ok(())) | Err(_) => Failure::bug("the watchdog ended by itself"),
+        }),
         // A loop ends before the shutdown only by a panic, and a process that no longer consumes must not look alive.
         _ = consumers.join_next() => Err(Failure::bug("a consumer ended by itself")),
     };
@@ -101,6 +116,7 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
         }
     }
     let _ = sweeping.await;
+    let _ = watching.await;
     drop(relay);
     if tokio::time::timeout(deadline, publishing).await.is_err() {
         tracing::warn!("not all was published within the deadline; the next process publishes it");

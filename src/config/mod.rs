@@ -38,6 +38,8 @@ pub struct Config {
     pub orders: Orders,
     /// How the vendors are told.
     pub vendor_sync: VendorSync,
+    /// The consumers' process.
+    pub work: Work,
     /// How the vendors' stock is read.
     pub sync: Sync,
     /// The vendors by their ids: at least one, and no two ids that differ in case only.
@@ -114,6 +116,13 @@ pub struct VendorSync {
     pub timeout: Duration,
     /// Stock updates sent in one call.
     pub updates_per_call_max: usize,
+}
+
+/// Section `work`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Work {
+    /// How long messages may wait without one being finished, while both stores work.
+    pub stalled_after: Duration,
 }
 
 /// Section `sync`.

@@ -7,7 +7,7 @@ use super::layers::{Key, VENDORS};
 use super::reader::{Reader, quoted};
 use super::{
     Catalogue, Config, Database, Http, Log, Orders, QueueType, RabbitMq, SecretUrl, Sync,
-    TableName, Vendor, VendorSync, limits,
+    TableName, Vendor, VendorSync, Work, limits,
 };
 use crate::telemetry;
 
@@ -18,6 +18,7 @@ pub(super) fn config(reader: &mut Reader) -> Option<Config> {
     let rabbitmq = rabbitmq(reader);
     let orders = orders(reader);
     let vendor_sync = vendor_sync(reader);
+    let work = work(reader);
     let sync = sync(reader);
     let vendors = vendors(reader);
     let log = log(reader);
@@ -27,6 +28,7 @@ pub(super) fn config(reader: &mut Reader) -> Option<Config> {
         rabbitmq: rabbitmq?,
         orders: orders?,
         vendor_sync: vendor_sync?,
+        work: work?,
         sync: sync?,
         vendors: vendors?,
         log: log?,
@@ -117,6 +119,16 @@ fn vendor_sync(reader: &mut Reader) -> Option<VendorSync> {
         prefetch: prefetch?,
         timeout: timeout?,
         updates_per_call_max: updates_per_call_max?,
+    })
+}
+
+fn work(reader: &mut Reader) -> Option<Work> {
+    let stalled_after = reader.milliseconds(
+        &Key::fixed("work.stalled_after_ms"),
+        limits::STALLED_AFTER_MS,
+    );
+    Some(Work {
+        stalled_after: stalled_after?,
     })
 }
 

@@ -82,6 +82,7 @@ fn what_is_not_set_has_its_default() {
         format!("{:?}", config.rabbitmq),
         format!("{:?}", config.orders),
         format!("{:?}", config.vendor_sync),
+        format!("{:?}", config.work),
         format!("{:?}", config.vendors),
         format!("{:?}", config.log),
     ];
@@ -91,6 +92,7 @@ fn what_is_not_set_has_its_default() {
     RabbitMq { urls: [amqp://stockctl:***@mq/%2f], queue_prefix: "", queue_type: Quorum }
     Orders { retries_max: 3, retry_delay: 5s, batch_max: 500, prefetch: 1000 }
     VendorSync { retries_max: 3, retry_delay: 5s, prefetch: 512, timeout: 5s, updates_per_call_max: 500 }
+    Work { stalled_after: 300s }
     {"vendorA": Vendor { database_url: postgres://stockctl:***@db/vendoradb, api_url: http://127.0.0.1:8080/vendors/vendorA, ledger: true, catalogue: Catalogue { table: TableName { schema: None, table: "products" }, id_column: "id", name_column: "name", stock_column: "stock" } }}
     Log { format: Auto, level: "info,actix_server=warn,amiquip=error" }
     "#);
@@ -635,6 +637,7 @@ fn the_default_file_names_the_bounds() {
             "vendor_sync.updates_per_call_max",
             bounds(limits::UPDATES_PER_CALL),
         ),
+        ("work.stalled_after_ms", bounds(limits::STALLED_AFTER_MS)),
         ("sync.chunk_rows", bounds(limits::CHUNK_ROWS)),
     ];
     let described = descriptions();

@@ -5,6 +5,7 @@ pub mod orders;
 pub mod push_states;
 mod suspects;
 pub mod vendor_sync;
+pub mod watchdog;
 
 use std::time::Duration;
 

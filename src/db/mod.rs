@@ -4,6 +4,7 @@
 
 pub mod acceptors;
 pub mod audit;
+pub mod consumers;
 pub mod dropped_letters;
 pub mod movements;
 pub mod orders;

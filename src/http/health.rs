@@ -7,10 +7,17 @@ use actix_web::web::Data;
 use serde::Serialize;
 
 use super::State;
-use crate::mq::Link;
+use crate::app::Context;
+use crate::db;
+use crate::mq::{Link, Queue};
 
 /// A probe without an answer for this long has none.
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A consumer says every few seconds that it is there.
+const CONSUMER_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// What has finished nothing for this long although messages wait is called stalled; a slow vendor's call is over by then.
+const STALLED_AFTER: Duration = Duration::from_secs(90);
 
 #[derive(Serialize)]
 struct Alive {
@@ -27,6 +34,8 @@ struct Ready {
     status: &'static str,
     postgresql: &'static str,
     rabbitmq: &'static str,
+    /// Of both work queues, in whichever process: `ok`, `stalled`, `none`, or `unknown` without PostgreSQL.
+    consumers: &'static str,
 }
 
 /// `GET /readyz`: either store can accept an order.
@@ -43,10 +52,33 @@ pub(super) async fn ready(state: Data<State>) -> HttpResponse {
         status: if is_ready { "ready" } else { "unavailable" },
         postgresql: if postgresql { "up" } else { "down" },
         rabbitmq,
+        // Orders are accepted without them, so they make nobody unready.
+        consumers: if postgresql {
+            consumers(&state.context).await
+        } else {
+            "unknown"
+        },
     };
     if is_ready {
         HttpResponse::Ok().json(body)
     } else {
         HttpResponse::ServiceUnavailable().json(body)
+    }
+}
+
+async fn consumers(context: &Context) -> &'static str {
+    let listing = context.with_connection(async |connection| {
+        Ok(db::consumers::list(connection, CONSUMER_SILENCE_MAX, STALLED_AFTER).await?)
+    });
+    let Ok(Ok(listed)) = tokio::time::timeout(PROBE_DEADLINE, listing).await else {
+        return "unknown";
+    };
+    let is_consumed = |queue: Queue| listed.iter().any(|of| of.queue == queue.base_name());
+    if listed.iter().any(|of| of.is_stalled) {
+        "stalled"
+    } else if is_consumed(Queue::Orders) && is_consumed(Queue::VendorSync) {
+        "ok"
+    } else {
+        "none"
     }
 }

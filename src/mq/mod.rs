@@ -26,7 +26,7 @@ mod topology;
 mod trouble;
 mod wire;
 
-pub use consumer::Consumer;
+pub use consumer::{Beat, Consumer, Pulse};
 pub use dead_letters::DeadLetters;
 pub use depths::{Depth, depths};
 pub use error::Error;

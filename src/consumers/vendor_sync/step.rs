@@ -152,7 +152,9 @@ impl Vendor {
                 Weighed::GiveUp => return Step::given_up(batch),
                 // A vendor that is down is down for all of them; another error may be one message's.
                 Weighed::ItsOwn if batch.len() > 1 && !error.is_vendor_down() => {
-                    return self.push_each(vendor_id, batch, until).await;
+                    return self
+                        .push_each(vendor_id, batch, Said::by(&error), until)
+                        .await;
                 }
                 Weighed::ItsOwn => {
                     let verdicts = batch
@@ -171,9 +173,15 @@ impl Vendor {
 
     /// Sends each message of a batch alone, so that one that is at fault fails alone. Those whose turn does not come in
     /// time, or before the vendor goes down, are as they were.
-    async fn push_each(&self, vendor_id: &VendorId, batch: Vec<Addressed>, until: Instant) -> Step {
+    async fn push_each(
+        &self,
+        vendor_id: &VendorId,
+        batch: Vec<Addressed>,
+        said: Said,
+        until: Instant,
+    ) -> Step {
         let mut step = Step {
-            said: Said::Answer,
+            said,
             ..Step::default()
         };
         let mut waiting = batch.into_iter();

@@ -71,6 +71,42 @@ struct Record {
     must_let_go: bool,
     /// Nothing new can come.
     is_at_end: bool,
+    /// Deliveries that the user was done with, since the consumer was started.
+    finished: u64,
+    /// How many messages wait at the broker, undelivered, as far as that is known.
+    waiting: Option<u32>,
+}
+
+/// What a consumer does, for somebody else to watch.
+#[derive(Clone)]
+pub struct Pulse {
+    shared: Arc<Shared>,
+    link: watch::Receiver<Link>,
+}
+
+/// A consumer at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Beat {
+    /// Deliveries acknowledged since it was started.
+    pub finished: u64,
+    /// How many messages wait at the broker; asked every few seconds while it consumes.
+    pub waiting: Option<u32>,
+    /// The state of its connection.
+    pub link: Link,
+}
+
+impl Pulse {
+    /// The consumer at this moment.
+    #[must_use]
+    pub fn beat(&self) -> Beat {
+        let link = self.link.borrow().clone();
+        let record = self.shared.lock();
+        Beat {
+            finished: record.finished,
+            waiting: record.waiting,
+            link,
+        }
+    }
 }
 
 impl Consumer {
@@ -86,6 +122,8 @@ impl Consumer {
                 acks: Vec::new(),
                 must_let_go: false,
                 is_at_end: false,
+                finished: 0,
+                waiting: None,
             }),
             arrived: Notify::new(),
         });
@@ -139,6 +177,8 @@ impl Consumer {
     pub async fn ack(&self, tags: Vec<Tag>) {
         let mut record = self.shared.lock();
         let epoch = record.epoch;
+        // Also those that are ignored: who watches asks whether work gets done.
+        record.finished += tags.len() as u64;
         record.acks.extend(
             tags.iter()
                 .filter(|tag| tag.epoch == epoch)
@@ -205,6 +245,14 @@ impl Consumer {
         self.link.clone()
     }
 
+    /// For somebody who watches whether it makes progress.
+    pub fn pulse(&self) -> Pulse {
+        Pulse {
+            shared: Arc::clone(&self.shared),
+            link: self.link.clone(),
+        }
+    }
+
     fn want(&self, wanted: Wanted) {
         {
             let mut record = self.shared.lock();
@@ -263,6 +311,7 @@ impl Record {
         self.waiting_alone = 0;
         self.acks.clear();
         self.must_let_go = false;
+        self.waiting = None;
     }
 }
 
@@ -291,6 +340,8 @@ mod tests {
             acks: Vec::new(),
             must_let_go: false,
             is_at_end: false,
+            finished: 0,
+            waiting: None,
         }
     }
 

@@ -16,7 +16,7 @@ use crate::mq::{
     link::{Dialer, Link},
     message::{Delivery, received},
     queues::{Queue, Settings},
-    trouble::Trouble,
+    trouble::{NOT_FOUND, Trouble},
     wire::{TICK, Wire},
 };
 
@@ -37,6 +37,9 @@ const ARRIVAL_QUIET: Duration = Duration::from_millis(50);
 
 /// A slow stream of new messages must not keep a redelivered one waiting for long.
 const ARRIVAL_MAX: Duration = Duration::from_secs(1);
+
+/// How often the broker is asked what else waits. It costs one small question on the channel that is there.
+const ASK_INTERVAL: Duration = Duration::from_secs(3);
 
 /// One message at a time: nothing else is held beside a message that may be dangerous.
 const CAREFUL_PREFETCH: u16 = 1;
@@ -125,6 +128,13 @@ impl Owner {
             let pause = self.dialer.down(&trouble);
             self.pause(pause);
         }
+    }
+
+    fn queue_gone(&self) -> Trouble {
+        Trouble::QueueGone(format!(
+            "the broker cancelled the consumer of {}: the queue was deleted, or its node went down",
+            self.queue_name
+        ))
     }
 
     fn wanted(&self) -> Wanted {
@@ -217,6 +227,7 @@ impl Owner {
             mode: Mode::Paused,
             saw_fresh: false,
             idle_since: Instant::now(),
+            asked: None,
         };
         intake.consume(Pace::Careful)?;
         if !std::mem::replace(is_told, true) {
@@ -236,6 +247,9 @@ impl Owner {
             }
             intake.take_deliveries()?;
             intake.choose_pace(wanted)?;
+            if wanted == Wanted::Consuming {
+                intake.ask_what_waits()?;
+            }
             if wanted == Wanted::Consuming && intake.is_idle_for_long() {
                 intake.pause()?;
                 // What came in the last moment is worked on before the channel is closed over it.
@@ -295,6 +309,8 @@ struct Intake<'c> {
     saw_fresh: bool,
     /// Nothing has been held since.
     idle_since: Instant,
+    /// When the broker was last asked what waits.
+    asked: Option<Instant>,
 }
 
 impl Intake<'_> {
@@ -311,6 +327,27 @@ impl Intake<'_> {
             .basic_consume(self.owner.queue_name.as_str(), ConsumerOptions::default())?;
         tracing::debug!(queue = self.owner.queue_name, ?pace, prefetch, "consuming");
         self.mode = Mode::Consuming(pace, consumer);
+        Ok(())
+    }
+
+    fn ask_what_waits(&mut self) -> Result<(), Trouble> {
+        if self
+            .asked
+            .is_some_and(|asked| asked.elapsed() < ASK_INTERVAL)
+        {
+            return Ok(());
+        }
+        let found = self
+            .channel
+            .queue_declare_passive(self.owner.queue_name.as_str())
+            .map_err(|error| match error {
+                amiquip::Error::ServerClosedChannel {
+                    code: NOT_FOUND, ..
+                } => self.owner.queue_gone(),
+                other => Trouble::from(other),
+            })?;
+        self.owner.shared.lock().waiting = found.declared_message_count();
+        self.asked = Some(Instant::now());
         Ok(())
     }
 
@@ -373,10 +410,7 @@ impl Intake<'_> {
                     fresh.extend(self.held.arrived(delivery, handle));
                 }
                 ConsumerMessage::ServerCancelled => {
-                    end = Err(Trouble::QueueGone(format!(
-                        "the broker cancelled the consumer of {}: the queue was deleted, or its node went down",
-                        self.owner.queue_name
-                    )));
+                    end = Err(self.owner.queue_gone());
                 }
                 ConsumerMessage::ServerClosedChannel(error)
                 | ConsumerMessage::ServerClosedConnection(error) => {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use reqwest::Method;
 use serde_json::{Value, json};
 use stockctl::commands::sync::{self, Selection};
+use stockctl::commands::work::WorkQueue;
 use stockctl::shutdown::Shutdown;
 
 use super::{ask, post_bytes, text};
@@ -327,6 +328,36 @@ async fn a_server_that_can_accept_orders_says_so() {
     .await;
     assert_eq!(
         ready,
-        json!({"status": "ready", "postgresql": "up", "rabbitmq": "up"})
+        json!({"status": "ready", "postgresql": "up", "rabbitmq": "up", "consumers": "none"})
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_says_whether_both_work_queues_are_consumed() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let consumers_are = async |state: &str| {
+        eventually(&format!("the consumers are {state}"), || async {
+            let (status, ready) = shop.get("/readyz").await;
+            assert_eq!(status, 200, "{ready}");
+            (ready["consumers"] == state).then_some(())
+        })
+        .await;
+    };
+    let deciding = shop.work_on(&[WorkQueue::Orders]);
+    eventually("one of them is seen", || async {
+        (shop.count("SELECT count(*) AS n FROM consumers").await == 1).then_some(())
+    })
+    .await;
+    consumers_are("none").await;
+    let telling = shop.work_on(&[WorkQueue::VendorSync]);
+    consumers_are("ok").await;
+    shop.run_here("UPDATE consumers SET seen_at = seen_at + interval '1 minute', stalled_since = now() - interval '2 minutes' WHERE queue = 'vendor_sync'")
+        .await;
+    consumers_are("stalled").await;
+    consumers_are("ok").await;
+    deciding.stop().await;
+    consumers_are("none").await;
+    telling.stop().await;
+    assert_eq!(shop.count("SELECT count(*) AS n FROM consumers").await, 0);
 }

@@ -54,7 +54,7 @@ async fn orders_are_accepted_through_the_broker_while_postgresql_cannot_be_reach
     let ready = wait_for_rabbitmq(&shop).await;
     assert_eq!(
         ready,
-        json!({"status": "ready", "postgresql": "down", "rabbitmq": "up"})
+        json!({"status": "ready", "postgresql": "down", "rabbitmq": "up", "consumers": "unknown"})
     );
     let body = json!({"productId": "p1", "quantity": 2, "reference": "in the dark"});
     let accepted = order_with_key(&shop, "k", &body).await;
@@ -115,7 +115,7 @@ async fn orders_are_accepted_and_wait_while_the_broker_cannot_be_reached() {
         (status, ready),
         (
             200,
-            json!({"status": "ready", "postgresql": "up", "rabbitmq": "down"})
+            json!({"status": "ready", "postgresql": "up", "rabbitmq": "down", "consumers": "none"})
         )
     );
     let id = shop.order(&[("p1", 1)]).await;
@@ -141,7 +141,7 @@ async fn nothing_is_accepted_while_neither_store_can_be_reached() {
         (status, ready),
         (
             503,
-            json!({"status": "unavailable", "postgresql": "down", "rabbitmq": "down"})
+            json!({"status": "unavailable", "postgresql": "down", "rabbitmq": "down", "consumers": "unknown"})
         )
     );
     let (status, alive) = shop.get("/healthz").await;

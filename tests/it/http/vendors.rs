@@ -31,17 +31,23 @@ async fn vendors_are_listed_with_their_last_sync() {
       "vendors": [
         {
           "id": "vendorA",
+          "lastPushError": null,
           "lastSyncAt": null,
           "lastSyncError": null,
           "ledger": true,
-          "openUpdates": 0
+          "openUpdates": 0,
+          "pushState": null,
+          "pushStateSince": null
         },
         {
           "id": "vendorB",
+          "lastPushError": null,
           "lastSyncAt": null,
           "lastSyncError": null,
           "ledger": true,
-          "openUpdates": 0
+          "openUpdates": 0,
+          "pushState": null,
+          "pushStateSince": null
         }
       ]
     }

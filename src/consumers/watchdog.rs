@@ -1,0 +1,209 @@
+//! Notices a consumer that is alive and no longer consumes: messages wait, both stores work, and nothing is finished.
+//! Whatever the reason is, another process may not have it, so this one says so and ends.
+//!
+//! Not taken for that: a store that is away or blocked, and a vendor that is down (what is put off is finished, too).
+//! A batch or a redelivered message in hand takes less than the time allowed. Time is counted by looks that were made,
+//! so a process that was stopped for an hour wakes up with as much patience as it had.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::app::Context;
+use crate::db;
+use crate::mq::{Beat, Link, Pulse, Queue};
+use crate::shutdown::Shutdown;
+
+/// How often is looked, at most; each look writes one row a consumer.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// A store without an answer for this long does not work.
+const PROBE_DEADLINE: Duration = Duration::from_secs(3);
+/// Saying goodbye must not keep a process from its end.
+const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// A consumer that no longer consumes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the consumer of {queue} has finished nothing for {} s although {waiting} messages wait and both stores work; this process ends, so that its supervisor starts it anew",
+    .stalled_for.as_secs()
+)]
+pub struct Stalled {
+    /// Its queue.
+    pub queue: &'static str,
+    /// How many messages wait.
+    pub waiting: u32,
+    /// For how long nothing was finished.
+    pub stalled_for: Duration,
+}
+
+/// What one consumer was seen to do.
+#[derive(Debug, Default)]
+struct Progress {
+    finished: u64,
+    stalled_for: Duration,
+}
+
+impl Progress {
+    /// Takes in a look. Returns whether, as far as the broker goes, there is something to do and none of it is done.
+    fn is_suspicious(&mut self, beat: &Beat) -> bool {
+        let is_moving = beat.finished != self.finished;
+        self.finished = beat.finished;
+        !is_moving && beat.link == Link::Up && beat.waiting.is_some_and(|waiting| waiting > 0)
+    }
+
+    fn note(&mut self, is_stalled: bool, interval: Duration) {
+        self.stalled_for = if is_stalled {
+            self.stalled_for + interval
+        } else {
+            Duration::ZERO
+        };
+    }
+}
+
+/// Watches consumers.
+pub struct Watchdog {
+    context: Context,
+    publisher: watch::Receiver<Link>,
+    consumers: Vec<(Queue, Pulse, Progress)>,
+    stalled_after: Duration,
+    instance: Uuid,
+}
+
+impl Watchdog {
+    /// Prepares to watch; `publisher` is the line on which copies of messages leave.
+    #[must_use]
+    pub fn new(
+        context: Context,
+        publisher: watch::Receiver<Link>,
+        consumers: Vec<(Queue, Pulse)>,
+        stalled_after: Duration,
+    ) -> Self {
+        let consumers = consumers
+            .into_iter()
+            .map(|(queue, pulse)| (queue, pulse, Progress::default()))
+            .collect();
+        Self {
+            context,
+            publisher,
+            consumers,
+            stalled_after,
+            instance: Uuid::new_v4(),
+        }
+    }
+
+    /// Watches until the shutdown, and lets others see who consumes.
+    ///
+    /// # Errors
+    /// A consumer is stalled.
+    pub async fn run_until_stopped(mut self, shutdown: Shutdown) -> Result<(), Stalled> {
+        let interval = LOOK_INTERVAL.min(self.stalled_after / 4);
+        let ended = loop {
+            tokio::select! {
+                () = shutdown.begun() => break Ok(()),
+                () = tokio::time::sleep(interval) => {}
+            }
+            if let Some(stalled) = self.look(interval).await {
+                tracing::error!("{stalled}");
+                break Err(stalled);
+            }
+        };
+        let goodbye = self.context.with_connection(async |connection| {
+            Ok(db::consumers::forget(connection, self.instance).await?)
+        });
+        // Otherwise it is seen by its silence.
+        let _ = tokio::time::timeout(GOODBYE_DEADLINE, goodbye).await;
+        ended
+    }
+
+    async fn look(&mut self, interval: Duration) -> Option<Stalled> {
+        let copies_leave = *self.publisher.borrow() == Link::Up;
+        let mut stalled = None;
+        for (queue, pulse, progress) in &mut self.consumers {
+            let beat = pulse.beat();
+            let is_stalled = progress.is_suspicious(&beat)
+                && copies_leave
+                && self.context.store_works(PROBE_DEADLINE).await;
+            progress.note(is_stalled, interval);
+            let waiting = beat.waiting.unwrap_or(0);
+            if is_stalled && progress.stalled_for == interval {
+                tracing::debug!(
+                    queue = queue.base_name(),
+                    waiting,
+                    "nothing was finished since the last look"
+                );
+            }
+            if progress.stalled_for >= self.stalled_after {
+                stalled = Some(Stalled {
+                    queue: queue.base_name(),
+                    waiting,
+                    stalled_for: progress.stalled_for,
+                });
+            }
+            // Who is not connected consumes nothing, and is not counted.
+            if beat.link == Link::Up {
+                let stalled_for = is_stalled.then_some(progress.stalled_for);
+                let noted = self
+                    .context
+                    .with_connection(async |connection| {
+                        Ok(db::consumers::note(
+                            connection,
+                            self.instance,
+                            queue.base_name(),
+                            stalled_for,
+                        )
+                        .await?)
+                    })
+                    .await;
+                if let Err(error) = noted {
+                    tracing::debug!(%error, "could not say that this process consumes; trying again");
+                }
+            }
+        }
+        stalled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TICK: Duration = Duration::from_secs(5);
+
+    fn beat(finished: u64, waiting: Option<u32>, link: Link) -> Beat {
+        Beat {
+            finished,
+            waiting,
+            link,
+        }
+    }
+
+    #[test]
+    fn only_a_consumer_that_finishes_nothing_of_what_waits_is_suspicious() {
+        let mut progress = Progress::default();
+        assert!(progress.is_suspicious(&beat(0, Some(1), Link::Up)));
+        assert!(
+            !progress.is_suspicious(&beat(1, Some(1), Link::Up)),
+            "it moves"
+        );
+        assert!(progress.is_suspicious(&beat(1, Some(1), Link::Up)));
+        assert!(!progress.is_suspicious(&beat(1, Some(0), Link::Up)), "idle");
+        assert!(
+            !progress.is_suspicious(&beat(1, None, Link::Up)),
+            "not known"
+        );
+        let away = Link::Connecting { error: None };
+        assert!(!progress.is_suspicious(&beat(1, Some(1), away)));
+    }
+
+    #[test]
+    fn time_is_counted_by_looks_and_begins_anew_with_any_excuse() {
+        let mut progress = Progress::default();
+        for _ in 0..3 {
+            progress.note(true, TICK);
+        }
+        assert_eq!(progress.stalled_for, 3 * TICK);
+        progress.note(false, TICK);
+        assert_eq!(progress.stalled_for, Duration::ZERO);
+    }
+}
