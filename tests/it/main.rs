@@ -13,6 +13,7 @@ mod dead_letters;
 mod exactness;
 mod faults;
 mod flow;
+mod half_dead;
 mod http;
 mod ledgerless;
 mod queues;
