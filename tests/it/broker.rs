@@ -296,6 +296,8 @@ async fn a_broker_keeps_what_it_confirmed_through_its_death_and_refuses_what_it_
     a_full_queue_refuses_what_comes(&servers, &url).await;
     a_queue_that_was_deleted_is_declared_again(&servers, &url).await;
     tags_of_a_connection_that_was_lost_are_ignored(&servers, &url).await;
+    a_memory_alarm_blocks_publishing_and_nothing_else(&servers, &url).await;
+    a_channel_that_the_broker_closes_is_opened_again(&servers, &url).await;
     queues_declared_a_moment_ago_survive_a_crash(&mut servers, &url).await;
     servers.stop().await.expect("stopped");
 }
@@ -412,6 +414,61 @@ async fn tags_of_a_connection_that_was_lost_are_ignored(servers: &local::Servers
     }
     seen.sort_unstable();
     assert_eq!(seen, [0, 1, 2, 3, 4]);
+    consumer.close(DEADLINE).await;
+    until_ready(&settings, Queue::Orders, 0).await;
+}
+
+async fn a_memory_alarm_blocks_publishing_and_nothing_else(servers: &local::Servers, url: &str) {
+    let settings = queues_at(url);
+    let publisher = producer(&settings).await;
+    publish(&publisher, numbered(Queue::Orders, 0..5)).await;
+    let watermark = async |fraction: &str| {
+        servers
+            .rabbitmqctl(&["set_vm_memory_high_watermark", fraction])
+            .await
+            .expect("set");
+    };
+    watermark("0.0000001").await;
+    // The broker says so to whoever publishes.
+    let refused = publisher.publish(numbered(Queue::Orders, 5..6), Duration::from_secs(1));
+    assert!(refused.await[0].is_err(), "not confirmed");
+    link_is(publisher.link(), |link| {
+        matches!(link, Link::Blocked { .. })
+    })
+    .await;
+    let again = publisher.publish(numbered(Queue::Orders, 6..7), DEADLINE);
+    let refused = again.await.remove(0).expect_err("at once");
+    assert!(matches!(refused, PublishError::Unavailable(_)), "{refused}");
+    let mut consumer = Consumer::start(settings.clone(), Queue::Orders, 10);
+    let seen = numbers(&drain(&mut consumer, 5).await);
+    assert_eq!(seen, [0, 1, 2, 3, 4]);
+    watermark("0.4").await;
+    link_is(publisher.link(), |link| *link == Link::Up).await;
+    publish(&publisher, numbered(Queue::Orders, 7..8)).await;
+    // The first one was on its way when the alarm came, and may have arrived after all.
+    let last = |seen: &[Delivery]| numbers(seen).contains(&7);
+    while !last(&drain(&mut consumer, 1).await) {}
+    consumer.close(DEADLINE).await;
+}
+
+async fn a_channel_that_the_broker_closes_is_opened_again(servers: &local::Servers, url: &str) {
+    // It closes the channel of whoever holds a message for too long; half an hour, otherwise.
+    let set = ["consumer_timeout", "channel_tick_interval"]
+        .map(|setting| format!("application:set_env(rabbit, {setting}, 1000)"))
+        .join(", ");
+    servers
+        .rabbitmqctl(&["eval", &format!("{set}.")])
+        .await
+        .expect("set");
+    let settings = queues_at(url);
+    let publisher = producer(&settings).await;
+    publish(&publisher, numbered(Queue::Orders, 0..1)).await;
+    let mut consumer = Consumer::start(settings.clone(), Queue::Orders, 10);
+    let held = hold(&mut consumer, 1).await;
+    let again = batch(&mut consumer, 1).await;
+    assert_eq!((numbers(&again), again[0].redeliveries), (vec![0], 1));
+    consumer.ack(tags(&held)).await;
+    consumer.ack(tags(&again)).await;
     consumer.close(DEADLINE).await;
     until_ready(&settings, Queue::Orders, 0).await;
 }
