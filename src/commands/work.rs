@@ -83,6 +83,8 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
             limits,
         ));
     }
+    let queues: Vec<&str> = pulses.iter().map(|(queue, _)| queue.base_name()).collect();
+    tracing::info!(queues = queues.join(", "), "working");
     let watchdog = Watchdog::new(
         context.clone(),
         publisher.link(),
@@ -90,7 +92,6 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
         config.work.stalled_after,
     );
     let mut watching = tokio::spawn(watchdog.run_until_stopped(shutdown.clone()));
-    tracing::info!(?queues, "working");
 
     let mut result = tokio::select! {
         // First, since the others end by it too.

@@ -17,6 +17,8 @@ use crate::shutdown::Shutdown;
 
 /// How often is looked, at most; each look writes one row a consumer.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// The first look comes sooner, so that `/readyz` soon says that somebody consumes.
+const FIRST_LOOK_AFTER: Duration = Duration::from_secs(1);
 /// A store without an answer for this long does not work.
 const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 /// Saying goodbye must not keep a process from its end.
@@ -98,12 +100,15 @@ impl Watchdog {
     /// A consumer is stalled.
     pub async fn run_until_stopped(mut self, shutdown: Shutdown) -> Result<(), Stalled> {
         let interval = LOOK_INTERVAL.min(self.stalled_after / 4);
+        let mut wait = FIRST_LOOK_AFTER.min(interval);
         let ended = loop {
             tokio::select! {
                 () = shutdown.begun() => break Ok(()),
-                () = tokio::time::sleep(interval) => {}
+                () = tokio::time::sleep(wait) => {}
             }
-            if let Some(stalled) = self.look(interval).await {
+            let looked = self.look(wait).await;
+            wait = interval;
+            if let Some(stalled) = looked {
                 tracing::error!("{stalled}");
                 break Err(stalled);
             }
