@@ -13,7 +13,6 @@ use super::vouch::{Voucher, Vouching};
 use super::{Context, Error, Kind, with_deadline};
 use crate::db;
 use crate::db::orders::Order;
-use crate::db::outbox::Waiting;
 use crate::domain::ids::OrderId;
 use crate::domain::messages::encode_order;
 use crate::domain::order::{NewOrder, Status};
@@ -232,21 +231,9 @@ impl Committer {
             // good as down.
             _ => Insert::NotBegun(error.to_string()),
         })?;
-        let by_id: HashMap<OrderId, &NewOrder> =
-            orders.iter().map(|order| (order.id, order)).collect();
-        let waiting = inserted
-            .iter()
-            .filter_map(|(id, row)| {
-                Some(Waiting {
-                    id: *row,
-                    queue: Queue::Orders.base_name().to_owned(),
-                    message_id: id.0,
-                    body: encode_order(by_id.get(id)?),
-                })
-            })
-            .collect();
+        let (inserted, waiting) = inserted;
         self.relay.hand_over(waiting);
-        Ok(inserted.into_iter().map(|(id, _)| id).collect())
+        Ok(inserted)
     }
 
     /// Answers after a commit: the new ones at once, and the others once it is known what they are.

@@ -29,7 +29,7 @@ pub struct Decided {
 /// Nothing of the batch is decided.
 pub async fn decide(
     context: &Context,
-    orders: &[NewOrder],
+    orders: &[&NewOrder],
     now: DateTime<Utc>,
 ) -> Result<Decided, Error> {
     with_deadline(TRANSACTION_DEADLINE, &context.database, async {
@@ -44,7 +44,7 @@ pub async fn decide(
 async fn transact(
     context: &Context,
     connection: &mut AsyncPgConnection,
-    orders: &[NewOrder],
+    orders: &[&NewOrder],
     now: DateTime<Utc>,
 ) -> Result<Decided, Error> {
     for order in orders {
@@ -52,7 +52,7 @@ async fn transact(
     }
     let mut book = context.book();
     let unique: BTreeMap<OrderId, &NewOrder> =
-        orders.iter().map(|order| (order.id, order)).collect();
+        orders.iter().map(|order| (order.id, *order)).collect();
     let Locked { lines, conflicts } = lock_or_insert(connection, &unique, &mut book).await?;
 
     let products: BTreeSet<&ProductId> = lines

@@ -107,6 +107,41 @@ async fn record(
     answers: &[Answer],
     now: DateTime<Utc>,
 ) -> Result<Vec<Waiting>, Error> {
+    let by_id: BTreeMap<UpdateId, &Update> =
+        sent.iter().map(|update| (update.id, update)).collect();
+    // Nearly all: they need no lock but their own, so they wait for nobody who decides or syncs.
+    let (plain, others): (Vec<&Answer>, Vec<&Answer>) = answers.iter().partition(|answer| {
+        by_id
+            .get(&answer.id)
+            .is_some_and(|update| answer.is_only_of(update))
+    });
+    if !plain.is_empty() {
+        let ids: Vec<UpdateId> = plain.iter().map(|answer| answer.id).collect();
+        context
+            .with_connection(async |connection| {
+                Ok(db::updates::acknowledge_takes(connection, &ids, now).await?)
+            })
+            .await?;
+    }
+    if others.is_empty() {
+        return Ok(Vec::new());
+    }
+    let answers: Vec<Answer> = others.into_iter().cloned().collect();
+    let sent: Vec<Update> = answers
+        .iter()
+        .filter_map(|answer| by_id.get(&answer.id).map(|update| (*update).clone()))
+        .collect();
+    record_others(context, vendor_id, &sent, &answers, now).await
+}
+
+/// Records answers that change more than their updates.
+async fn record_others(
+    context: &Context,
+    vendor_id: &VendorId,
+    sent: &[Update],
+    answers: &[Answer],
+    now: DateTime<Utc>,
+) -> Result<Vec<Waiting>, Error> {
     let rejected: BTreeSet<UpdateId> = answers
         .iter()
         .filter(|answer| answer.outcome == Outcome::Rejected)

@@ -2,6 +2,7 @@
 //! this process could not publish, or did not live to, a sweeper publishes later; what the broker has lost, a slow sweep
 //! sends again. Consumers remove duplicates, so every doubt is settled by publishing.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -12,8 +13,10 @@ use uuid::Uuid;
 
 use super::{Context, Error, TRANSACTION_DEADLINE, with_deadline};
 use crate::db;
-use crate::db::outbox::Waiting;
+use crate::db::outbox::{Claimed, Waiting};
+use crate::domain::ids::OrderId;
 use crate::domain::messages;
+use crate::domain::order::Status;
 use crate::mq::{Headers, Link, Message, PublishError, Publisher, Queue};
 use crate::shutdown::Shutdown;
 
@@ -27,14 +30,22 @@ const PUBLISH_DEADLINE: Duration = Duration::from_secs(10);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// What has waited for longer has been forgotten by the process that wrote it.
 const SWEEP_AGE: Duration = Duration::from_secs(2);
-/// Rows swept in one transaction, which is open while they are published.
-const SWEEP_BATCH_MAX: i64 = 1000;
+/// Rows swept in one transaction, which is open while they are published; each may be a message of a hundred orders.
+const SWEEP_BATCH_MAX: i64 = 200;
+/// Orders that are read by one statement for their messages.
+const COMPOSE_ORDERS_MAX: usize = 1000;
 /// The slow sweep looks this often.
 const SLOW_SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// A message without an effect for longer may be lost, with its queue.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
-/// What one slow sweep sends again.
+/// Orders after which one slow sweep sends no more again.
+const FORGOTTEN_ORDERS_MAX: usize = 2000;
+/// Updates that one slow sweep sends again.
 const FORGOTTEN_BATCH_MAX: i64 = 500;
+/// Messages whose orders the slow sweep looks at in one transaction, each of a hundred orders at most; and how many such
+/// looks it takes. A minute of full speed is looked at in a second or two.
+const LOOK_BATCH_MAX: usize = 20;
+const LOOKS_MAX: usize = 5000;
 
 /// Hands over what was committed, to be published now.
 #[derive(Clone)]
@@ -251,8 +262,10 @@ async fn sweep(
                     let Some(last) = waiting.last().map(|row| row.id) else {
                         return Ok(Swept::default());
                     };
+                    let (waiting, needless) = compose(connection, waiting).await?;
                     let confirmed = publish_confirmed(publisher, waiting, &relay.refused).await;
                     db::outbox::delete(connection, &confirmed).await?;
+                    db::outbox::delete(connection, &needless).await?;
                     Ok(Swept {
                         confirmed: confirmed.len(),
                         last: Some(last),
@@ -262,6 +275,49 @@ async fn sweep(
         },
     )
     .await
+}
+
+/// Makes messages of what was claimed, of orders as they stand. Returns also the rows of which nothing is left to say:
+/// their orders are decided, so the message was sent and its confirm was lost.
+async fn compose(
+    connection: &mut AsyncPgConnection,
+    claimed: Vec<Claimed>,
+) -> Result<(Vec<Waiting>, Vec<i64>), Error> {
+    let ids: Vec<OrderId> = claimed
+        .iter()
+        .filter(|row| row.body.is_none())
+        .flat_map(|row| row.order_ids.iter().flatten().copied().map(OrderId))
+        .collect();
+    let mut pending = HashMap::new();
+    for chunk in ids.chunks(COMPOSE_ORDERS_MAX) {
+        for order in db::orders::find_all(connection, chunk).await? {
+            if order.status == Status::Pending {
+                pending.insert(order.request.id, messages::encode_order(&order.request));
+            }
+        }
+    }
+    let (mut waiting, mut needless) = (Vec::with_capacity(claimed.len()), Vec::new());
+    for row in claimed {
+        let of_orders = || {
+            let encoded: Vec<&str> = row
+                .order_ids
+                .iter()
+                .flatten()
+                .filter_map(|id| pending.get(&OrderId(*id)).map(String::as_str))
+                .collect();
+            (!encoded.is_empty()).then(|| messages::join_orders(&encoded))
+        };
+        match row.body.clone().or_else(of_orders) {
+            Some(body) => waiting.push(Waiting {
+                id: row.id,
+                queue: row.queue,
+                message_id: row.message_id,
+                body,
+            }),
+            None => needless.push(row.id),
+        }
+    }
+    Ok((waiting, needless))
 }
 
 /// Sends again what has had no effect for `after`: orders still pending, updates still without an answer. Returns how
@@ -274,33 +330,59 @@ pub async fn sweep_forgotten(
     relay: &Relay,
     after: Duration,
 ) -> Result<usize, Error> {
+    let mut sent = 0;
+    // Most of what was sent is decided, and only looked at.
+    for _ in 0..LOOKS_MAX {
+        let (waiting, messages) = with_deadline(TRANSACTION_DEADLINE, &context.database, async {
+            let mut connection = context.database.get().await?;
+            connection
+                .transaction(async |connection| append_forgotten_orders(connection, after).await)
+                .await
+        })
+        .await?;
+        sent += waiting.len();
+        relay.hand_over(waiting);
+        // A queue that was lost whole is sent again in portions, so that fresh orders are not behind all of it.
+        if messages < LOOK_BATCH_MAX || sent >= FORGOTTEN_ORDERS_MAX {
+            break;
+        }
+    }
     let waiting = with_deadline(TRANSACTION_DEADLINE, &context.database, async {
         let mut connection = context.database.get().await?;
         connection
-            .transaction(async |connection| append_forgotten(connection, after).await)
+            .transaction(async |connection| append_forgotten_updates(connection, after).await)
             .await
     })
     .await?;
-    let sent = waiting.len();
+    sent += waiting.len();
     relay.hand_over(waiting);
     Ok(sent)
 }
 
-async fn append_forgotten(
+/// Returns what has to be sent, and how many messages were looked at.
+async fn append_forgotten_orders(
+    connection: &mut AsyncPgConnection,
+    after: Duration,
+) -> Result<(Vec<Waiting>, usize), Error> {
+    let limit = i64::try_from(LOOK_BATCH_MAX).unwrap_or(i64::MAX);
+    let looked = db::orders::claim_forgotten(connection, after, limit).await?;
+    let bodies = looked
+        .forgotten
+        .iter()
+        .map(|order| (order.id, messages::encode_order(order)))
+        .collect();
+    let waiting = db::outbox::append_orders(connection, bodies).await?;
+    Ok((waiting, looked.messages))
+}
+
+async fn append_forgotten_updates(
     connection: &mut AsyncPgConnection,
     after: Duration,
 ) -> Result<Vec<Waiting>, Error> {
-    let orders = db::orders::claim_forgotten(connection, after, FORGOTTEN_BATCH_MAX).await?;
-    let bodies = orders
-        .iter()
-        .map(|order| (order.id.0, messages::encode_order(order)))
-        .collect();
-    let mut waiting = db::outbox::append(connection, Queue::Orders.base_name(), bodies).await?;
     let updates = db::updates::claim_forgotten(connection, after, FORGOTTEN_BATCH_MAX).await?;
     let bodies = messages::updates_messages(&updates)
         .iter()
         .map(|message| (Uuid::now_v7(), messages::encode_updates(message)))
         .collect();
-    waiting.extend(db::outbox::append(connection, Queue::VendorSync.base_name(), bodies).await?);
-    Ok(waiting)
+    Ok(db::outbox::append_updates(connection, bodies).await?)
 }

@@ -33,5 +33,5 @@ pub(super) async fn save(
         .iter()
         .map(|message| (Uuid::now_v7(), messages::encode_updates(message)))
         .collect();
-    Ok(db::outbox::append(connection, crate::mq::Queue::VendorSync.base_name(), bodies).await?)
+    Ok(db::outbox::append_updates(connection, bodies).await?)
 }

@@ -550,7 +550,10 @@ fn printable(text: &str) -> String {
 
 fn concerns(letter: &Letter) -> String {
     match &letter.subject {
-        Subject::Order(order) => order.id.to_string(),
+        Subject::Orders(orders) => match orders.as_slice() {
+            [order] => order.id.to_string(),
+            several => format!("{} orders", several.len()),
+        },
         Subject::Updates(message) => match message.updates.len() {
             1 => format!("{}, 1 update", message.vendor_id),
             more => format!("{}, {more} updates", message.vendor_id),

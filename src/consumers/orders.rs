@@ -15,8 +15,11 @@ use crate::domain::retry::{self, Verdict};
 use crate::fault_injection::{Bug, is_planted};
 use crate::mq::{Consumer, Delivery, Queue, Tag};
 
-/// What was given to a step and could be read.
-type Readable = (Delivery, NewOrder);
+/// About what an order of one line takes in a message; a batch is measured by it before it is read.
+const ORDER_BYTES: usize = 160;
+
+/// An order, and which of the deliveries of its step it came in.
+type Part = (usize, NewOrder);
 
 /// Consumes until the shutdown, then hands back what was not begun.
 pub async fn run_until_stopped(
@@ -28,14 +31,14 @@ pub async fn run_until_stopped(
     loop {
         let batch = tokio::select! {
             () = door.shutdown.begun() => break,
-            batch = consumer.next_batch(batch_max) => batch,
+            batch = consumer.next_batch(batch_max, batch_max * ORDER_BYTES) => batch,
         };
         let Some(batch) = batch else { break };
         let is_early = is_planted(Bug::AcknowledgeBeforeCommit);
         if is_early {
             consumer.ack(batch.iter().map(|d| d.tag).collect()).await;
         }
-        let Step { done, given_up } = step(&door, batch).await;
+        let Step { done, given_up } = step(&door, batch, batch_max).await;
         if !is_early {
             consumer.ack(done).await;
         }
@@ -64,69 +67,123 @@ pub struct Step {
     pub given_up: Vec<Delivery>,
 }
 
-/// Handles one batch: decides what can be decided, and carries out the verdicts on the rest.
-pub async fn step(door: &Door, batch: Vec<Delivery>) -> Step {
+/// Handles deliveries: decides what can be decided, `batch_max` orders in a transaction, and carries out the verdicts on
+/// the rest. A delivery is done when all its orders are.
+pub async fn step(door: &Door, deliveries: Vec<Delivery>, batch_max: usize) -> Step {
     let until = Instant::now() + HOLD_MAX;
-    let mut step = Step::default();
-    let mut readable = Vec::with_capacity(batch.len());
+    let mut held = Vec::with_capacity(deliveries.len());
+    let mut parts = Vec::with_capacity(deliveries.len());
     let now = Utc::now();
-    for delivery in batch {
-        match messages::decode_order(&delivery.body, delivery.message_id.as_deref(), now) {
-            Ok(order) => readable.push((delivery, order)),
+    for delivery in deliveries {
+        let of = held.len();
+        let (mut orders_in, mut is_given_up) = (0, false);
+        match messages::decode_orders(&delivery.body, delivery.message_id.as_deref(), now) {
+            Ok(orders) => {
+                orders_in = orders.len();
+                parts.extend(orders.into_iter().map(|order| (of, order)));
+            }
             Err(error) => {
                 let verdict = Verdict::DeadLetter {
                     code: retry::INVALID_MESSAGE,
                     error: error.to_string(),
                 };
-                finish(
-                    door,
-                    &mut step,
-                    delivery,
-                    &Subject::Unreadable,
-                    &verdict,
-                    until,
-                )
-                .await;
-            }
-        }
-    }
-    if let [(delivery, _)] = readable.as_slice()
-        && delivery.redeliveries > 0
-    {
-        match begin_suspect(door, delivery, until).await {
-            Begun::Yes => {}
-            Begun::TooOften(verdict) => {
-                for (delivery, order) in readable {
-                    finish(
-                        door,
-                        &mut step,
-                        delivery,
-                        &Subject::Order(&order),
+                is_given_up = !door
+                    .carry_out(
+                        Queue::Orders,
+                        &delivery,
+                        &Subject::Unreadable,
                         &verdict,
                         until,
                     )
                     .await;
-                }
-                return step;
-            }
-            Begun::No => {
-                step.given_up
-                    .extend(readable.into_iter().map(|(delivery, _)| delivery));
-                return step;
             }
         }
+        held.push(Held {
+            delivery,
+            orders: orders_in,
+            is_given_up,
+        });
     }
-    decide_batch(door, &mut step, readable, until).await;
+    if let [suspect] = held.as_mut_slice()
+        && suspect.delivery.redeliveries > 0
+        && !parts.is_empty()
+    {
+        parts = begin(door, suspect, parts, until).await;
+    }
+    for batch in parts.chunks(batch_max.max(1)) {
+        decide_batch(door, &mut held, batch, until).await;
+    }
+    let mut step = Step::default();
+    for one in held {
+        if one.is_given_up {
+            step.given_up.push(one.delivery);
+        } else {
+            suspects::end(door, &one.delivery).await;
+            step.done.push(one.delivery.tag);
+        }
+    }
     step
 }
 
-async fn decide_batch(door: &Door, step: &mut Step, batch: Vec<Readable>, until: Instant) {
-    if batch.is_empty() {
-        return;
+/// A delivery of a step.
+struct Held {
+    delivery: Delivery,
+    /// How many came in it.
+    orders: usize,
+    /// Something of it could not be handled for too long.
+    is_given_up: bool,
+}
+
+impl Held {
+    /// The delivery as if one of its orders had come in a message of its own: that is how it is retried, and
+    /// dead-lettered.
+    fn single(&self, order: &NewOrder) -> Delivery {
+        if self.orders <= 1 {
+            return self.delivery.clone();
+        }
+        Delivery {
+            message_id: Some(order.id.to_string()),
+            body: messages::encode_order(order).into_bytes(),
+            ..self.delivery.clone()
+        }
     }
+}
+
+/// Begins with a delivery that came before and was not answered for. Returns what may be tried of it.
+async fn begin(door: &Door, suspect: &mut Held, parts: Vec<Part>, until: Instant) -> Vec<Part> {
+    if parts.len() > 1 {
+        // One of its orders may be what killed the consumer: each goes on in a message of its own, and the others are
+        // free of it.
+        let singles = parts
+            .iter()
+            .map(|(_, order)| suspect.single(order))
+            .collect();
+        let (_, left) = door.put_off(Queue::Orders, singles, until).await;
+        suspect.is_given_up = !left.is_empty();
+        return Vec::new();
+    }
+    match begin_suspect(door, &suspect.delivery, until).await {
+        Begun::Yes => parts,
+        Begun::TooOften(verdict) => {
+            for (_, order) in &parts {
+                let subject = Subject::Order(order);
+                suspect.is_given_up |= !door
+                    .carry_out(Queue::Orders, &suspect.delivery, &subject, &verdict, until)
+                    .await;
+            }
+            Vec::new()
+        }
+        Begun::No => {
+            suspect.is_given_up = true;
+            Vec::new()
+        }
+    }
+}
+
+async fn decide_batch(door: &Door, held: &mut [Held], batch: &[Part], until: Instant) {
     let mut rounds = 0;
     let verdicts = loop {
-        let error = match attempt(door, &batch).await {
+        let error = match attempt(door, held, batch).await {
             Ok(verdicts) => break verdicts,
             Err(error) => error,
         };
@@ -134,77 +191,64 @@ async fn decide_batch(door: &Door, step: &mut Step, batch: Vec<Readable>, until:
         match door.weigh(&error, batch.len(), &mut rounds, until).await {
             Weighed::Again => {}
             Weighed::GiveUp => {
-                step.given_up
-                    .extend(batch.into_iter().map(|(delivery, _)| delivery));
+                batch
+                    .iter()
+                    .for_each(|(of, _)| held[*of].is_given_up = true);
                 return;
             }
             Weighed::ItsOwn if batch.len() > 1 => {
                 // One of them may be at fault: each is tried alone, so that the others are not held up by it.
-                for one in batch {
+                for one in batch.chunks(1) {
                     if Instant::now() >= until || door.shutdown.is_begun() {
-                        step.given_up.push(one.0);
+                        one.iter().for_each(|(of, _)| held[*of].is_given_up = true);
                         continue;
                     }
-                    Box::pin(decide_batch(door, step, vec![one], until)).await;
+                    Box::pin(decide_batch(door, held, one, until)).await;
                 }
                 return;
             }
             Weighed::ItsOwn => {
                 break batch
                     .iter()
-                    .map(|(delivery, _)| door.judge(delivery, &error))
+                    .map(|(of, _)| door.judge(&held[*of].delivery, &error))
                     .collect();
             }
         }
     };
-    for ((delivery, order), verdict) in batch.into_iter().zip(verdicts) {
-        finish(
-            door,
-            step,
-            delivery,
-            &Subject::Order(&order),
-            &verdict,
-            until,
-        )
-        .await;
+    for ((of, order), verdict) in batch.iter().zip(verdicts) {
+        if verdict == Verdict::Ack {
+            continue;
+        }
+        let single = held[*of].single(order);
+        let is_carried_out = door
+            .carry_out(
+                Queue::Orders,
+                &single,
+                &Subject::Order(order),
+                &verdict,
+                until,
+            )
+            .await;
+        held[*of].is_given_up |= !is_carried_out;
     }
 }
 
-/// Tries to decide a batch, and returns a verdict for each delivery.
-async fn attempt(door: &Door, batch: &[Readable]) -> Result<Vec<Verdict>, Error> {
-    let orders: Vec<NewOrder> = batch.iter().map(|(_, order)| order.clone()).collect();
+/// Tries to decide a batch, and returns a verdict for each order.
+async fn attempt(door: &Door, held: &[Held], batch: &[Part]) -> Result<Vec<Verdict>, Error> {
+    let orders: Vec<&NewOrder> = batch.iter().map(|(_, order)| order).collect();
     let decided = decide::decide(&door.context, &orders, Utc::now()).await?;
     door.relay.hand_over(decided.waiting);
     Ok(batch
         .iter()
         .zip(decided.decisions)
-        .map(|((delivery, _), decision)| match decision {
+        .map(|((of, _), decision)| match decision {
             Decision::Confirmed | Decision::Rejected(_) | Decision::Settled => Verdict::Ack,
             Decision::Undecidable => door.judge(
-                delivery,
+                &held[*of].delivery,
                 &Error::NotYet(
                     "a vendor was never synced, so whether its stock would do is not known".into(),
                 ),
             ),
         })
         .collect())
-}
-
-async fn finish(
-    door: &Door,
-    step: &mut Step,
-    delivery: Delivery,
-    subject: &Subject<'_>,
-    verdict: &Verdict,
-    until: Instant,
-) {
-    if door
-        .carry_out(Queue::Orders, &delivery, subject, verdict, until)
-        .await
-    {
-        suspects::end(door, &delivery).await;
-        step.done.push(delivery.tag);
-    } else {
-        step.given_up.push(delivery);
-    }
 }

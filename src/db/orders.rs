@@ -1,14 +1,18 @@
 //! Orders.
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, BigInt, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::QueryableByName;
+use diesel::sql_types::{
+    Array, BigInt, Double, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid,
+};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
+use super::outbox::Waiting;
 use super::{corrupt, vendor_id};
 use crate::domain::history::{self, Event};
 use crate::domain::ids::{OrderId, ProductId};
-use crate::domain::messages::encode_order;
+use crate::domain::messages::{encode_order, join_orders, share_messages};
 use crate::domain::order::{Line, Lines, NewOrder, Reason, Status};
 use crate::pg::{Error, prepared};
 
@@ -27,7 +31,7 @@ pub struct Order {
     pub cancelled_at: Option<DateTime<Utc>>,
 }
 
-#[derive(diesel::QueryableByName)]
+#[derive(QueryableByName)]
 struct Row {
     #[diesel(sql_type = SqlUuid)]
     id: Uuid,
@@ -104,8 +108,8 @@ impl Columns {
     }
 }
 
-/// Inserts accepted orders and their outbox rows, in one statement and so in one transaction. Returns, for each order
-/// that did not exist, the row of the outbox that holds its message. Each id is given once.
+/// Inserts accepted orders and their messages' outbox rows, in one statement and so in one transaction. Returns those
+/// that did not exist, and their messages. Each id is given once.
 ///
 /// Rows are inserted in the order of their keys, and by id where there is none: two batches that meet in the same keys in
 /// opposite order would deadlock, and the ids of two requests say nothing of the order of the key that both claim.
@@ -115,30 +119,43 @@ impl Columns {
 pub async fn insert_accepted(
     connection: &mut AsyncPgConnection,
     orders: &[NewOrder],
-) -> Result<Vec<(OrderId, i64)>, Error> {
-    #[derive(diesel::QueryableByName)]
+) -> Result<(Vec<OrderId>, Vec<Waiting>), Error> {
+    #[derive(QueryableByName)]
     struct Inserted {
-        #[diesel(sql_type = SqlUuid)]
-        message_id: Uuid,
         #[diesel(sql_type = BigInt)]
         id: i64,
+        #[diesel(sql_type = SqlUuid)]
+        message_id: Uuid,
+        #[diesel(sql_type = Array<Integer>)]
+        places: Vec<i32>,
     }
     let columns = Columns::new(orders)?;
-    let messages: Vec<String> = orders.iter().map(encode_order).collect();
+    let encoded: Vec<String> = orders.iter().map(encode_order).collect();
+    let shares: Vec<i32> = share_messages(&encoded)
+        .into_iter()
+        .map(|share| i32::try_from(share).map_err(corrupt))
+        .collect::<Result<_, _>>()?;
+    // What is ordered stands in the orders' own rows, so the outbox names them only.
     let rows: Vec<Inserted> = prepared(
         diesel::sql_query(
             "WITH input AS MATERIALIZED (
-                 SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7)
-                     AS t(id, caller, idempotency_key, reference, lines, accepted_at, message)
+                 SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7) WITH ORDINALITY
+                     AS t(id, caller, idempotency_key, reference, lines, accepted_at, share, place)
              ), inserted AS (
                  INSERT INTO orders (id, caller, idempotency_key, reference, lines, accepted_at)
                  SELECT id, caller, idempotency_key, reference, lines, accepted_at FROM input
                  ORDER BY caller, idempotency_key, id
                  ON CONFLICT DO NOTHING RETURNING id
+             ), messages AS (
+                 SELECT share, array_agg(id ORDER BY place) AS order_ids, array_agg(place::integer ORDER BY place) AS places,
+                     CASE count(*) WHEN 1 THEN (array_agg(id))[1] ELSE gen_random_uuid() END AS message_id
+                 FROM inserted JOIN input USING (id) GROUP BY share
+             ), written AS (
+                 INSERT INTO outbox (queue, message_id, order_ids)
+                 SELECT 'orders_queue', message_id, order_ids FROM messages ORDER BY share
+                 RETURNING id, message_id
              )
-             INSERT INTO outbox (queue, message_id, body)
-             SELECT 'orders_queue', input.id, input.message FROM inserted JOIN input USING (id)
-             RETURNING message_id, id",
+             SELECT id, message_id, places FROM written JOIN messages USING (message_id) ORDER BY id",
         )
         .bind::<Array<SqlUuid>, _>(columns.ids)
         .bind::<Array<Text>, _>(columns.callers)
@@ -146,14 +163,31 @@ pub async fn insert_accepted(
         .bind::<Array<Nullable<Text>>, _>(columns.references)
         .bind::<Array<Jsonb>, _>(columns.lines)
         .bind::<Array<Timestamptz>, _>(columns.accepted_at)
-        .bind::<Array<Text>, _>(messages),
+        .bind::<Array<Integer>, _>(shares),
     )
     .load(connection)
     .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| (OrderId(row.message_id), row.id))
-        .collect())
+    let mut ids = Vec::with_capacity(orders.len());
+    let mut waiting = Vec::with_capacity(rows.len());
+    for row in rows {
+        // Places are counted from 1.
+        let places = || {
+            row.places
+                .iter()
+                .filter_map(|place| usize::try_from(place - 1).ok())
+        };
+        ids.extend(places().filter_map(|place| Some(orders.get(place)?.id)));
+        let of_message: Vec<&str> = places()
+            .filter_map(|place| Some(encoded.get(place)?.as_str()))
+            .collect();
+        waiting.push(Waiting {
+            id: row.id,
+            queue: "orders_queue".to_owned(),
+            message_id: row.message_id,
+            body: join_orders(&of_message),
+        });
+    }
+    Ok((ids, waiting))
 }
 
 /// Inserts orders that came through the broker, where they do not exist yet; their messages are being handled now.
@@ -168,10 +202,13 @@ pub async fn insert_delivered(
     let columns = Columns::new(orders)?;
     prepared(
         diesel::sql_query(
-            "INSERT INTO orders (id, caller, idempotency_key, reference, lines, accepted_at)
-             SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS t(id, caller, idempotency_key)
-             ORDER BY caller, idempotency_key, id
-             ON CONFLICT DO NOTHING",
+            "WITH inserted AS (
+                 INSERT INTO orders (id, caller, idempotency_key, reference, lines, accepted_at)
+                 SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS t(id, caller, idempotency_key)
+                 ORDER BY caller, idempotency_key, id
+                 ON CONFLICT DO NOTHING RETURNING id
+             )
+             INSERT INTO sent_orders (sent_at, order_ids) SELECT now(), array_agg(id) FROM inserted HAVING count(*) > 0",
         )
         .bind::<Array<SqlUuid>, _>(columns.ids)
         .bind::<Array<Text>, _>(columns.callers)
@@ -193,7 +230,7 @@ pub async fn load_for_update(
     connection: &mut AsyncPgConnection,
     ids: &[OrderId],
 ) -> Result<Vec<(OrderId, Status, Lines)>, Error> {
-    #[derive(diesel::QueryableByName)]
+    #[derive(QueryableByName)]
     struct Locked {
         #[diesel(sql_type = SqlUuid)]
         id: Uuid,
@@ -278,6 +315,22 @@ pub async fn save(
     )
     .execute(connection)
     .await?;
+    let pending: Vec<Uuid> = orders
+        .iter()
+        .filter(|(_, status, _)| *status == Status::Pending)
+        .map(|(id, _, _)| id.0)
+        .collect();
+    if pending.is_empty() {
+        return Ok(());
+    }
+    // Their message is sent by whoever takes them up again.
+    prepared(
+        diesel::sql_query("INSERT INTO sent_orders (sent_at, order_ids) VALUES ($1, $2)")
+            .bind::<Timestamptz, _>(now)
+            .bind::<Array<SqlUuid>, _>(pending),
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
@@ -290,7 +343,7 @@ pub async fn list_events(
     id: OrderId,
     limit: i64,
 ) -> Result<Vec<history::Entry>, Error> {
-    #[derive(diesel::QueryableByName)]
+    #[derive(QueryableByName)]
     struct Row {
         #[diesel(sql_type = Timestamptz)]
         at: DateTime<Utc>,
@@ -353,7 +406,7 @@ pub async fn list_existing(
     connection: &mut AsyncPgConnection,
     ids: &[OrderId],
 ) -> Result<Vec<OrderId>, Error> {
-    #[derive(diesel::QueryableByName)]
+    #[derive(QueryableByName)]
     struct Existing {
         #[diesel(sql_type = SqlUuid)]
         id: Uuid,
@@ -367,6 +420,10 @@ pub async fn list_existing(
     Ok(rows.into_iter().map(|row| OrderId(row.id)).collect())
 }
 
+/// Orders that are read for one page of a list, whatever the filter leaves of them: an index for each filter would cost
+/// every order more than its row does. A tenth of a second's work.
+pub const READ_FOR_PAGE_MAX: i64 = 100_000;
+
 /// Which orders to list.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
@@ -378,7 +435,16 @@ pub struct Filter {
     pub after: Option<(DateTime<Utc>, OrderId)>,
 }
 
-/// Lists orders, newest first.
+/// Orders of one page.
+pub struct Page {
+    /// At most as many as were asked for.
+    pub orders: Vec<Order>,
+    /// Where the next page begins, when there may be one: after this order.
+    pub next: Option<(DateTime<Utc>, OrderId)>,
+}
+
+/// Lists orders, newest first: at most `limit`, and as many of the newest [`READ_FOR_PAGE_MAX`] as the filter lets
+/// through.
 ///
 /// # Errors
 /// See [`Error`].
@@ -386,27 +452,67 @@ pub async fn list(
     connection: &mut AsyncPgConnection,
     filter: &Filter,
     limit: i64,
-) -> Result<Vec<Order>, Error> {
+) -> Result<Page, Error> {
     let product = filter
         .product_id
         .as_ref()
         .map(|id| serde_json::json!([{ "productId": id }]));
+    let (after_at, after_id) = filter.after.map(|(at, id)| (at, id.0)).unzip();
     let rows: Vec<Row> = prepared(
         diesel::sql_query(format!(
-            "SELECT {COLUMNS} FROM orders
-             WHERE ($1 IS NULL OR status = $1) AND ($2 IS NULL OR lines @> $2)
-               AND ($3 IS NULL OR (accepted_at, id) < ($3, $4))
+            "SELECT {COLUMNS} FROM (
+                 SELECT {COLUMNS} FROM orders WHERE $1 IS NULL OR (accepted_at, id) < ($1, $2)
+                 ORDER BY accepted_at DESC, id DESC LIMIT {READ_FOR_PAGE_MAX}
+             ) AS newest
+             WHERE ($3 IS NULL OR status = $3) AND ($4 IS NULL OR lines @> $4)
              ORDER BY accepted_at DESC, id DESC LIMIT $5"
         ))
+        .bind::<Nullable<Timestamptz>, _>(after_at)
+        .bind::<Nullable<SqlUuid>, _>(after_id)
         .bind::<Nullable<Text>, _>(filter.status.map(Status::as_str))
         .bind::<Nullable<Jsonb>, _>(product)
-        .bind::<Nullable<Timestamptz>, _>(filter.after.map(|(at, _)| at))
-        .bind::<Nullable<SqlUuid>, _>(filter.after.map(|(_, id)| id.0))
-        .bind::<BigInt, _>(limit),
+        // One more says whether there is a next page.
+        .bind::<BigInt, _>(limit + 1),
     )
     .load(connection)
     .await?;
-    rows.into_iter().map(Order::try_from).collect()
+    let mut orders = rows
+        .into_iter()
+        .map(Order::try_from)
+        .collect::<Result<Vec<_>, _>>()?;
+    let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
+    let next = if orders.len() > wanted {
+        orders.truncate(wanted);
+        orders
+            .last()
+            .map(|order| (order.request.accepted_at, order.request.id))
+    } else if filter.status.is_some() || filter.product_id.is_some() {
+        let last_read: Vec<Key> = prepared(
+            diesel::sql_query(format!(
+                "SELECT accepted_at, id FROM orders WHERE $1 IS NULL OR (accepted_at, id) < ($1, $2)
+                 ORDER BY accepted_at DESC, id DESC OFFSET {READ_FOR_PAGE_MAX} - 1 LIMIT 1"
+            ))
+            .bind::<Nullable<Timestamptz>, _>(after_at)
+            .bind::<Nullable<SqlUuid>, _>(after_id),
+        )
+        .load(connection)
+        .await?;
+        last_read
+            .as_slice()
+            .first()
+            .map(|key| (key.accepted_at, OrderId(key.id)))
+    } else {
+        None
+    };
+    Ok(Page { orders, next })
+}
+
+#[derive(QueryableByName)]
+struct Key {
+    #[diesel(sql_type = Timestamptz)]
+    accepted_at: DateTime<Utc>,
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
 }
 
 /// Of a caller's idempotency keys, those that are taken, with the order that has each.
@@ -417,7 +523,7 @@ pub async fn list_by_keys(
     connection: &mut AsyncPgConnection,
     keys: &[(String, String)],
 ) -> Result<Vec<(String, String, OrderId)>, Error> {
-    #[derive(diesel::QueryableByName)]
+    #[derive(QueryableByName)]
     struct Taken {
         #[diesel(sql_type = Text)]
         caller: String,
@@ -442,8 +548,17 @@ pub async fn list_by_keys(
         .collect())
 }
 
-/// Locks orders whose message may be lost: pending for a time that doubles with each sending, and without a row in the
-/// outbox. Returns them whole, oldest first, and counts the sending that follows.
+/// Orders to be sent again, of those that were looked at.
+pub struct Looked {
+    /// Whole, oldest first; the sending that follows is counted.
+    pub forgotten: Vec<NewOrder>,
+    /// How many messages were looked at.
+    pub messages: usize,
+}
+
+/// Looks at the orders of at most `limit` messages that were sent over `first_wait` ago. Those that are pending for a
+/// time that doubles with each sending are locked and returned, since their message may be lost; others that are pending
+/// are looked at again later. Whoever sends them has to write them into the outbox in the same transaction.
 ///
 /// # Errors
 /// See [`Error`].
@@ -451,16 +566,46 @@ pub async fn claim_forgotten(
     connection: &mut AsyncPgConnection,
     first_wait: std::time::Duration,
     limit: i64,
-) -> Result<Vec<NewOrder>, Error> {
+) -> Result<Looked, Error> {
+    #[derive(QueryableByName)]
+    struct Sent {
+        #[diesel(sql_type = Array<SqlUuid>)]
+        order_ids: Vec<Uuid>,
+    }
+    let sent: Vec<Sent> = prepared(
+        diesel::sql_query(
+            "DELETE FROM sent_orders USING (
+                 SELECT id FROM sent_orders WHERE sent_at <= now() - make_interval(secs => $1)
+                 ORDER BY sent_at LIMIT $2 FOR UPDATE SKIP LOCKED
+             ) AS oldest
+             WHERE sent_orders.id = oldest.id RETURNING order_ids",
+        )
+        .bind::<Double, _>(first_wait.as_secs_f64())
+        .bind::<BigInt, _>(limit),
+    )
+    .load(connection)
+    .await?;
+    let messages = sent.len();
+    let ids: Vec<Uuid> = sent.into_iter().flat_map(|sent| sent.order_ids).collect();
+    if ids.is_empty() {
+        let forgotten = Vec::new();
+        return Ok(Looked {
+            forgotten,
+            messages,
+        });
+    }
     let rows: Vec<Row> = prepared(
         diesel::sql_query(format!(
-            "WITH forgotten AS (
-                 SELECT id FROM orders
-                 WHERE status = 'pending' AND accepted_at < now() - make_interval(secs => $1 * 2 ^ resent)
-                   AND NOT EXISTS (SELECT FROM outbox WHERE message_id = orders.id)
-                 ORDER BY accepted_at LIMIT $2 FOR UPDATE SKIP LOCKED
+            "WITH pending AS (
+                 SELECT id, accepted_at + make_interval(secs => $2 * 2 ^ resent) AS due_at FROM orders
+                 WHERE id = ANY($1) AND status = 'pending' ORDER BY id FOR NO KEY UPDATE
+             ), early AS (
+                 INSERT INTO sent_orders (sent_at, order_ids)
+                 SELECT min(due_at) - make_interval(secs => $2), array_agg(id) FROM pending WHERE due_at > now()
+                 HAVING count(*) > 0
              )
-             UPDATE orders SET resent = least(resent + 1, 30) FROM forgotten WHERE orders.id = forgotten.id
+             UPDATE orders SET resent = least(resent + 1, 30) FROM pending
+             WHERE orders.id = pending.id AND pending.due_at <= now()
              RETURNING {}",
             COLUMNS
                 .split(", ")
@@ -468,12 +613,18 @@ pub async fn claim_forgotten(
                 .collect::<Vec<_>>()
                 .join(", ")
         ))
-        .bind::<diesel::sql_types::Double, _>(first_wait.as_secs_f64())
-        .bind::<BigInt, _>(limit),
+        .bind::<Array<SqlUuid>, _>(ids)
+        .bind::<Double, _>(first_wait.as_secs_f64()),
     )
     .load(connection)
     .await?;
-    rows.into_iter()
+    let mut forgotten = rows
+        .into_iter()
         .map(|row| Order::try_from(row).map(|order| order.request))
-        .collect()
+        .collect::<Result<Vec<_>, _>>()?;
+    forgotten.sort_by_key(|order| (order.accepted_at, order.id));
+    Ok(Looked {
+        forgotten,
+        messages,
+    })
 }

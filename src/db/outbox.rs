@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use diesel::sql_types::{Array, BigInt, Double, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Double, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
+use crate::domain::ids::OrderId;
 use crate::pg::{Error, prepared};
 
 /// A message that waits for its confirm.
@@ -25,13 +26,32 @@ pub struct Waiting {
     pub body: String,
 }
 
-/// Adds messages for one queue, and returns their rows in the same order.
+/// A row of the outbox, locked. It has the message, or names the orders that the message is made of.
+#[derive(Debug, diesel::QueryableByName)]
+pub struct Claimed {
+    /// The row.
+    #[diesel(sql_type = BigInt)]
+    pub id: i64,
+    /// The queue's name, without the prefix.
+    #[diesel(sql_type = Text)]
+    pub queue: String,
+    /// The message's name.
+    #[diesel(sql_type = SqlUuid)]
+    pub message_id: Uuid,
+    /// The message.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub body: Option<String>,
+    /// The orders of the message.
+    #[diesel(sql_type = Nullable<Array<SqlUuid>>)]
+    pub order_ids: Option<Vec<Uuid>>,
+}
+
+/// Adds messages to vendors, and returns their rows in the same order.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn append(
+pub async fn append_updates(
     connection: &mut AsyncPgConnection,
-    queue: &'static str,
     messages: Vec<(Uuid, String)>,
 ) -> Result<Vec<Waiting>, Error> {
     if messages.is_empty() {
@@ -40,10 +60,9 @@ pub async fn append(
     let (ids, bodies): (Vec<Uuid>, Vec<String>) = messages.into_iter().unzip();
     Ok(prepared(
         diesel::sql_query(
-            "INSERT INTO outbox (queue, message_id, body) SELECT $1, * FROM unnest($2, $3)
+            "INSERT INTO outbox (queue, message_id, body) SELECT 'vendor_sync', * FROM unnest($1, $2)
              RETURNING id, queue, message_id, body",
         )
-        .bind::<Text, _>(queue)
         .bind::<Array<SqlUuid>, _>(ids)
         .bind::<Array<Text>, _>(bodies),
     )
@@ -51,13 +70,43 @@ pub async fn append(
     .await?)
 }
 
-/// Removes messages whose confirm has come.
+/// Adds messages of orders, each with the orders in it, and returns their rows.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn append_orders(
+    connection: &mut AsyncPgConnection,
+    messages: Vec<(OrderId, String)>,
+) -> Result<Vec<Waiting>, Error> {
+    if messages.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (ids, bodies): (Vec<Uuid>, Vec<String>) =
+        messages.into_iter().map(|(id, body)| (id.0, body)).unzip();
+    Ok(prepared(
+        diesel::sql_query(
+            "INSERT INTO outbox (queue, message_id, body, order_ids)
+             SELECT 'orders_queue', id, body, ARRAY[id] FROM unnest($1, $2) AS t(id, body)
+             RETURNING id, queue, message_id, body",
+        )
+        .bind::<Array<SqlUuid>, _>(ids)
+        .bind::<Array<Text>, _>(bodies),
+    )
+    .load(connection)
+    .await?)
+}
+
+/// Removes messages whose confirm has come. Their orders are remembered, to be looked at later.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn delete(connection: &mut AsyncPgConnection, ids: &[i64]) -> Result<(), Error> {
     prepared(
-        diesel::sql_query("DELETE FROM outbox WHERE id = ANY($1)").bind::<Array<BigInt>, _>(ids),
+        diesel::sql_query(
+            "WITH gone AS (DELETE FROM outbox WHERE id = ANY($1) RETURNING order_ids)
+             INSERT INTO sent_orders (sent_at, order_ids) SELECT now(), order_ids FROM gone WHERE order_ids IS NOT NULL",
+        )
+        .bind::<Array<BigInt>, _>(ids),
     )
     .execute(connection)
     .await?;
@@ -75,10 +124,10 @@ pub async fn claim(
     whatever_age: i64,
     age: Duration,
     limit: i64,
-) -> Result<Vec<Waiting>, Error> {
+) -> Result<Vec<Claimed>, Error> {
     Ok(prepared(
         diesel::sql_query(
-            "SELECT id, queue, message_id, body FROM outbox
+            "SELECT id, queue, message_id, body, order_ids FROM outbox
              WHERE id > $1 AND (id <= $2 OR created_at < now() - make_interval(secs => $3))
              ORDER BY id LIMIT $4 FOR UPDATE SKIP LOCKED",
         )

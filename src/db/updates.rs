@@ -247,6 +247,36 @@ pub async fn save(
     Ok(())
 }
 
+/// Writes that takes were applied at their vendor; those that are not open any more stay as they are. Their stock need
+/// not be locked: no figure depends on it. They are locked in the order of their ids all the same, as by everybody.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn acknowledge_takes(
+    connection: &mut AsyncPgConnection,
+    ids: &[UpdateId],
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    prepared(
+        diesel::sql_query(
+            "WITH open AS (
+                 SELECT id FROM stock_updates WHERE id = ANY($1) AND state = 'open' AND delta < 0
+                 ORDER BY id FOR NO KEY UPDATE
+             )
+             UPDATE stock_updates u SET state = 'acknowledged', acknowledged_at = $2, dead_lettered_at = NULL
+             FROM open WHERE u.id = open.id",
+        )
+        .bind::<Array<SqlUuid>, _>(uuids(ids))
+        .bind::<Timestamptz, _>(now),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// What happens to the dead letter of updates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeadLetter {

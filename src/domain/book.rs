@@ -73,6 +73,15 @@ pub struct Answer {
     pub outcome: Outcome,
 }
 
+impl Answer {
+    /// Whether recording it changes the update and nothing else, neither a figure nor a counterpart: an applied take is
+    /// counted since it was made, and goes on being counted until a sync closes it.
+    #[must_use]
+    pub fn is_only_of(&self, update: &Update) -> bool {
+        self.id == update.id && self.outcome == Outcome::Applied && update.delta < 0
+    }
+}
+
 /// A product as the vendor's snapshot lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {

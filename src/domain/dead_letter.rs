@@ -16,8 +16,8 @@ pub const LETTERS_MAX: usize = 10_000;
 /// What a letter concerns, as far as it can be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
-    /// An order.
-    Order(Box<NewOrder>),
+    /// Orders: one, unless RabbitMQ itself has put a message of several here.
+    Orders(Vec<NewOrder>),
     /// Updates of one vendor's stock.
     Updates(UpdatesMessage),
     /// Nothing that this product knows.
@@ -28,8 +28,7 @@ impl Subject {
     /// Reads a letter of `orders_dlq`.
     #[must_use]
     pub fn of_order_letter(body: &[u8], message_id: Option<&str>, now: DateTime<Utc>) -> Self {
-        messages::decode_order(body, message_id, now)
-            .map_or(Self::Unreadable, |order| Self::Order(Box::new(order)))
+        messages::decode_orders(body, message_id, now).map_or(Self::Unreadable, Self::Orders)
     }
 
     /// Reads a letter of `vendor_sync_dlq`.
@@ -66,7 +65,7 @@ impl Selection {
         updates_of_order: &BTreeSet<UpdateId>,
     ) -> bool {
         let concerns = |wanted: OrderId| match subject {
-            Subject::Order(order) => order.id == wanted,
+            Subject::Orders(orders) => orders.iter().any(|order| order.id == wanted),
             Subject::Updates(message) => message
                 .updates
                 .iter()

@@ -28,6 +28,10 @@ const EARLIEST_YEAR: i32 = 2000;
 const LATEST_YEAR: i32 = 9999;
 /// Most updates of one message: what a vendor takes in one call.
 pub const UPDATES_PER_MESSAGE_MAX: usize = 500;
+/// Most orders of one message. What the broker does costs by the message; all of one is delivered again together.
+pub const ORDERS_PER_MESSAGE_MAX: usize = 100;
+/// Most bytes of the orders of one message, unless it is a single order.
+const ORDERS_BYTES_MAX: usize = 256 * 1024;
 
 /// Why a message is none of ours and never will be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -83,49 +87,106 @@ pub fn encode_order(order: &NewOrder) -> String {
     json(&message)
 }
 
-/// Reads an order's message, ours or another producer's.
+/// Writes the message of orders that are written already: one is its own message.
+#[must_use]
+pub fn join_orders(encoded: &[&str]) -> String {
+    match encoded {
+        [one] => (*one).to_owned(),
+        several => format!("{{\"orders\":[{}]}}", several.join(",")),
+    }
+}
+
+/// Which of the orders, written in turn, go together into one message: the number of it for each, from 0 on.
+#[must_use]
+pub fn share_messages(encoded: &[String]) -> Vec<usize> {
+    let (mut message, mut orders, mut bytes) = (0, 0, 0);
+    encoded
+        .iter()
+        .map(|order| {
+            if orders > 0
+                && (orders == ORDERS_PER_MESSAGE_MAX || bytes + order.len() > ORDERS_BYTES_MAX)
+            {
+                message += 1;
+                (orders, bytes) = (0, 0);
+            }
+            orders += 1;
+            bytes += order.len();
+            message
+        })
+        .collect()
+}
+
+/// Reads a message of `orders_queue`: one order or several of ours, or one of another producer.
 ///
 /// # Errors
 /// Nothing that could ever be processed.
-pub fn decode_order(
+pub fn decode_orders(
+    body: &[u8],
+    message_id: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<Vec<NewOrder>, MessageError> {
+    // Ours are the only kinds with an id or with several orders; looking for these first keeps the error about the kind
+    // that was meant.
+    #[derive(Deserialize)]
+    struct Kind {
+        id: Option<serde::de::IgnoredAny>,
+        orders: Option<serde::de::IgnoredAny>,
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Several {
+        orders: Vec<OrderMessage>,
+    }
+    let malformed = |error: serde_json::Error| MessageError::Malformed(error.to_string());
+    let kind: Kind = serde_json::from_slice(body).map_err(malformed)?;
+    if kind.orders.is_some() {
+        let several: Several = serde_json::from_slice(body).map_err(malformed)?;
+        if !(1..=ORDERS_PER_MESSAGE_MAX).contains(&several.orders.len()) {
+            let problem = format!("must have 1 to {ORDERS_PER_MESSAGE_MAX} orders");
+            return Err(Invalid::new("/orders", problem).into());
+        }
+        return several.orders.into_iter().map(own_order).collect();
+    }
+    if kind.id.is_some() {
+        let message = serde_json::from_slice(body).map_err(malformed)?;
+        return Ok(vec![own_order(message)?]);
+    }
+    Ok(vec![foreign_order(body, message_id, now)?])
+}
+
+fn own_order(message: OrderMessage) -> Result<NewOrder, MessageError> {
+    if let Some(reference) = &message.reference {
+        order::check_reference(reference)?;
+    }
+    check_text("/caller", &message.caller, IDEMPOTENCY_KEY_CHARS_MAX)?;
+    if message.caller.len() > CALLER_BYTES_MAX {
+        let problem = format!("must be at most {CALLER_BYTES_MAX} bytes long");
+        return Err(Invalid::new("/caller", problem).into());
+    }
+    if !(EARLIEST_YEAR..=LATEST_YEAR).contains(&message.accepted_at.year()) {
+        let problem = format!("must be of the years {EARLIEST_YEAR} to {LATEST_YEAR}");
+        return Err(Invalid::new("/acceptedAt", problem).into());
+    }
+    if let Some(key) = &message.idempotency_key {
+        check_text("/idempotencyKey", key, IDEMPOTENCY_KEY_CHARS_MAX)?;
+    }
+    Ok(NewOrder {
+        id: message.id,
+        caller: message.caller,
+        idempotency_key: message.idempotency_key,
+        lines: Lines::parse_summed(message.lines)?,
+        reference: message.reference,
+        accepted_at: message.accepted_at,
+    })
+}
+
+fn foreign_order(
     body: &[u8],
     message_id: Option<&str>,
     now: DateTime<Utc>,
 ) -> Result<NewOrder, MessageError> {
-    // Ours is the only kind with an id; looking for it first keeps the error about the kind that was meant.
-    #[derive(Deserialize)]
-    struct Kind {
-        id: Option<serde::de::IgnoredAny>,
-    }
-    let malformed = |error: serde_json::Error| MessageError::Malformed(error.to_string());
-    let kind: Kind = serde_json::from_slice(body).map_err(malformed)?;
-    if kind.id.is_some() {
-        let message: OrderMessage = serde_json::from_slice(body).map_err(malformed)?;
-        if let Some(reference) = &message.reference {
-            order::check_reference(reference)?;
-        }
-        check_text("/caller", &message.caller, IDEMPOTENCY_KEY_CHARS_MAX)?;
-        if message.caller.len() > CALLER_BYTES_MAX {
-            let problem = format!("must be at most {CALLER_BYTES_MAX} bytes long");
-            return Err(Invalid::new("/caller", problem).into());
-        }
-        if !(EARLIEST_YEAR..=LATEST_YEAR).contains(&message.accepted_at.year()) {
-            let problem = format!("must be of the years {EARLIEST_YEAR} to {LATEST_YEAR}");
-            return Err(Invalid::new("/acceptedAt", problem).into());
-        }
-        if let Some(key) = &message.idempotency_key {
-            check_text("/idempotencyKey", key, IDEMPOTENCY_KEY_CHARS_MAX)?;
-        }
-        return Ok(NewOrder {
-            id: message.id,
-            caller: message.caller,
-            idempotency_key: message.idempotency_key,
-            lines: Lines::parse_summed(message.lines)?,
-            reference: message.reference,
-            accepted_at: message.accepted_at,
-        });
-    }
-    let foreign: ForeignOrder = serde_json::from_slice(body).map_err(malformed)?;
+    let foreign: ForeignOrder =
+        serde_json::from_slice(body).map_err(|error| MessageError::Malformed(error.to_string()))?;
     let message_id = message_id.ok_or(MessageError::NoMessageId)?;
     check_text("message-id", message_id, IDEMPOTENCY_KEY_CHARS_MAX)?;
     let lines = match (foreign.lines, foreign.product_id, foreign.quantity) {
@@ -298,12 +359,45 @@ mod tests {
         };
         let text = encode_order(&order);
         insta::assert_snapshot!(text, @r#"{"id":"00000000-0000-0000-0000-000000000007","caller":"local","idempotencyKey":"k","lines":[{"productId":"p1","quantity":2}],"acceptedAt":"2027-01-15T08:00:00Z"}"#);
-        assert_eq!(decode_order(text.as_bytes(), None, now()), Ok(order));
+        assert_eq!(
+            decode_orders(text.as_bytes(), None, now()),
+            Ok(vec![order.clone()])
+        );
+        assert_eq!(join_orders(&[&text]), text);
+        let several = join_orders(&[&text, &text]);
+        assert_eq!(
+            decode_orders(several.as_bytes(), None, now()),
+            Ok(vec![order.clone(), order])
+        );
+    }
+
+    #[test]
+    fn orders_share_messages_up_to_a_number_and_a_size() {
+        let small = vec!["x".to_owned(); 2 * ORDERS_PER_MESSAGE_MAX + 1];
+        let shares = share_messages(&small);
+        assert_eq!(
+            shares.iter().filter(|n| **n == 0).count(),
+            ORDERS_PER_MESSAGE_MAX
+        );
+        assert_eq!(shares.last(), Some(&2));
+        let large = vec![
+            "x".repeat(ORDERS_BYTES_MAX + 1),
+            "x".to_owned(),
+            "y".to_owned(),
+        ];
+        assert_eq!(
+            share_messages(&large),
+            [0, 1, 1],
+            "one that is too large goes alone"
+        );
+        assert_eq!(share_messages(&[]), [0; 0]);
     }
 
     #[test]
     fn another_producers_order_is_one_order_by_its_message_id() {
-        let decode = |body: &str, id| decode_order(body.as_bytes(), id, now());
+        let decode = |body: &str, id| {
+            decode_orders(body.as_bytes(), id, now()).map(|mut orders| orders.remove(0))
+        };
         let body = r#"{"productId":"p1","quantity":2}"#;
         let first = decode(body, Some("m1")).expect("an order");
         assert_eq!(decode(body, Some("m1")).expect("an order").id, first.id);
@@ -314,7 +408,7 @@ mod tests {
     #[test]
     fn what_is_no_order_says_why() {
         let error = |body: &[u8]| {
-            decode_order(body, Some("m"), now())
+            decode_orders(body, Some("m"), now())
                 .expect_err("no order")
                 .to_string()
         };
@@ -323,7 +417,8 @@ mod tests {
         insta::assert_snapshot!(error(br#"{"productId":"p1"}"#), @r#"the body is not valid: : needs either "lines" or "productId" and "quantity""#);
         insta::assert_snapshot!(error(br#"{"productId":"a\u0000b","quantity":1}"#), @"the body is not a message of this queue: must not contain control characters at line 1 column 23");
         insta::assert_snapshot!(error(br#"{"productId":"p1","quantity":1,"colour":"red"}"#), @"the body is not a message of this queue: unknown field `colour`, expected one of `productId`, `quantity`, `lines`, `reference` at line 1 column 39");
-        assert!(decode_order(b"\xff\xfe", Some("m"), now()).is_err());
+        insta::assert_snapshot!(error(br#"{"orders":[]}"#), @"the body is not valid: /orders: must have 1 to 100 orders");
+        assert!(decode_orders(b"\xff\xfe", Some("m"), now()).is_err());
     }
 
     #[test]

@@ -272,22 +272,18 @@ pub(super) async fn list(
         product_id: query.product_id,
         after: query.cursor.as_deref().map(decode_cursor).transpose()?,
     };
-    let (mut orders, updates) = state
+    let (page, updates) = state
         .context
         .with_connection(async |connection| {
-            // One more than asked for says whether there is a next page.
-            let orders = db::orders::list(connection, &filter, limit + 1).await?;
-            let ids: Vec<OrderId> = orders.iter().map(|order| order.request.id).collect();
+            let page = db::orders::list(connection, &filter, limit).await?;
+            let ids: Vec<OrderId> = page.orders.iter().map(|order| order.request.id).collect();
             let updates = db::updates::list_shown(connection, &ids).await?;
-            Ok((orders, updates))
+            Ok((page, updates))
         })
         .await?;
-    let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
-    let has_more = orders.len() > wanted;
-    orders.truncate(wanted);
-    let next_cursor = orders.last().filter(|_| has_more).map(encode_cursor);
     Ok(HttpResponse::Ok().json(ListResponse {
-        orders: orders
+        orders: page
+            .orders
             .into_iter()
             .map(|order| {
                 let id = order.request.id;
@@ -296,16 +292,12 @@ pub(super) async fn list(
                 OrderResponse::new(order, &updates[of_order..end])
             })
             .collect(),
-        next_cursor,
+        next_cursor: page.next.map(encode_cursor),
     }))
 }
 
-fn encode_cursor(order: &Order) -> String {
-    format!(
-        "{}.{}",
-        order.request.accepted_at.timestamp_micros(),
-        order.request.id.0.simple()
-    )
+fn encode_cursor((at, id): (DateTime<Utc>, OrderId)) -> String {
+    format!("{}.{}", at.timestamp_micros(), id.0.simple())
 }
 
 fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, OrderId), Problem> {

@@ -57,7 +57,13 @@ impl Settings {
     }
 }
 
-async fn establish(settings: &Settings) -> ConnectionResult<AsyncPgConnection> {
+/// What a pool's connections ask for is found by keys, a few hundred at a time. A prepared statement keeps the plan that
+/// it got when a table was new and empty, which was to read it whole, until the server has counted the rows again; by then
+/// there are a million. So here plans do not depend on what was counted.
+const PLAN_BY_KEYS: &str =
+    "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off";
+
+async fn establish(settings: &Settings, plan: &str) -> ConnectionResult<AsyncPgConnection> {
     let bad = |error: &dyn std::error::Error| {
         // tokio-postgres says only "error connecting to server"; its source says why.
         let source = error.source().map(|s| format!(": {s}")).unwrap_or_default();
@@ -68,7 +74,7 @@ async fn establish(settings: &Settings) -> ConnectionResult<AsyncPgConnection> {
         .parse()
         .map_err(|error: tokio_postgres::Error| bad(&error))?;
     let options = format!(
-        "{} -c statement_timeout={} -c idle_in_transaction_session_timeout={}",
+        "{plan} {} -c statement_timeout={} -c idle_in_transaction_session_timeout={}",
         config.get_options().unwrap_or_default(),
         settings.statement_timeout.as_millis(),
         IDLE_IN_TRANSACTION_TIMEOUT.as_millis(),
@@ -103,7 +109,7 @@ async fn establish(settings: &Settings) -> ConnectionResult<AsyncPgConnection> {
 /// # Errors
 /// The server cannot be reached.
 pub async fn connect(settings: &Settings) -> Result<AsyncPgConnection, Error> {
-    establish(settings)
+    establish(settings, "")
         .await
         .map_err(|error| settings.unavailable(error))
 }
@@ -135,7 +141,7 @@ impl Pool {
         config.recycling_method = RecyclingMethod::Fast;
         config.custom_setup = Box::new(move |_| {
             let settings = for_setup.clone();
-            let opening = runtime.spawn(async move { establish(&settings).await });
+            let opening = runtime.spawn(async move { establish(&settings, PLAN_BY_KEYS).await });
             async move {
                 opening
                     .await

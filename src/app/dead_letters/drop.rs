@@ -78,7 +78,7 @@ async fn transact(
 ) -> Result<(Vec<OrderId>, Vec<Waiting>), Error> {
     let effect = match &letter.subject {
         Subject::Unreadable => (Vec::new(), Vec::new()),
-        Subject::Order(order) => cancel_order(context, connection, order, now).await?,
+        Subject::Orders(orders) => cancel_orders(context, connection, orders, now).await?,
         Subject::Updates(message) => cancel_orders_of(context, connection, message, now).await?,
     };
     let dropped = Dropped {
@@ -96,21 +96,25 @@ async fn transact(
     Ok(effect)
 }
 
-/// Cancels an order that waits for this letter: failed, or pending where it was never noted as failed. One that only the
+/// Cancels orders that wait for this letter: failed, or pending where it was never noted as failed. One that only the
 /// broker had is inserted first, since its 202 promised a final status. One that another copy of the message has
 /// decided, or that is cancelled, has no use for the letter, and goes on as it is.
-async fn cancel_order(
+async fn cancel_orders(
     context: &Context,
     connection: &mut AsyncPgConnection,
-    order: &NewOrder,
+    orders: &[NewOrder],
     now: DateTime<Utc>,
 ) -> Result<(Vec<OrderId>, Vec<Waiting>), Error> {
     let mut book = context.book();
-    lock_or_insert(connection, &BTreeMap::from([(order.id, order)]), &mut book).await?;
+    let orders: BTreeMap<OrderId, &NewOrder> =
+        orders.iter().map(|order| (order.id, order)).collect();
+    lock_or_insert(connection, &orders, &mut book).await?;
     let mut cancelled = Vec::new();
-    if matches!(book.status(order.id)?, Status::Pending | Status::Failed) {
-        book.cancel(order.id, Some(Reason::Dropped), &mut new_update_id)?;
-        cancelled.push(order.id);
+    for id in orders.into_keys() {
+        if matches!(book.status(id)?, Status::Pending | Status::Failed) {
+            book.cancel(id, Some(Reason::Dropped), &mut new_update_id)?;
+            cancelled.push(id);
+        }
     }
     let waiting = save(connection, &book.into_changes(), now).await?;
     Ok((cancelled, waiting))

@@ -57,12 +57,13 @@ async fn revive(context: &Context, subject: &Subject, act: Act) -> Result<Vec<Or
             }
             Ok(Vec::new())
         }
-        Subject::Order(order) => {
+        Subject::Orders(orders) => {
+            let ids: Vec<OrderId> = orders.iter().map(|order| order.id).collect();
             with_deadline(TRANSACTION_DEADLINE, &context.database, async {
                 let mut connection = context.database.get().await?;
                 let ended = connection
                     .transaction(async |connection| {
-                        let revived = revive_order(context, connection, order.id).await;
+                        let revived = revive_orders(context, connection, &ids).await;
                         commit_unless_rehearsed(act, revived)
                     })
                     .await;
@@ -73,13 +74,13 @@ async fn revive(context: &Context, subject: &Subject, act: Act) -> Result<Vec<Or
     }
 }
 
-async fn revive_order(
+async fn revive_orders(
     context: &Context,
     connection: &mut AsyncPgConnection,
-    id: OrderId,
+    ids: &[OrderId],
 ) -> Result<Vec<OrderId>, Error> {
     let mut book = context.book();
-    for (id, status, _) in db::orders::load_for_update(connection, &[id]).await? {
+    for (id, status, _) in db::orders::load_for_update(connection, ids).await? {
         book.load_order(id, status);
         book.revive(id)?;
     }

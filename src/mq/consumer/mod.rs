@@ -155,13 +155,14 @@ impl Consumer {
         }
     }
 
-    /// Waits for a delivery, then takes whatever else waits, up to `max`. A message that was delivered
-    /// before comes alone. `None` once stopped and drained. Nothing is lost when the future is dropped.
-    pub async fn next_batch(&mut self, max: usize) -> Option<Vec<Delivery>> {
+    /// Waits for a delivery, then takes whatever else waits, up to `max`, and up to `bytes_max` of bodies unless one
+    /// alone is larger. A message that was delivered before comes alone. `None` once stopped and drained. Nothing is
+    /// lost when the future is dropped.
+    pub async fn next_batch(&mut self, max: usize, bytes_max: usize) -> Option<Vec<Delivery>> {
         loop {
             {
                 let mut record = self.shared.lock();
-                let batch = record.take(max);
+                let batch = record.take(max, bytes_max);
                 if !batch.is_empty() {
                     return Some(batch);
                 }
@@ -293,11 +294,12 @@ impl Shared {
 
 impl Record {
     /// The deliveries that may be worked on together.
-    fn take(&mut self, max: usize) -> Vec<Delivery> {
-        let fresh = self
-            .ready
-            .iter()
-            .take_while(|delivery| delivery.redeliveries == 0);
+    fn take(&mut self, max: usize, bytes_max: usize) -> Vec<Delivery> {
+        let mut bytes = 0;
+        let fresh = self.ready.iter().take_while(|delivery| {
+            bytes += delivery.body.len();
+            delivery.redeliveries == 0 && bytes <= bytes_max
+        });
         let count = fresh.take(max.max(1)).count();
         // None fresh in front: the one there, if any, goes alone.
         let count = count.max(1).min(self.ready.len());
@@ -348,7 +350,7 @@ mod tests {
     #[test]
     fn a_batch_never_mixes_a_redelivered_message_with_another() {
         let mut record = record(&[0, 0, 1, 2, 0]);
-        let sizes: Vec<_> = std::iter::repeat_with(|| record.take(10).len())
+        let sizes: Vec<_> = std::iter::repeat_with(|| record.take(10, usize::MAX).len())
             .take(5)
             .collect();
         assert_eq!(sizes, [2, 1, 1, 1, 0]);
@@ -357,7 +359,7 @@ mod tests {
     #[test]
     fn a_batch_is_bounded() {
         let mut record = record(&[0; 5]);
-        assert_eq!(record.take(3).len(), 3);
-        assert_eq!(record.take(0).len(), 1);
+        assert_eq!(record.take(3, usize::MAX).len(), 3);
+        assert_eq!(record.take(0, usize::MAX).len(), 1);
     }
 }

@@ -255,7 +255,7 @@ async fn batches_with_the_same_keys_for_other_requests_do_not_deadlock() {
             let mut connection = pg::connect(&settings).await.expect("reachable");
             db::orders::insert_accepted(&mut connection, &orders)
                 .await
-                .map(|inserted| inserted.len())
+                .map(|(inserted, _)| inserted.len())
         })
     });
     eventually("both batches wait at the gate", || async {
