@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test chaos chaos-mutants prove lint fmt
+.PHONY: help setup run test chaos chaos-mutants bench prove lint fmt
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ chaos: setup ## Real faults on real processes, then the books (CHAOS_FAULTS=200 
 chaos-mutants: export CHAOS_MUTANTS ?= all
 chaos-mutants: setup ## Plant bugs in a debug build, and see that chaos finds each (CHAOS_MUTANTS=decide-again for one)
 	cargo test --features fault-injection --test chaos
+
+bench: setup ## How fast it is beside pgbench and COPY, as a table of ratios (an hour; BENCH_CASES=flow for one)
+	cargo bench --bench bench
 
 prove: export PROPTEST_CASES ?= 1000000
 prove: ## Drive the protocol through a million random histories (minutes; PROPTEST_CASES=N for another number)
