@@ -1,26 +1,41 @@
 //! `stockctl serve`: the HTTP API.
 
-use std::net::TcpListener;
+use std::time::Duration;
 
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{EXIT_UNREACHABLE, Failure, broker_settings, context, watch_queues};
+use super::{
+    EXIT_CONFIGURATION, EXIT_UNREACHABLE, Failure, broker_settings, context, watch_queues,
+};
 use crate::app::Context;
 use crate::app::accept::{self, Accept};
 use crate::app::relay::{self, Relay};
-use crate::config::Config;
-use crate::http::{self, State};
+use crate::config::{self, Config};
+use crate::http::{self, Listening, State};
 use crate::mq::Publisher;
 use crate::pg;
 use crate::shutdown::Shutdown;
 
-/// Takes the configured address.
+/// Takes the socket that a supervisor has passed, or else the configured address.
 ///
 /// # Errors
-/// It is in use, or not ours.
-pub fn bind(config: &Config) -> Result<TcpListener, Failure> {
+/// What was passed is no listening socket, or one that others can reach; the address is in use, or not ours.
+pub fn bind(config: &Config) -> Result<Listening, Failure> {
+    let passed =
+        Listening::passed().map_err(|problem| Failure::new(EXIT_CONFIGURATION, problem))?;
+    if let Some(listening) = passed {
+        let address = listening.local_addr().map_err(Failure::bug)?;
+        config::reachable_from_here_only(address).map_err(|problem| {
+            Failure::new(
+                EXIT_CONFIGURATION,
+                format!("the socket that was passed (LISTEN_FDS): {problem}"),
+            )
+        })?;
+        return Ok(listening);
+    }
     let address = config.http.listen;
-    TcpListener::bind(address).map_err(|error| {
+    Listening::bind(address).map_err(|error| {
         Failure::new(
             EXIT_UNREACHABLE,
             format!("cannot listen on {address} (http.listen): {error}"),
@@ -28,15 +43,32 @@ pub fn bind(config: &Config) -> Result<TcpListener, Failure> {
     })
 }
 
+/// When the parts of a shutdown are over. `config/default.toml` says so to people.
+struct Deadlines {
+    /// A connection without a request is closed: a quarter of the whole.
+    idle: Instant,
+    /// Requests in hand are given up: three quarters; the rest is for publishing what they committed.
+    requests: Instant,
+    /// The process ends.
+    end: Instant,
+}
+
+impl Deadlines {
+    fn of(deadline: Duration) -> Self {
+        let begun = Instant::now();
+        Self {
+            idle: begun + deadline / 4,
+            requests: begun + deadline * 3 / 4,
+            end: begun + deadline,
+        }
+    }
+}
+
 /// Serves until the shutdown.
 ///
 /// # Errors
 /// See [`Failure`].
-pub async fn run(
-    config: &Config,
-    listener: TcpListener,
-    shutdown: Shutdown,
-) -> Result<(), Failure> {
+pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> Result<(), Failure> {
     let context = context(config)?;
     let publisher = Publisher::start(broker_settings(config), "serve");
     let (relay, publishing) = Relay::new(context.clone(), publisher.clone());
@@ -79,10 +111,9 @@ pub async fn run(
         publisher: publisher.clone(),
         broker: broker_settings(config),
     };
-    let address = listener.local_addr().map_err(Failure::bug)?;
-    let server =
-        http::server(listener, state, config.http.shutdown_deadline).map_err(Failure::bug)?;
-    let handle = server.handle();
+    let address = listening.local_addr().map_err(Failure::bug)?;
+    let (server, draining) =
+        http::server(listening, state, config.http.shutdown_deadline).map_err(Failure::bug)?;
     let mut serving = tokio::spawn(server);
     tracing::info!(%address, "serving");
 
@@ -106,10 +137,17 @@ pub async fn run(
         shutdown.begin();
         return result;
     }
+    let deadlines = Deadlines::of(config.http.shutdown_deadline);
     // In this order: no new requests, those in hand are answered, what they committed is published.
     let ending = async {
-        handle.stop(true).await;
-        let _ = serving.await;
+        draining.drain(deadlines.idle).await;
+        if timeout_at(deadlines.requests, &mut serving).await.is_err() {
+            tracing::warn!(
+                "requests are still in hand after http.shutdown_deadline_ms; they get no answer"
+            );
+            serving.abort();
+            let _ = serving.await;
+        }
         warning.abort();
         let _ = committing.await;
         // Until now, something could still have been accepted through the broker.
@@ -118,14 +156,13 @@ pub async fn run(
         let _ = sweeping.await;
         let _ = publishing.await;
     };
-    if tokio::time::timeout(config.http.shutdown_deadline * 2, ending)
-        .await
-        .is_err()
-    {
+    if timeout_at(deadlines.end, ending).await.is_err() {
         tracing::warn!(
             "not all was finished within the deadline; what was committed is published by the next process"
         );
     }
-    publisher.close(config.http.shutdown_deadline).await;
+    publisher
+        .close(deadlines.end.saturating_duration_since(Instant::now()))
+        .await;
     result
 }

@@ -1,13 +1,14 @@
 //! `stockctl up`: everything on one machine, on a private PostgreSQL and a private RabbitMQ.
 
 use std::io::{IsTerminal, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{EXIT_CONFIGURATION, EXIT_UNREACHABLE, Failure, say, seed};
 use crate::app::sync;
 use crate::config::{self, Config};
+use crate::http::Listening;
 use crate::local::{self, Servers};
 use crate::shutdown::Shutdown;
 use crate::telemetry;
@@ -68,7 +69,7 @@ pub async fn run(options: &Options, shutdown: Shutdown) -> Result<(), Failure> {
 async fn run_on(
     options: &Options,
     servers: &mut Servers,
-    listener: Option<TcpListener>,
+    listener: Option<Listening>,
     progress: &mut (dyn FnMut(&str) + Send),
     shutdown: &Shutdown,
 ) -> Result<(), Failure> {
@@ -145,7 +146,7 @@ async fn watch(servers: &mut Servers) -> Failure {
 
 async fn run_parts(
     config: &Config,
-    listener: TcpListener,
+    listener: Listening,
     shutdown: &Shutdown,
 ) -> Result<(), Failure> {
     let selection = super::sync::Selection::default();
@@ -170,7 +171,7 @@ async fn ending<T>(part: impl Future<Output = T>, shutdown: &Shutdown) -> T {
     result
 }
 
-fn bind(listen: Option<SocketAddr>) -> Result<TcpListener, Failure> {
+fn bind(listen: Option<SocketAddr>) -> Result<Listening, Failure> {
     let in_use = |address: SocketAddr| {
         move |error: std::io::Error| {
             Failure::new(
@@ -180,11 +181,11 @@ fn bind(listen: Option<SocketAddr>) -> Result<TcpListener, Failure> {
         }
     };
     match listen {
-        Some(address) => TcpListener::bind(address).map_err(in_use(address)),
+        Some(address) => Listening::bind(address).map_err(in_use(address)),
         None => {
             let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-            TcpListener::bind((Ipv4Addr::LOCALHOST, DEFAULT_PORT))
-                .or_else(|_| TcpListener::bind(free))
+            Listening::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)))
+                .or_else(|_| Listening::bind(free))
                 .map_err(in_use(free))
         }
     }

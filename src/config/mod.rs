@@ -53,7 +53,7 @@ pub struct Config {
 pub struct Http {
     /// Where the API listens; always a loopback address, since there are no API keys.
     pub listen: SocketAddr,
-    /// How long requests in hand may take to finish once the shutdown has begun.
+    /// How long the end may take once the shutdown has begun: requests in hand have three quarters of it.
     pub shutdown_deadline: Duration,
 }
 
@@ -176,6 +176,21 @@ pub struct Log {
     pub format: telemetry::Format,
     /// A level or directives, known to be understood by [`telemetry::init`].
     pub level: String,
+}
+
+/// Checks that an address can be reached from this machine only: there are no API keys.
+///
+/// # Errors
+/// With what it means, and what to do.
+pub fn reachable_from_here_only(address: SocketAddr) -> Result<(), String> {
+    if !address.ip().to_canonical().is_loopback() {
+        return Err(format!(
+            "{address} can be reached from other machines, and without API keys whoever reaches it could order, \
+             cancel and change stock; only loopback addresses such as 127.0.0.1:8080 are possible, \
+             with a proxy that authenticates in front"
+        ));
+    }
+    Ok(())
 }
 
 /// Reads the configuration of this process. `explicit` is the file of `--config`.

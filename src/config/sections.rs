@@ -265,13 +265,7 @@ fn listen_address(text: &str) -> Result<SocketAddr, String> {
             quoted(text)
         )
     })?;
-    if !address.ip().to_canonical().is_loopback() {
-        return Err(format!(
-            "{address} can be reached from other machines, and without API keys whoever reaches it could order, \
-             cancel and change stock; only loopback addresses such as 127.0.0.1:8080 are possible, \
-             with a proxy that authenticates in front"
-        ));
-    }
+    super::reachable_from_here_only(address)?;
     Ok(address)
 }
 

@@ -7,6 +7,7 @@ use actix_web::web::Data;
 use serde::Serialize;
 
 use super::State;
+use super::drain::Drain;
 use crate::app::Context;
 use crate::db;
 use crate::mq::{Link, Queue};
@@ -38,8 +39,8 @@ struct Ready {
     consumers: &'static str,
 }
 
-/// `GET /readyz`: either store can accept an order.
-pub(super) async fn ready(state: Data<State>) -> HttpResponse {
+/// `GET /readyz`: either store can accept an order, and this process goes on.
+pub(super) async fn ready(state: Data<State>, drain: Data<Drain>) -> HttpResponse {
     let postgresql = state.context.store_works(PROBE_DEADLINE).await;
     let rabbitmq = match *state.publisher.link().borrow() {
         Link::Up => "up",
@@ -47,9 +48,15 @@ pub(super) async fn ready(state: Data<State>) -> HttpResponse {
         Link::Blocked { .. } => "blocked",
         Link::Misdeclared { .. } => "misdeclared",
     };
-    let is_ready = postgresql || rabbitmq == "up";
+    let is_able = postgresql || rabbitmq == "up";
+    let is_ready = is_able && !drain.is_begun();
     let body = Ready {
-        status: if is_ready { "ready" } else { "unavailable" },
+        // What comes on an open connection is accepted all the same; this is for who chooses where to send the next.
+        status: match (is_able, drain.is_begun()) {
+            (_, true) => "draining",
+            (true, false) => "ready",
+            (false, false) => "unavailable",
+        },
         postgresql: if postgresql { "up" } else { "down" },
         rabbitmq,
         // Orders are accepted without them, so they make nobody unready.

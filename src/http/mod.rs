@@ -3,7 +3,9 @@
 mod admin;
 mod body;
 mod dead_letters;
+mod drain;
 mod health;
+mod listening;
 mod movements;
 mod orders;
 pub mod problem;
@@ -11,11 +13,10 @@ mod products;
 mod query;
 mod vendors;
 
-use std::net::TcpListener;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use actix_web::dev::Server;
+use actix_web::dev::{Server, Service};
 use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, ResponseError, Route, guard, web};
 
@@ -24,6 +25,9 @@ use crate::app::relay::Relay;
 use crate::app::{self, Context};
 use crate::domain::ids::{IdError, ProductId, VendorId};
 use crate::mq;
+use drain::Drain;
+pub use drain::Ending;
+pub use listening::Listening;
 use problem::{Problem, problems_of_extractors};
 
 /// Largest body of a request. An order with 100 lines of the longest product ids takes half of it.
@@ -53,27 +57,50 @@ pub struct State {
     pub broker: mq::Settings,
 }
 
-/// Prepares a server on a bound socket; it runs when it is awaited.
+/// Prepares a server on a listening socket, and its end. It runs when it is awaited.
 ///
 /// # Errors
 /// The socket cannot be used.
 pub fn server(
-    listener: TcpListener,
+    listening: Listening,
     state: State,
     shutdown_deadline: Duration,
-) -> std::io::Result<Server> {
+) -> std::io::Result<(Server, Ending)> {
+    let (listener, closing) = listening.split()?;
     let state = web::Data::new(state);
-    let server = HttpServer::new(move || App::new().app_data(state.clone()).configure(configure))
-        .keep_alive(KEEP_ALIVE)
-        .client_request_timeout(SEND_DEADLINE)
-        .client_disconnect_timeout(SEND_DEADLINE)
-        .max_connections(CONNECTIONS_MAX)
-        .backlog(BACKLOG)
-        .shutdown_timeout(shutdown_deadline.as_secs().max(1))
-        // The process has its own signals.
-        .disable_signals()
-        .listen(listener)?;
-    Ok(server.run())
+    let drain = Drain::default();
+    let (for_app, for_connections) = (drain.clone(), drain.clone());
+    let server = HttpServer::new(move || {
+        let drain = for_app.clone();
+        App::new()
+            .app_data(state.clone())
+            .app_data(web::Data::new(drain.clone()))
+            .configure(configure)
+            .wrap_fn(move |request, routes| {
+                let drain = drain.clone();
+                let answering = routes.call(request);
+                async move {
+                    let mut answer = answering.await?;
+                    drain.mark(answer.response_mut());
+                    Ok(answer)
+                }
+            })
+    })
+    .on_connect(move |_, connection| {
+        connection.insert(for_connections.connection());
+    })
+    .keep_alive(KEEP_ALIVE)
+    .client_request_timeout(SEND_DEADLINE)
+    .client_disconnect_timeout(SEND_DEADLINE)
+    .max_connections(CONNECTIONS_MAX)
+    .backlog(BACKLOG)
+    .shutdown_timeout(shutdown_deadline.as_secs().max(1))
+    // The process has its own signals.
+    .disable_signals()
+    .listen(listener)?
+    .run();
+    let ending = Ending::new(server.handle(), drain, closing);
+    Ok((server, ending))
 }
 
 fn configure(config: &mut web::ServiceConfig) {

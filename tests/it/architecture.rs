@@ -57,10 +57,12 @@ const MAY_NAME: [(&str, &[&str]); 17] = [
 ];
 
 /// Crates that only one room names.
-const KEPT_IN: [(&str, &[&str]); 7] = [
+const KEPT_IN: [(&str, &[&str]); 9] = [
     // telemetry keeps out of the log what amiquip writes there of the password.
     ("amiquip", &["mq", "telemetry"]),
     ("actix_web", &["http"]),
+    ("listenfd", &["http"]),
+    ("socket2", &["http"]),
     ("reqwest", &["vendors"]),
     ("hyper", &["bench"]),
     ("tokio_postgres", &["pg"]),

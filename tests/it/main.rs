@@ -18,6 +18,7 @@ mod http;
 mod ledgerless;
 mod queues;
 mod rejections;
+mod restarts;
 mod support;
 mod sync;
 mod up;

@@ -3,6 +3,7 @@
 pub(crate) mod amqp_proxy;
 mod books;
 mod elsewhere;
+pub(crate) mod keep_alive;
 pub(crate) mod messages;
 mod process;
 mod proxy;

@@ -1,5 +1,6 @@
 //! The program as a process: what it writes, how it ends.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -57,13 +58,45 @@ impl Written {
 impl Process {
     /// Starts the program in a directory without a configuration and with an environment that holds `variables` only.
     pub(crate) fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(binary())
+        let mut command = Self::command(binary());
+        command
             .args(arguments)
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null());
+        Self::spawn(command)
+    }
+
+    /// Starts the program as systemd starts a service with a socket: with `socket` as descriptor 3, and `LISTEN_FDS` and
+    /// `LISTEN_PID` beside the `variables`, which may say otherwise.
+    pub(crate) fn start_with_socket(
+        arguments: &[&str],
+        socket: impl Into<OwnedFd>,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        // The shell becomes the program, so the process id is the same.
+        let script = "exec 3<&0 </dev/null; \
+                      export LISTEN_PID=${LISTEN_PID-$$} LISTEN_FDS=${LISTEN_FDS-1}; exec \"$0\" \"$@\"";
+        let mut command = Self::command(Path::new("sh"));
+        command
+            .args(["-c", script])
+            .arg(binary())
+            .args(arguments)
+            .envs(variables.iter().copied())
+            .stdin(Stdio::from(socket.into()));
+        Self::spawn(command)
+    }
+
+    fn command(program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .envs(variables.iter().copied())
-            .current_dir(Path::new(env!("CARGO_TARGET_TMPDIR")))
-            .stdin(Stdio::null())
+            .current_dir(Path::new(env!("CARGO_TARGET_TMPDIR")));
+        command
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use stockctl::commands::work::WorkQueue;
 use stockctl::commands::{self, Failure};
 use stockctl::config::{self, Config};
+use stockctl::http::Listening;
 use stockctl::shutdown::Shutdown;
 use stockctl::{mq, pg};
 use tokio::task::JoinHandle;
@@ -181,8 +182,10 @@ impl Shop {
     fn serve_on(&self, listener: TcpListener) -> Running {
         let shutdown = Shutdown::new();
         let (config, until) = (self.config.clone(), shutdown.clone());
+        // The shop holds it too.
+        let listening = Listening::Passed(listener);
         let task =
-            tokio::spawn(async move { commands::serve::run(&config, listener, until).await });
+            tokio::spawn(async move { commands::serve::run(&config, listening, until).await });
         Running::new(shutdown, task)
     }
 
@@ -424,6 +427,11 @@ impl Shop {
     /// The listener of that address, for a test that serves a vendor's API itself.
     pub(crate) fn vendor_listener(&self) -> TcpListener {
         self.vendor_listener.try_clone().expect("cloned")
+    }
+
+    /// The listener of our own address, for a test that passes it on.
+    pub(crate) fn listener(&self) -> TcpListener {
+        self.listener.try_clone().expect("cloned")
     }
 
     /// A connection to our database, for a test that holds locks.
