@@ -28,22 +28,27 @@ async fn migrate(
     name: &str,
     migrations: diesel_migrations::EmbeddedMigrations,
 ) -> Result<(), Failure> {
-    let versions = pg::migrate(settings, migrations).await.map_err(|error| {
-        let code = if error.is_unavailable() {
-            EXIT_UNREACHABLE
-        } else {
-            EXIT_BUG
-        };
-        Failure::new(code, format!("{name}: {error}"))
-    })?;
-    say(&if versions.is_empty() {
-        format!("{name} ({}): up to date", settings.address())
-    } else {
-        format!(
-            "{name} ({}): ran {}",
-            settings.address(),
-            versions.join(", ")
-        )
+    let pg::Migrated { ran, unknown } = pg::migrate(settings, migrations, pg::LOCK_DEADLINE)
+        .await
+        .map_err(|error| {
+            let code = if error.is_passing() {
+                EXIT_UNREACHABLE
+            } else {
+                EXIT_BUG
+            };
+            Failure::new(code, format!("{name}: {error}"))
+        })?;
+    let mut line = format!("{name} ({}): ", settings.address());
+    line.push_str(&match ran.as_slice() {
+        [] => "up to date".to_owned(),
+        ran => format!("ran {}", ran.join(", ")),
     });
+    if !unknown.is_empty() {
+        line.push_str(&format!(
+            "; it is newer than this version, which does not know {}",
+            unknown.join(", ")
+        ));
+    }
+    say(&line);
     Ok(())
 }

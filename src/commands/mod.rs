@@ -140,29 +140,45 @@ pub fn broker_settings(config: &Config) -> mq::Settings {
 
 /// What keeps our database from being used, if anything: it cannot be reached, or lacks its schema.
 async fn problem_of_schema(config: &Config) -> Option<String> {
+    look_at_schema(config).await.err()
+}
+
+/// The migrations that our database has and that are not known here; or what keeps it from being used.
+async fn look_at_schema(config: &Config) -> Result<Vec<String>, String> {
     let settings = database_settings(config);
-    match pg::pending_migrations(&settings, db::MIGRATIONS).await {
-        Ok(0) => None,
-        Ok(pending) => Some(format!(
-            "the database {} lacks {pending} {}; run `stockctl migrate`",
+    let schema = pg::schema(&settings, &db::MIGRATIONS)
+        .await
+        .map_err(|error| error.to_string())?;
+    match schema.missing.len() {
+        0 => Ok(schema.unknown),
+        missing => Err(format!(
+            "the database {} lacks {missing} {}; run `stockctl migrate`",
             settings.address(),
-            if pending == 1 {
+            if missing == 1 {
                 "migration"
             } else {
                 "migrations"
             },
         )),
-        Err(error) => Some(error.to_string()),
     }
 }
 
-/// Waits until our database can be reached and has its schema, saying what is missing. Returns whether it is so; the
-/// shutdown may come first.
+/// Waits until our database can be reached and has its schema, saying what is missing. One that is newer will do: while
+/// an older version runs, a schema is only added to. Returns whether it is so; the shutdown may come first.
 async fn wait_for_schema(config: &Config, shutdown: &Shutdown) -> bool {
     let mut said = String::new();
     loop {
-        let Some(problem) = problem_of_schema(config).await else {
-            return true;
+        let problem = match look_at_schema(config).await {
+            Ok(unknown) => {
+                if !unknown.is_empty() {
+                    tracing::info!(
+                        unknown = unknown.join(", "),
+                        "the database's schema is newer than this version, which goes on with what it knows of it"
+                    );
+                }
+                return true;
+            }
+            Err(problem) => problem,
         };
         if problem != said {
             tracing::warn!("waiting: {problem}");

@@ -48,7 +48,7 @@ fn settings(servers: &Servers, database: &str) -> pg::Settings {
 
 /// Creates what is missing, and brings the rest up to date. A database gets its name only once it is filled, so one that
 /// exists is whole, also after a crash in the middle.
-pub(super) async fn prepare(servers: &Servers) -> Result<(), pg::Error> {
+pub(super) async fn prepare(servers: &Servers) -> Result<(), pg::MigrateError> {
     let mut server = pg::connect(&settings(servers, "postgres")).await?;
     prepare_one(servers, &mut server, ORDERS_DATABASE, db::MIGRATIONS, &[]).await?;
     for vendor in VENDORS {
@@ -70,9 +70,9 @@ async fn prepare_one(
     name: &str,
     migrations: EmbeddedMigrations,
     products: &[(&str, &str, i64)],
-) -> Result<(), pg::Error> {
+) -> Result<(), pg::MigrateError> {
     if exists(server, name).await? {
-        pg::migrate(&settings(servers, name), migrations).await?;
+        pg::migrate(&settings(servers, name), migrations, pg::LOCK_DEADLINE).await?;
         return Ok(());
     }
     let unfinished = format!("{name}_unfinished");
@@ -84,7 +84,12 @@ async fn prepare_one(
     server
         .batch_execute(&format!("CREATE DATABASE {unfinished}"))
         .await?;
-    pg::migrate(&settings(servers, &unfinished), migrations).await?;
+    pg::migrate(
+        &settings(servers, &unfinished),
+        migrations,
+        pg::LOCK_DEADLINE,
+    )
+    .await?;
     if !products.is_empty() {
         let mut connection = pg::connect(&settings(servers, &unfinished)).await?;
         for (id, product_name, stock) in products {

@@ -22,7 +22,8 @@ use uuid::Uuid;
 use crate::domain::ids::{IdError, ProductId, VendorId};
 use crate::pg::{Error, prepared};
 
-/// The schema of `ordersdb`.
+/// The schema of `ordersdb`. The old version runs on what a new one adds, so a migration adds only; the README has the
+/// rules.
 pub const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/orders");
 
 /// Who this installation is in the vendors' ledgers.

@@ -9,6 +9,6 @@ mod prepared;
 
 pub use error::Error;
 pub use long_read::{LONG_READ_DEADLINE, open_long_read};
-pub use migrate::{migrate, pending_migrations};
+pub use migrate::{LOCK_DEADLINE, MigrateError, Migrated, Schema, migrate, schema};
 pub use pool::{Connection, Pool, Settings, connect, discard};
 pub use prepared::{Prepared, prepared};

@@ -88,6 +88,8 @@ impl KeepAlive {
             .body(Full::new(Bytes::from(body.to_owned())))
             .expect("a request");
         let exchange = async {
+            // The connection's task may not have seen the end of the answer before.
+            sender.ready().await?;
             let answer = sender.send_request(request).await?;
             let status = answer.status().as_u16();
             let is_last = answer

@@ -129,7 +129,7 @@ impl Servers {
         self.execute(&format!("DROP DATABASE IF EXISTS {name}"))
             .await;
         self.execute(&format!("CREATE DATABASE {name}")).await;
-        pg::migrate(&self.settings(name), migrations)
+        pg::migrate(&self.settings(name), migrations, pg::LOCK_DEADLINE)
             .await
             .expect("migrates");
         // A template is copied only while nobody is connected to it, and the migration's connection ends by itself.

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use diesel_migrations::FileBasedMigrations;
 use serde_json::{Value, json};
 use stockctl::commands::work::WorkQueue;
 use stockctl::commands::{self, Failure};
@@ -427,6 +428,16 @@ impl Shop {
     /// The listener of that address, for a test that serves a vendor's API itself.
     pub(crate) fn vendor_listener(&self) -> TcpListener {
         self.vendor_listener.try_clone().expect("cloned")
+    }
+
+    /// Migrates our database from a folder, as another version of the program would from its own.
+    pub(crate) async fn migrate_from(
+        &self,
+        folder: &Path,
+        lock_deadline: Duration,
+    ) -> Result<pg::Migrated, pg::MigrateError> {
+        let migrations = FileBasedMigrations::from_path(folder).expect("migrations");
+        pg::migrate(&self.settings(ORDERS), migrations, lock_deadline).await
     }
 
     /// The listener of our own address, for a test that passes it on.
