@@ -16,6 +16,7 @@ use crate::db::orders::Order;
 use crate::domain::ids::OrderId;
 use crate::domain::messages::encode_order;
 use crate::domain::order::{NewOrder, Status};
+use crate::domain::tally::Tally;
 use crate::mq::{self, Headers, Message, PublishError, Publisher, Queue};
 use crate::pg;
 
@@ -93,6 +94,7 @@ impl Accept {
             relay,
             voucher: voucher.clone(),
             store_down_until: Mutex::new(None),
+            refused: Mutex::default(),
         });
         (
             Self { requests, voucher },
@@ -163,6 +165,8 @@ struct Committer {
     relay: Relay,
     voucher: Voucher,
     store_down_until: Mutex<Option<Instant>>,
+    /// Requests that neither store took.
+    refused: Mutex<Tally>,
 }
 
 /// Requests by the order they ask for: several may ask for the same one at the same time.
@@ -266,6 +270,7 @@ impl Committer {
                     } else if let Some(other) = key.and_then(|key| taken.get(&key)) {
                         Err(NotAccepted::KeyTaken(*other))
                     } else {
+                        tracing::warn!(order = %id, "an order vanished while it was accepted");
                         Err(NotAccepted::Unavailable(
                             "the order vanished while it was accepted; repeat it".into(),
                         ))
@@ -336,11 +341,31 @@ impl Committer {
                     withdrawn.await_arrival(id, false);
                     Err(NotAccepted::OutcomeUnknown(id))
                 }
-                Err(error) => Err(NotAccepted::Unavailable(error.to_string())),
+                Err(error) => {
+                    let why = error.to_string();
+                    self.note_refused(answers.len(), &why);
+                    Err(NotAccepted::Unavailable(why))
+                }
             };
             for sender in answers {
                 let _ = sender.send(answer.clone());
             }
+        }
+    }
+
+    /// Whoever calls is told each time; the log would drown in it.
+    fn note_refused(&self, requests: usize, why: &str) {
+        let said = self
+            .refused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .add(requests as u64, Instant::now());
+        if let Some(requests) = said {
+            tracing::warn!(
+                requests,
+                why,
+                "neither PostgreSQL nor RabbitMQ takes orders: so many requests were refused since this was last said"
+            );
         }
     }
 

@@ -264,13 +264,10 @@ impl From<NotAccepted> for Problem {
                 IDEMPOTENCY_CONFLICT,
                 "this Idempotency-Key was used for a request with another body; use a new key for a new order",
             ),
-            NotAccepted::Unavailable(why) => {
-                tracing::warn!(why, "an order was refused: neither store takes it");
-                Self::new(
-                    UNAVAILABLE,
-                    "neither PostgreSQL nor RabbitMQ takes orders now; nothing was accepted",
-                )
-            }
+            NotAccepted::Unavailable(_) => Self::new(
+                UNAVAILABLE,
+                "neither PostgreSQL nor RabbitMQ takes orders now; nothing was accepted",
+            ),
             NotAccepted::OutcomeUnknown(id) => Self {
                 order_id: Some(id),
                 ..Self::new(

@@ -2,6 +2,7 @@
 
 use nix::sys::signal::Signal;
 
+use crate::support::keep_alive::KeepAlive;
 use crate::support::{Process, Servers, Shop, ShopOptions};
 
 /// A password that stands in every URL of a test, and must stand nowhere else.
@@ -505,6 +506,55 @@ async fn what_runs_on_says_which_server_it_cannot_reach_keeps_trying_and_ends_cl
         assert!(!ended.stderr.contains(SECRET), "{ended:?}");
         assert_eq!(ended.stdout, "", "{command}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_all_the_time_is_logged_once_a_second() {
+    let (_directory, file) = nowhere();
+    let process = Process::start(&["--config", &file, "serve"], &[]);
+    let log = |written: &str| -> Vec<serde_json::Value> {
+        written
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    };
+    let written = process.writes("\"serving\"").await;
+    let address = log(&written)
+        .iter()
+        .find_map(|line| {
+            Some(line["address"].as_str()?.to_owned()).filter(|_| line["message"] == "serving")
+        })
+        .expect("it says where it serves");
+    let begun = std::time::Instant::now();
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let mut client = KeepAlive::new(&address);
+        clients.spawn(async move {
+            for _ in 0..25 {
+                let body = r#"{"productId": "p1", "quantity": 1}"#;
+                let answer = client
+                    .send(hyper::Method::POST, "/orders", None, body)
+                    .await
+                    .expect("an answer");
+                assert_eq!(answer.status, 503, "{answer:?}");
+            }
+        });
+    }
+    while let Some(ended) = clients.join_next().await {
+        ended.expect("no panic");
+    }
+    let seconds = begun.elapsed().as_secs();
+    process.signal(Signal::SIGTERM);
+    let ended = process.ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let said: Vec<u64> = log(&ended.stderr)
+        .iter()
+        .filter_map(|line| line["requests"].as_u64())
+        .collect();
+    assert!(!said.is_empty(), "{ended:?}");
+    // At least a second lies between two.
+    assert!(said.len() as u64 <= seconds + 1, "{said:?} in {seconds} s");
+    assert!(said.iter().sum::<u64>() <= 200, "{said:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
