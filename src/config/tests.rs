@@ -90,7 +90,7 @@ fn what_is_not_set_has_its_default() {
     Http { listen: 127.0.0.1:8080, shutdown_deadline: 10s }
     Database { url: postgres://stockctl:***@db/ordersdb, pool_size: 8, connect_timeout: 2s, statement_timeout: 5s }
     RabbitMq { urls: [amqp://stockctl:***@mq/%2f], queue_prefix: "", queue_type: Quorum }
-    Orders { retries_max: 3, retry_delay: 5s, batch_max: 500, prefetch: 1000 }
+    Orders { retries_max: 3, retry_delay: 5s, batch_max: 500, prefetch: 250 }
     VendorSync { retries_max: 3, retry_delay: 5s, prefetch: 512, timeout: 5s, updates_per_call_max: 500 }
     Work { stalled_after: 300s }
     {"vendorA": Vendor { database_url: postgres://stockctl:***@db/vendoradb, api_url: http://127.0.0.1:8080/vendors/vendorA, ledger: true, catalogue: Catalogue { table: TableName { schema: None, table: "products" }, id_column: "id", name_column: "name", stock_column: "stock" } }}

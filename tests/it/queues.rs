@@ -3,12 +3,17 @@
 use std::time::Duration;
 
 use amiquip::AmqpProperties;
+use chrono::Utc;
 use diesel_async::SimpleAsyncConnection;
 use serde_json::{Value, json};
 use stockctl::app::relay::{self, Relay};
 use stockctl::commands::work::WorkQueue;
-use stockctl::config;
+use stockctl::domain::ids::{OrderId, ProductId};
+use stockctl::domain::messages;
+use stockctl::domain::order::{Line, Lines, NewOrder};
 use stockctl::mq::{Consumer, Queue};
+use stockctl::{config, db};
+use uuid::Uuid;
 
 use crate::support::messages::{
     drain, hold, message, producer, publish, publish_raw, ready, until_ready,
@@ -392,6 +397,141 @@ async fn a_message_that_kills_its_consumer_is_set_aside_and_its_neighbours_survi
     shop.order_with_status(&deadly, "confirmed").await;
     work.stop().await;
     assert_eq!(shop.count("SELECT count(*) AS n FROM suspects").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_that_came_in_one_message_are_taken_apart_when_it_kills_its_consumer() {
+    let shop = Shop::new().await;
+    let broker = shop.broker();
+    shop.sync().await;
+    let _api = shop.serve().await;
+    let producer = producer(&broker).await;
+    let ids: Vec<String> = (0..4).map(|_| Uuid::now_v7().to_string()).collect();
+    let orders: Vec<_> = ids
+        .iter()
+        .zip(["p3", "p1", "p3", "p3"])
+        .map(|(id, product)| {
+            json!({
+                "id": id, "caller": "local", "acceptedAt": "2026-11-26T00:00:00Z",
+                "lines": [{"productId": product, "quantity": 1}],
+            })
+        })
+        .collect();
+    let deadly = &ids[1];
+    let body = json!({ "orders": orders }).to_string();
+    publish(&producer, vec![message(Queue::Orders, "together", body)]).await;
+
+    let mut lock = shop.connection_here().await;
+    lock.batch_execute("BEGIN; SELECT FROM stock WHERE product_id = 'p1' FOR UPDATE")
+        .await
+        .expect("locked");
+    // Together, then each in a message of its own, then alone.
+    for (death, begun_alone) in [0, 0, 1, 2].into_iter().enumerate() {
+        let mut worker = Process::configured(&shop.config_file, &["work", "--queue", "orders"]);
+        let waiting = "SELECT count(*) AS n FROM pg_stat_activity
+                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        eventually(&format!("worker {death} has it in hand"), || async {
+            (shop.count(waiting).await == 1).then_some(())
+        })
+        .await;
+        worker.kill().await;
+        shop.run_here(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+             WHERE datname = current_database() AND wait_event_type = 'Lock'",
+        )
+        .await;
+        eventually("what the dead worker held is back", || async {
+            let confirmed = shop
+                .count("SELECT count(*) AS n FROM orders WHERE status = 'confirmed'")
+                .await;
+            let held = if death == 0 { 1 } else { 4 - confirmed };
+            (i64::from(ready(&broker, Queue::Orders).await) == held).then_some(())
+        })
+        .await;
+        let begun = shop
+            .count("SELECT coalesce(max(begun), 0)::bigint AS n FROM suspects")
+            .await;
+        assert_eq!(begun, begun_alone, "after death {death}");
+    }
+    let work = shop.work_on(&[WorkQueue::Orders]);
+    let letters = shop.dead_letters("orders_dlq", 1).await;
+    assert_eq!(letters[0]["reason"], "crash_loop");
+    assert_eq!(letters[0]["messageId"], deadly.as_str());
+    assert_eq!(letters[0]["body"]["id"], deadly.as_str());
+    for id in ids.iter().filter(|id| *id != deadly) {
+        shop.order_with_status(id, "confirmed").await;
+    }
+    shop.order_with_status(deadly, "failed").await;
+    until_ready(&broker, Queue::Orders, 0).await;
+
+    lock.batch_execute("ROLLBACK").await.expect("unlocked");
+    shop.post(
+        "/admin/dead-letters/orders_dlq/replay",
+        json!({"all": true}),
+    )
+    .await;
+    shop.order_with_status(deadly, "confirmed").await;
+    work.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_that_come_together_leave_in_one_message() {
+    let shop = Shop::new().await;
+    let broker = shop.broker();
+    shop.sync().await;
+    drop(producer(&broker).await);
+    let orders: Vec<NewOrder> = (0..150)
+        .map(|_| NewOrder {
+            id: OrderId(Uuid::now_v7()),
+            caller: "local".into(),
+            idempotency_key: None,
+            lines: Lines::parse(vec![Line {
+                product_id: ProductId::parse("p3").expect("valid"),
+                quantity: 1,
+            }])
+            .expect("valid"),
+            reference: None,
+            accepted_at: Utc::now(),
+        })
+        .collect();
+    let mut connection = shop.connection_here().await;
+    let (inserted, waiting) = db::orders::insert_accepted(&mut connection, &orders)
+        .await
+        .expect("inserted");
+    assert_eq!(inserted.len(), 150);
+    assert_eq!(waiting.len(), 2, "a hundred go into one message");
+    let (again, nothing) = db::orders::insert_accepted(&mut connection, &orders)
+        .await
+        .expect("inserted before");
+    assert_eq!((again.len(), nothing.len()), (0, 0));
+
+    // Whoever committed them is gone: the sweeper makes the messages anew, of what is pending.
+    shop.run_here(&format!(
+        "UPDATE outbox SET created_at = now() - interval '1 minute';
+         UPDATE orders SET status = 'cancelled', cancelled_at = now() WHERE id = '{}'",
+        orders[0].id
+    ))
+    .await;
+    let _api = shop.serve().await;
+    until_ready(&broker, Queue::Orders, 2).await;
+    let mut consumer = Consumer::start(broker.clone(), Queue::Orders, 10);
+    let deliveries = hold(&mut consumer, 2).await;
+    let mut sent: Vec<OrderId> = deliveries
+        .iter()
+        .flat_map(|delivery| {
+            messages::decode_orders(&delivery.body, None, Utc::now()).expect("orders")
+        })
+        .map(|order| order.id)
+        .collect();
+    sent.sort();
+    let mut pending: Vec<OrderId> = orders[1..].iter().map(|order| order.id).collect();
+    pending.sort();
+    assert_eq!(sent, pending);
+    consumer.hand_back().await;
+    let work = shop.work_on(&[WorkQueue::Orders]);
+    orders_with_status(&shop, "confirmed", 20).await;
+    orders_with_status(&shop, "rejected", 129).await;
+    work.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

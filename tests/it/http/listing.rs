@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
+use stockctl::db::orders::READ_FOR_PAGE_MAX;
+
 use super::{among_others, text};
 use crate::support::{Shop, ShopOptions};
 
@@ -128,6 +130,27 @@ async fn orders_are_listed_by_status_and_product() {
     // A list shows an order as it is shown alone.
     let (_, page) = shop.get("/orders?status=confirmed").await;
     assert_eq!(page["orders"][0], among_others(order));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_filtered_orders_reads_so_many_and_says_where_the_next_one_goes_on() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    // The oldest is what is asked for, and so is the newest; a page and a bit lie between.
+    shop.run_here(&format!(
+        "INSERT INTO orders (id, caller, lines, accepted_at)
+         SELECT gen_random_uuid(), 'local',
+             jsonb_build_array(jsonb_build_object('productId', CASE WHEN n IN (0, {last}) THEN 'rare' ELSE 'p1' END, 'quantity', 1)),
+             timestamptz '2026-01-01' + n * interval '1 second'
+         FROM generate_series(0, {last}) n",
+        last = READ_FOR_PAGE_MAX + 10
+    ))
+    .await;
+    let pages = pages(&shop, "/orders?productId=rare&status=pending", "orders").await;
+    let sizes: Vec<usize> = pages.iter().map(Vec::len).collect();
+    assert_eq!(sizes, [1, 1]);
+    assert_eq!(pages[0][0]["lines"][0]["productId"], "rare");
+    assert!(text(&pages[0][0]["acceptedAt"]) > text(&pages[1][0]["acceptedAt"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
