@@ -112,7 +112,7 @@ pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> R
         broker: broker_settings(config),
     };
     let address = listening.local_addr().map_err(Failure::bug)?;
-    let (server, draining) =
+    let (server, mut draining) =
         http::server(listening, state, config.http.shutdown_deadline).map_err(Failure::bug)?;
     let mut serving = tokio::spawn(server);
     tracing::info!(%address, "serving");
@@ -141,13 +141,16 @@ pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> R
     // In this order: no new requests, those in hand are answered, what they committed is published.
     let ending = async {
         draining.drain(deadlines.idle).await;
-        if timeout_at(deadlines.requests, &mut serving).await.is_err() {
+        if timeout_at(deadlines.requests, draining.all_closed())
+            .await
+            .is_err()
+        {
             tracing::warn!(
-                "requests are still in hand after http.shutdown_deadline_ms; they get no answer"
+                "requests are in hand still after three quarters of http.shutdown_deadline_ms; their connections are closed"
             );
-            serving.abort();
-            let _ = serving.await;
         }
+        serving.abort();
+        let _ = serving.await;
         warning.abort();
         let _ = committing.await;
         // Until now, something could still have been accepted through the broker.

@@ -55,11 +55,16 @@ impl Drain {
         Connection(self.clone())
     }
 
+    /// Waits until no connection is open.
+    async fn all_closed(&self) {
+        // The sender lives as long as this does.
+        let _ = self.0.open.subscribe().wait_for(|open| *open == 0).await;
+    }
+
     /// Waits until no connection has been open for a moment.
     async fn quiet(&self) {
         let mut open = self.0.open.subscribe();
         loop {
-            // The sender lives as long as this does.
             let _ = open.wait_for(|open| *open == 0).await;
             if tokio::time::timeout(QUIET, open.changed()).await.is_err() {
                 return;
@@ -93,10 +98,15 @@ impl Ending {
         }
     }
 
+    /// Waits until every connection is closed: the server looks for that once a second only.
+    pub async fn all_closed(&self) {
+        self.drain.all_closed().await;
+    }
+
     /// Begins the end, and returns at `idle_until`, or as soon as nobody is connected any more: new connections are the
     /// next process's, and each open one has its last answer. Then the server itself closes what is idle, waits for what
     /// is not, and ends.
-    pub async fn drain(self, idle_until: Instant) {
+    pub async fn drain(&mut self, idle_until: Instant) {
         self.drain.begin();
         match &self.closing {
             None => self.server.pause().await,
@@ -107,6 +117,8 @@ impl Ending {
             }
         }
         let _ = timeout_at(idle_until, self.drain.quiet()).await;
+        // The socket goes with the server.
+        self.closing = None;
         // The server has got the word when this returns; who runs it sees its end.
         drop(self.server.stop(true));
     }
