@@ -10,9 +10,6 @@ use stockctl::config::{self, Config};
 use stockctl::shutdown::{self, Shutdown};
 use stockctl::telemetry;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = tokio::runtime::Builder::new_multi_thread()

@@ -9,6 +9,8 @@ use anyhow::{Context as _, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use stockctl::local;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio_postgres::{Client, NoTls};
 
@@ -28,6 +30,18 @@ pub(crate) struct Stack {
     started_within: Option<Duration>,
     /// Rates that were measured while the tables were empty.
     pub(crate) empty_rates: Vec<f64>,
+}
+
+/// One request, answered with 200.
+async fn ask(address: &str) -> anyhow::Result<()> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream
+        .write_all(b"GET /healthz HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")
+        .await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    Ok(())
 }
 
 fn program() -> &'static Path {
@@ -176,8 +190,8 @@ impl Stack {
 
     async fn wait_until_it_answers(&self) -> anyhow::Result<()> {
         let until = Instant::now() + PROCESS_DEADLINE;
-        let url = format!("{}/healthz", self.api);
-        while reqwest::get(&url).await.is_err() {
+        let address = self.api.trim_start_matches("http://");
+        while ask(address).await.is_err() {
             ensure!(Instant::now() < until, "serve does not answer");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
