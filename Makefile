@@ -24,7 +24,7 @@ run: setup ## Build, and run everything on this machine (stockctl up)
 	cargo run -- up
 
 # Tests mostly wait for servers, so more of them run at once than there are cores.
-test: export RUST_TEST_THREADS ?= 4
+test: export RUST_TEST_THREADS ?= 6
 test: setup ## Run every test, chaos included, on private servers
 	cargo test --all-targets
 
