@@ -475,6 +475,62 @@ async fn orders_that_came_in_one_message_are_taken_apart_when_it_kills_its_consu
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn updates_that_came_in_one_message_are_taken_apart_when_it_comes_again() {
+    let shop = Shop::with(ShopOptions {
+        // A vendor that nobody serves lets its callers wait.
+        config: "[vendor_sync]\nretries_max = 0\nretry_delay_ms = 200\ntimeout_ms = 1500\n".into(),
+        ..ShopOptions::default()
+    })
+    .await;
+    let broker = shop.broker();
+    shop.sync().await;
+    let _api = shop.serve().await;
+    let deciding = shop.work_on(&[WorkQueue::Orders]);
+    let id = shop.order(&[("p1", 1), ("p2", 1)]).await;
+    shop.order_with_status(&id, "confirmed").await;
+    until_ready(&broker, Queue::VendorSync, 1).await;
+    deciding.stop().await;
+    let mut dying = Consumer::start(broker.clone(), Queue::VendorSync, 10);
+    let held = hold(&mut dying, 1).await;
+    let together = messages::decode_updates(&held[0].body).expect("updates");
+    assert_eq!(together.updates.len(), 2);
+    dying.close(Duration::from_secs(5)).await;
+    until_ready(&broker, Queue::VendorSync, 1).await;
+
+    // The vendor cannot be reached, so each message ends as a letter.
+    let telling = shop.work_on(&[WorkQueue::VendorSync]);
+    let letters = shop.dead_letters("vendor_sync_dlq", 2).await;
+    let mut alone: Vec<Value> = letters
+        .iter()
+        .flat_map(|letter| {
+            let updates = letter["body"]["updates"]
+                .as_array()
+                .expect("updates")
+                .clone();
+            assert_eq!(updates.len(), 1, "{letter}");
+            assert_eq!(letter["messageId"], updates[0]["id"]);
+            updates
+        })
+        .collect();
+    alone.sort_by_key(|update| update["id"].to_string());
+    let mut updates: Vec<Value> = together
+        .updates
+        .iter()
+        .map(|update| serde_json::to_value(update).expect("JSON"))
+        .collect();
+    updates.sort_by_key(|update| update["id"].to_string());
+    assert_eq!(alone, updates);
+    let _vendors = shop.serve_vendors();
+    shop.post(
+        "/admin/dead-letters/vendor_sync_dlq/replay",
+        json!({"all": true}),
+    )
+    .await;
+    shop.order_told(&id).await;
+    telling.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn orders_that_come_together_leave_in_one_message() {
     let shop = Shop::new().await;
     let broker = shop.broker();

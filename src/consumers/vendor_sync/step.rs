@@ -13,6 +13,7 @@ use crate::consumers::suspects::{self, Begun, begin_suspect};
 use crate::consumers::{Door, HOLD_MAX, Subject, Weighed, retry_count};
 use crate::db;
 use crate::domain::ids::{UpdateId, VendorId};
+use crate::domain::messages::{self, UpdateItem, UpdatesMessage};
 use crate::domain::retry::{self, Verdict};
 use crate::mq::{Delivery, Queue, Tag};
 
@@ -76,6 +77,24 @@ impl Step {
     }
 }
 
+/// A message of several updates, as a message for each.
+fn apart(delivery: &Delivery) -> Option<Vec<Delivery>> {
+    let message = messages::decode_updates(&delivery.body).ok()?;
+    if message.updates.len() < 2 {
+        return None;
+    }
+    let single = |update: UpdateItem| Delivery {
+        message_id: Some(update.id.to_string()),
+        body: messages::encode_updates(&UpdatesMessage {
+            vendor_id: message.vendor_id.clone(),
+            updates: vec![update],
+        })
+        .into_bytes(),
+        ..delivery.clone()
+    };
+    Some(message.updates.iter().cloned().map(single).collect())
+}
+
 /// Sends to vendors. Clones share what they have learnt.
 #[derive(Clone)]
 pub(super) struct Vendor {
@@ -100,6 +119,9 @@ impl Vendor {
         if let [one] = batch.as_slice()
             && one.delivery.redeliveries > 0
         {
+            if let Some(singles) = apart(&one.delivery) {
+                return self.take_apart(batch, singles, until).await;
+            }
             match begin_suspect(&self.door, &one.delivery, until).await {
                 Begun::Yes => {}
                 Begun::TooOften(verdict) => return self.finish(batch, vec![verdict], until).await,
@@ -107,6 +129,24 @@ impl Vendor {
             }
         }
         self.push(vendor_id, batch, until).await
+    }
+
+    /// One of a message's updates may be what killed its consumer: each goes on in a message of its own, and the others
+    /// are free of it.
+    async fn take_apart(
+        &self,
+        batch: Vec<Addressed>,
+        singles: Vec<Delivery>,
+        until: Instant,
+    ) -> Step {
+        let (_, left) = self.door.put_off(Queue::VendorSync, singles, until).await;
+        if !left.is_empty() {
+            return Step::given_up(batch);
+        }
+        Step {
+            done: batch.into_iter().map(|one| one.delivery.tag).collect(),
+            ..Step::default()
+        }
     }
 
     /// Copies messages to the retry queue as they came: that costs them no retry.
