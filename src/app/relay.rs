@@ -43,7 +43,7 @@ const FORGOTTEN_ORDERS_MAX: usize = 2000;
 /// Updates that one slow sweep sends again.
 const FORGOTTEN_BATCH_MAX: i64 = 500;
 /// Messages whose orders the slow sweep looks at in one transaction, each of a hundred orders at most; and how many such
-/// looks it takes. A minute of full speed is looked at in a second or two.
+/// looks it takes.
 const LOOK_BATCH_MAX: usize = 20;
 const LOOKS_MAX: usize = 5000;
 

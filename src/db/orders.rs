@@ -421,7 +421,7 @@ pub async fn list_existing(
 }
 
 /// Orders that are read for one page of a list, whatever the filter leaves of them: an index for each filter would cost
-/// every order more than its row does. A tenth of a second's work.
+/// every order more than its row does.
 pub const READ_FOR_PAGE_MAX: i64 = 100_000;
 
 /// Which orders to list.

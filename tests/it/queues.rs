@@ -325,6 +325,24 @@ async fn a_duplicate_of_any_message_changes_nothing() {
     }
 }
 
+/// A worker that decides orders waits for a lock that the test holds, and is killed over it.
+async fn die_over_the_lock(shop: &Shop) {
+    let mut worker = Process::configured(&shop.config_file, &["work", "--queue", "orders"]);
+    let waiting = "SELECT count(*) AS n FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually("the worker has it in hand", || async {
+        (shop.count(waiting).await == 1).then_some(())
+    })
+    .await;
+    worker.kill().await;
+    // The server would notice the death only once the lock is given up.
+    shop.run_here(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+         WHERE datname = current_database() AND wait_event_type = 'Lock'",
+    )
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_kills_its_consumer_is_set_aside_and_its_neighbours_survive() {
     let shop = Shop::new().await;
@@ -346,20 +364,7 @@ async fn a_message_that_kills_its_consumer_is_set_aside_and_its_neighbours_survi
         .await
         .expect("locked");
     for death in 0..3 {
-        let mut worker = Process::configured(&shop.config_file, &["work", "--queue", "orders"]);
-        let waiting = "SELECT count(*) AS n FROM pg_stat_activity
-                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        eventually(&format!("worker {death} has it in hand"), || async {
-            (shop.count(waiting).await == 1).then_some(())
-        })
-        .await;
-        worker.kill().await;
-        // The server would notice the death only once the lock is given up.
-        shop.run_here(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
-             WHERE datname = current_database() AND wait_event_type = 'Lock'",
-        )
-        .await;
+        die_over_the_lock(&shop).await;
         // A neighbour may have been decided before the deadly one came; nothing else is missing.
         eventually("what the dead worker held is back", || async {
             let pending = shop
@@ -427,19 +432,7 @@ async fn orders_that_came_in_one_message_are_taken_apart_when_it_kills_its_consu
         .expect("locked");
     // Together, then each in a message of its own, then alone.
     for (death, begun_alone) in [0, 0, 1, 2].into_iter().enumerate() {
-        let mut worker = Process::configured(&shop.config_file, &["work", "--queue", "orders"]);
-        let waiting = "SELECT count(*) AS n FROM pg_stat_activity
-                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        eventually(&format!("worker {death} has it in hand"), || async {
-            (shop.count(waiting).await == 1).then_some(())
-        })
-        .await;
-        worker.kill().await;
-        shop.run_here(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
-             WHERE datname = current_database() AND wait_event_type = 'Lock'",
-        )
-        .await;
+        die_over_the_lock(&shop).await;
         eventually("what the dead worker held is back", || async {
             let confirmed = shop
                 .count("SELECT count(*) AS n FROM orders WHERE status = 'confirmed'")
