@@ -15,7 +15,7 @@ use crate::support::messages::{
     batch, drain, hold, ids, link_is, message, producer, publish, publish_raw, ready, tags,
     until_ready,
 };
-use crate::support::{DEADLINE, Servers, eventually};
+use crate::support::{DEADLINE, Servers, eventually, scratch};
 
 /// Queues of a test's own on a broker.
 fn queues_at(amqp_url: &str) -> Settings {
@@ -285,10 +285,9 @@ async fn what_another_producer_writes_into_headers_breaks_nothing() {
 /// since a broker takes seconds to start.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_keeps_what_it_confirmed_through_its_death_and_refuses_what_it_cannot_keep() {
-    let directory = tempfile::tempdir().expect("a directory");
     let options = local::Options {
-        data_dir: directory.path().join("servers"),
-        fresh: false,
+        data_dir: scratch("broker"),
+        fresh: true,
     };
     let mut servers = local::start(&options, &mut |_| {}).await.expect("started");
     let url = servers.amqp_url();
@@ -300,6 +299,7 @@ async fn a_broker_keeps_what_it_confirmed_through_its_death_and_refuses_what_it_
     a_channel_that_the_broker_closes_is_opened_again(&servers, &url).await;
     queues_declared_a_moment_ago_survive_a_crash(&mut servers, &url).await;
     servers.stop().await.expect("stopped");
+    std::fs::remove_dir_all(options.data_dir).expect("removed");
 }
 
 async fn the_queues_have_the_arguments_that_are_meant(servers: &local::Servers, url: &str) {

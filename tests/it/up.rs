@@ -7,14 +7,19 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Process, eventually, reqwest_client};
+use crate::support::{Process, eventually, reqwest_client, scratch};
 
 /// Creating a cluster and starting both servers takes seconds, and many of them on a busy machine.
 const START_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A data directory of a test's own. It is named after the test, so that a run finds what another has left.
 fn data_dir(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+    scratch(name)
+}
+
+/// Removes it after a test that is content.
+fn remove(data_dir: &Path) {
+    std::fs::remove_dir_all(data_dir).expect("removed");
 }
 
 /// Where servers of a data directory keep their files, as the marks on their command lines name it.
@@ -117,10 +122,21 @@ impl Up {
 const SEEDED: fn() -> Value = || json!([["p1", 10], ["p2", 20], ["p3", 20]]);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn data_survives_a_stop_and_a_kill_and_fresh_starts_over() {
+async fn data_survives_a_signal_at_any_time_a_stop_and_a_kill_and_fresh_starts_over() {
     let directory = data_dir("up-survives");
+    let path = directory.to_str().expect("UTF-8");
     let listen = ["--listen", "127.0.0.1:0"];
-    let up = Up::start(&directory, &[&["--fresh"][..], &listen].concat()).await;
+    let process = Process::start(&["up", "--data-dir", path, "--fresh"], &[]);
+    process
+        .writes_within("preparing the databases", START_DEADLINE)
+        .await;
+    process.signal(Signal::SIGINT);
+    let ended = process.ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(!ended.stdout.contains("stockctl is up"), "{ended:?}");
+    assert_eq!(processes_on(&directory), 0, "nothing is left running");
+
+    let up = Up::start(&directory, &listen).await;
     assert_eq!(up.products().await, SEEDED());
     let order = up.order("p2", 18).await;
     assert_eq!(order["status"], "confirmed");
@@ -202,6 +218,7 @@ async fn data_survives_a_stop_and_a_kill_and_fresh_starts_over() {
     assert_eq!(up.get("/orders").await["orders"], json!([]));
     up.stop().await;
     assert_eq!(processes_on(&directory), 0);
+    remove(&directory);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -244,6 +261,8 @@ async fn two_data_directories_run_side_by_side_and_one_never_twice() {
         "{broken:?}"
     );
     assert_eq!(processes_on(&one), 0);
+    remove(&one);
+    remove(&other);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,22 +277,4 @@ async fn an_address_that_is_in_use_ends_it_with_4_and_nothing_left() {
     insta::assert_snapshot!(ended.stderr.replace(&address, "ADDRESS"), @"error: cannot listen on ADDRESS (--listen): Address already in use (os error 98)");
     assert_eq!(ended.stdout, "");
     assert!(!directory.exists());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_signal_while_the_databases_are_prepared_ends_it_at_once_and_the_next_start_goes_on() {
-    let directory = data_dir("up-interrupted");
-    let path = directory.to_str().expect("UTF-8");
-    let process = Process::start(&["up", "--data-dir", path, "--fresh"], &[]);
-    process
-        .writes_within("preparing the databases", START_DEADLINE)
-        .await;
-    process.signal(Signal::SIGINT);
-    let ended = process.ended().await;
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    assert!(!ended.stdout.contains("stockctl is up"), "{ended:?}");
-    assert_eq!(processes_on(&directory), 0, "nothing is left running");
-    let up = Up::start(&directory, &[]).await;
-    assert_eq!(up.products().await, SEEDED());
-    up.stop().await;
 }

@@ -3,11 +3,14 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use diesel_async::SimpleAsyncConnection;
 use stockctl::pg;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, mpsc, oneshot};
+
+use super::scratch;
 
 /// The program under test.
 pub(crate) fn binary() -> &'static Path {
@@ -18,6 +21,7 @@ pub(crate) fn binary() -> &'static Path {
 pub(crate) struct Servers {
     database_url: String,
     pub(crate) amqp_url: String,
+    administrator: Administrator,
     /// Holds the servers: they end when its standard input closes, which the end of this process does, whatever ends it.
     _holder: Option<Child>,
 }
@@ -25,6 +29,74 @@ pub(crate) struct Servers {
 /// The template of each test's own database, and of its vendors'.
 const ORDERS_TEMPLATE: &str = "template_orders";
 const VENDOR_TEMPLATE: &str = "template_vendor";
+
+/// So many databases that no test needs any more are left before they are dropped, together: each drop writes a checkpoint,
+/// and only the first has much to write.
+const LEFT_MAX: usize = 45;
+
+/// Creates and drops databases, one at a time, since two copies of a template disturb each other: through one connection,
+/// on a thread that outlives each test's runtime.
+struct Administrator {
+    jobs: mpsc::UnboundedSender<Job>,
+    left: Mutex<Vec<String>>,
+}
+
+struct Job {
+    sql: Vec<String>,
+    done: oneshot::Sender<()>,
+}
+
+impl Administrator {
+    fn start(settings: pg::Settings) -> Self {
+        let (jobs, mut coming) = mpsc::unbounded_channel::<Job>();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(async {
+                let mut connection = pg::connect(&settings).await.expect("reachable");
+                while let Some(job) = coming.recv().await {
+                    for sql in job.sql {
+                        if let Err(error) = connection.batch_execute(&sql).await {
+                            panic!("{sql}: {error}");
+                        }
+                    }
+                    // Whoever asked may be gone.
+                    let _ = job.done.send(());
+                }
+            });
+        });
+        Self {
+            jobs,
+            left: Mutex::default(),
+        }
+    }
+
+    /// Begins to execute statements; what is returned ends with the last of them.
+    fn begin(&self, sql: Vec<String>) -> oneshot::Receiver<()> {
+        let (done, executed) = oneshot::channel();
+        self.jobs.send(Job { sql, done }).expect("it lives");
+        executed
+    }
+
+    async fn execute(&self, sql: Vec<String>) {
+        self.begin(sql).await.expect("executed");
+    }
+
+    /// Takes databases that are not needed any more, to be dropped some time.
+    fn leave(&self, databases: impl IntoIterator<Item = String>) {
+        let mut left = self.left.lock().expect("no panic");
+        left.extend(databases);
+        if left.len() >= LEFT_MAX {
+            // Parts of a test that is over may still be connected.
+            let drop = left
+                .drain(..)
+                .map(|name| format!("DROP DATABASE {name} WITH (FORCE)"));
+            let _not_waited_for = self.begin(drop.collect());
+        }
+    }
+}
 
 impl Servers {
     /// The servers, started by the first test that asks; or those that the environment names.
@@ -46,46 +118,25 @@ impl Servers {
             .await
     }
 
-    /// Servers of a test's own, which it may disturb.
-    pub(crate) async fn of(own: &stockctl::local::Servers) -> Servers {
-        let servers = Servers {
-            database_url: own.database_url("postgres"),
-            amqp_url: own.amqp_url(),
-            _holder: None,
-        };
-        servers
-            .create_template(ORDERS_TEMPLATE, stockctl::db::MIGRATIONS)
-            .await;
-        servers
-            .create_template(VENDOR_TEMPLATE, stockctl::vendors::MIGRATIONS)
-            .await;
-        servers
-    }
-
     fn find_or_start() -> Servers {
         let named = |name| std::env::var(name).ok();
         if let (Some(database_url), Some(amqp_url)) = (
             named("STOCKCTL_TEST_DATABASE_URL"),
             named("STOCKCTL_TEST_AMQP_URL"),
         ) {
-            return Servers {
-                database_url,
-                amqp_url,
-                _holder: None,
-            };
+            return Self::at(database_url, amqp_url, None);
         }
-        let data_dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers");
+        let data_dir = scratch("servers");
         // The servers of the run before this one may still be stopping.
         let until = Instant::now() + Duration::from_secs(30);
         loop {
-            let mut holder = Command::new(binary())
+            // What they wrote goes with them: it may be in memory.
+            let mut holder = Command::new("sh")
                 .args([
-                    "up",
-                    "--servers-only",
-                    "--until-stdin-closes",
-                    "--fresh",
-                    "--data-dir",
+                    "-c",
+                    "\"$0\" up --servers-only --until-stdin-closes --fresh --data-dir \"$1\"; code=$?; rm -rf \"$1\"; exit $code",
                 ])
+                .arg(binary())
                 .arg(&data_dir)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
@@ -97,11 +148,13 @@ impl Servers {
                 .expect("readable");
             if let Ok(addresses) = serde_json::from_str::<serde_json::Value>(&line) {
                 let address = |name: &str| addresses[name].as_str().expect("an address").to_owned();
-                return Servers {
-                    database_url: address("postgresql"),
-                    amqp_url: address("rabbitmq"),
-                    _holder: Some(holder),
-                };
+                let servers = Self::at(address("postgresql"), address("rabbitmq"), Some(holder));
+                // It would go through the hundreds of databases of a run, ten a second, each by a process of its own.
+                let _first = servers.administrator.begin(vec![
+                    "ALTER SYSTEM SET autovacuum = off".to_owned(),
+                    "SELECT pg_reload_conf()".to_owned(),
+                ]);
+                return servers;
             }
             let _ = holder.wait();
             assert!(Instant::now() < until, "the servers do not start");
@@ -109,9 +162,18 @@ impl Servers {
         }
     }
 
-    fn settings(&self, database: &str) -> pg::Settings {
+    fn at(database_url: String, amqp_url: String, holder: Option<Child>) -> Self {
+        Self {
+            administrator: Administrator::start(Self::settings(database_url.clone())),
+            database_url,
+            amqp_url,
+            _holder: holder,
+        }
+    }
+
+    fn settings(url: String) -> pg::Settings {
         pg::Settings {
-            url: self.database_url(database),
+            url,
             pool_size: 2,
             connect_timeout: Duration::from_secs(10),
             statement_timeout: Duration::from_secs(30),
@@ -126,32 +188,45 @@ impl Servers {
     }
 
     async fn create_template(&self, name: &str, migrations: diesel_migrations::EmbeddedMigrations) {
-        self.execute(&format!("DROP DATABASE IF EXISTS {name}"))
+        self.administrator
+            .execute(vec![
+                format!("DROP DATABASE IF EXISTS {name}"),
+                format!("CREATE DATABASE {name}"),
+            ])
             .await;
-        self.execute(&format!("CREATE DATABASE {name}")).await;
-        pg::migrate(&self.settings(name), migrations, pg::LOCK_DEADLINE)
+        let settings = Self::settings(self.database_url(name));
+        pg::migrate(&settings, migrations, pg::LOCK_DEADLINE)
             .await
             .expect("migrates");
         // A template is copied only while nobody is connected to it, and the migration's connection ends by itself.
-        self.execute(&format!(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'"
-        ))
-        .await;
+        self.administrator
+            .execute(vec![format!(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}'"
+            )])
+            .await;
     }
 
-    /// A new database with our schema, or a vendor's.
-    pub(crate) async fn create_database(&self, name: &str, of_vendor: bool) -> String {
-        // Two tests that copy a template at the same time would disturb each other.
-        static COPYING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-        let _copying = COPYING.lock().await;
-        let template = if of_vendor {
-            VENDOR_TEMPLATE
-        } else {
-            ORDERS_TEMPLATE
-        };
-        self.execute(&format!("CREATE DATABASE {name} TEMPLATE {template}"))
-            .await;
-        self.database_url(name)
+    /// A new database with our schema, and one for each of some vendors; returns their URLs.
+    pub(crate) async fn create_databases(
+        &self,
+        name: &str,
+        vendors: usize,
+    ) -> (String, Vec<String>) {
+        let of_vendors: Vec<String> = (0..vendors)
+            .map(|index| format!("{name}_{index}"))
+            .collect();
+        let copy = |name: &String, template| format!("CREATE DATABASE {name} TEMPLATE {template}");
+        let mut sql = vec![copy(&name.to_owned(), ORDERS_TEMPLATE)];
+        sql.extend(of_vendors.iter().map(|name| copy(name, VENDOR_TEMPLATE)));
+        self.administrator.execute(sql).await;
+        let urls = of_vendors.iter().map(|name| self.database_url(name));
+        (self.database_url(name), urls.collect())
+    }
+
+    /// Takes databases, by URL, that are not needed any more.
+    pub(crate) fn leave<'a>(&self, databases: impl IntoIterator<Item = &'a String>) {
+        let name = |url: &'a String| url.rsplit('/').next().unwrap_or_default().to_owned();
+        self.administrator.leave(databases.into_iter().map(name));
     }
 
     /// A new database without any schema.
@@ -162,15 +237,9 @@ impl Servers {
     /// A new database without any schema, with options of its own.
     pub(crate) async fn create_empty_database_as(&self, options: &str) -> String {
         let name = format!("empty_{}", uuid::Uuid::new_v4().simple());
-        self.execute(&format!("CREATE DATABASE {name} {options}"))
+        self.administrator
+            .execute(vec![format!("CREATE DATABASE {name} {options}")])
             .await;
         self.database_url(&name)
-    }
-
-    async fn execute(&self, sql: &str) {
-        let mut connection = pg::connect(&self.settings("postgres"))
-            .await
-            .expect("reachable");
-        connection.batch_execute(sql).await.expect("executes");
     }
 }

@@ -84,7 +84,10 @@ pub(crate) struct Shop {
     pub(crate) url: String,
     /// A client for it.
     pub(crate) http: reqwest::Client,
+    servers: &'static Servers,
     databases: BTreeMap<String, String>,
+    /// A connection to each of them, for questions; none where there was none yet, or the last one broke.
+    asking: BTreeMap<String, tokio::sync::Mutex<Option<AsyncPgConnection>>>,
     listener: TcpListener,
     vendor_listener: TcpListener,
     _directory: tempfile::TempDir,
@@ -101,17 +104,13 @@ impl Shop {
 
     /// A shop; nothing of it runs yet.
     pub(crate) async fn with(options: ShopOptions) -> Shop {
-        Self::on(Servers::get().await, options).await
-    }
-
-    async fn on(servers: &Servers, options: ShopOptions) -> Shop {
+        let servers = Servers::get().await;
         let id = Uuid::new_v4().simple().to_string();
         let mut databases = BTreeMap::new();
-        let name = format!("shop_{id}");
-        databases.insert(
-            ORDERS.to_owned(),
-            servers.create_database(&name, false).await,
-        );
+        let (own_url, vendor_urls) = servers
+            .create_databases(&format!("shop_{id}"), options.vendors.len())
+            .await;
+        databases.insert(ORDERS.to_owned(), own_url);
         // Bound now, so that the addresses stay ours until something serves them; until then callers wait in the
         // backlog, or are refused once the listener is dropped.
         let bind = || TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -125,35 +124,40 @@ impl Shop {
             servers.amqp_url,
             options.config,
         );
-        for (index, (vendor, products)) in options.vendors.iter().enumerate() {
-            let url = servers
-                .create_database(&format!("shop_{id}_{index}"), true)
-                .await;
+        for ((vendor, _), url) in options.vendors.iter().zip(vendor_urls) {
             text.push_str(&format!(
                 "[vendors.{vendor}]\ndatabase_url = \"{url}\"\napi_url = \"http://{vendor_address}/vendors/{vendor}\"\n"
             ));
             databases.insert((*vendor).to_owned(), url);
-            let _ = products;
         }
         let directory = tempfile::tempdir().expect("a directory");
         let config_file = directory.path().join("config.toml");
         std::fs::write(&config_file, text).expect("written");
         let config = config::load(Some(&config_file)).unwrap_or_else(|error| panic!("{error}"));
+        let asking = databases
+            .keys()
+            .map(|name| (name.clone(), tokio::sync::Mutex::default()));
         let shop = Shop {
             url: format!("http://{}", config.http.listen),
             config,
             config_file,
             http: reqwest_client(),
+            asking: asking.collect(),
+            servers,
             databases,
             listener,
             vendor_listener,
             _directory: directory,
         };
         for (vendor, products) in options.vendors {
-            for (product, stock) in products {
+            let rows = products
+                .iter()
+                .map(|(product, stock)| format!("('{product}', 'Product {product}', {stock})"));
+            let rows = rows.collect::<Vec<_>>().join(", ");
+            if !rows.is_empty() {
                 shop.run_at(
                     vendor,
-                    &format!("INSERT INTO products (id, name, stock) VALUES ('{product}', 'Product {product}', {stock})"),
+                    &format!("INSERT INTO products (id, name, stock) VALUES {rows}"),
                 )
                 .await;
             }
@@ -366,13 +370,7 @@ impl Shop {
             #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
             t: Option<String>,
         }
-        let mut connection = pg::connect(&self.settings(ORDERS))
-            .await
-            .expect("reachable");
-        let row: Text = diesel::sql_query(sql)
-            .get_result(&mut connection)
-            .await
-            .expect("a row");
+        let row: Text = self.row(ORDERS, sql).await;
         row.t.unwrap_or_default()
     }
 
@@ -392,32 +390,51 @@ impl Shop {
             #[diesel(sql_type = diesel::sql_types::BigInt)]
             n: i64,
         }
-        let mut connection = pg::connect(&self.settings(database))
-            .await
-            .expect("reachable");
-        let row: Number = diesel::sql_query(sql)
-            .get_result(&mut connection)
-            .await
-            .expect("a row");
+        let row: Number = self.row(database, sql).await;
         row.n
+    }
+
+    /// The row that a question is answered with. Questions come by hundreds, and go through one connection where none of
+    /// them waits: opening one takes the server more time than most answers.
+    async fn row<T>(&self, database: &str, sql: &str) -> T
+    where
+        T: diesel::QueryableByName<diesel::pg::Pg> + Send + 'static,
+    {
+        let Ok(mut kept) = self.asking[database].try_lock() else {
+            let mut connection = self.connect(database).await;
+            return diesel::sql_query(sql)
+                .get_result(&mut connection)
+                .await
+                .expect("a row");
+        };
+        if let Some(connection) = kept.as_mut()
+            && let Ok(row) = diesel::sql_query(sql).get_result(connection).await
+        {
+            return row;
+        }
+        // Its server may have ended meanwhile.
+        let connection = kept.insert(self.connect(database).await);
+        diesel::sql_query(sql)
+            .get_result(connection)
+            .await
+            .expect("a row")
+    }
+
+    async fn connect(&self, database: &str) -> AsyncPgConnection {
+        pg::connect(&self.settings(database))
+            .await
+            .expect("reachable")
     }
 
     /// Executes SQL at a vendor, as the vendor's own business.
     pub(crate) async fn run_at(&self, vendor: &str, sql: &str) {
-        let mut connection = pg::connect(&self.settings(vendor))
-            .await
-            .expect("reachable");
+        let mut connection = self.connect(vendor).await;
         connection.batch_execute(sql).await.expect("executes");
     }
 
     /// Executes SQL in our database.
     pub(crate) async fn run_here(&self, sql: &str) {
         self.run_at(ORDERS, sql).await;
-    }
-
-    /// A shop on servers of the test's own.
-    pub(crate) async fn on_own(servers: &Servers, options: ShopOptions) -> Shop {
-        Self::on(servers, options).await
     }
 
     /// The address of the vendors' own API in the configuration.
@@ -447,9 +464,7 @@ impl Shop {
 
     /// A connection to our database, for a test that holds locks.
     pub(crate) async fn connection_here(&self) -> AsyncPgConnection {
-        pg::connect(&self.settings(ORDERS))
-            .await
-            .expect("reachable")
+        self.connect(ORDERS).await
     }
 
     /// What the use cases that concern only our own database work with.
@@ -476,9 +491,7 @@ impl Shop {
 
     /// What the server answers to SQL in a vendor's database.
     pub(crate) async fn try_at(&self, vendor: &str, sql: &str) -> Result<(), String> {
-        let mut connection = pg::connect(&self.settings(vendor))
-            .await
-            .expect("reachable");
+        let mut connection = self.connect(vendor).await;
         connection
             .batch_execute(sql)
             .await
@@ -492,9 +505,7 @@ impl Shop {
 
     /// Begins a transaction in a vendor's database, which holds its locks until it is released.
     pub(crate) async fn hold_at(&self, vendor: &str, sql: &str) -> Held {
-        let mut connection = pg::connect(&self.settings(vendor))
-            .await
-            .expect("reachable");
+        let mut connection = self.connect(vendor).await;
         connection
             .batch_execute(&format!("BEGIN; {sql}"))
             .await
@@ -546,6 +557,12 @@ impl Shop {
             (letters.len() >= count).then_some(letters)
         })
         .await
+    }
+}
+
+impl Drop for Shop {
+    fn drop(&mut self) {
+        self.servers.leave(self.databases.values());
     }
 }
 
