@@ -58,9 +58,13 @@ pub async fn push(
         let answers = vendor.api.send(source, updates).await?;
         pushed.was_called = true;
         let recorded = record(context, vendor_id, updates, &answers.recorded, Utc::now()).await?;
-        pushed.waiting.extend(recorded);
+        pushed.waiting.extend(recorded.waiting);
         pushed.conflicts.extend(answers.conflicts);
         pushed.unusable.extend(answers.unusable);
+        let disbelieved = recorded.disbelieved.into_iter();
+        pushed
+            .unusable
+            .extend(disbelieved.map(|(id, why)| (id, why.to_owned())));
     }
     Ok(pushed)
 }
@@ -100,13 +104,21 @@ async fn list_unanswered(
     .await
 }
 
+/// What recording answers has come to.
+#[derive(Debug, Default)]
+struct Recorded {
+    waiting: Vec<Waiting>,
+    /// Updates whose answer cannot be true.
+    disbelieved: Vec<(UpdateId, &'static str)>,
+}
+
 async fn record(
     context: &Context,
     vendor_id: &VendorId,
     sent: &[Update],
     answers: &[Answer],
     now: DateTime<Utc>,
-) -> Result<Vec<Waiting>, Error> {
+) -> Result<Recorded, Error> {
     let by_id: BTreeMap<UpdateId, &Update> =
         sent.iter().map(|update| (update.id, update)).collect();
     // Nearly all: they need no lock but their own, so they wait for nobody who decides or syncs.
@@ -124,7 +136,7 @@ async fn record(
             .await?;
     }
     if others.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Recorded::default());
     }
     let answers: Vec<Answer> = others.into_iter().cloned().collect();
     let sent: Vec<Update> = answers
@@ -141,7 +153,7 @@ async fn record_others(
     sent: &[Update],
     answers: &[Answer],
     now: DateTime<Utc>,
-) -> Result<Vec<Waiting>, Error> {
+) -> Result<Recorded, Error> {
     let rejected: BTreeSet<UpdateId> = answers
         .iter()
         .filter(|answer| answer.outcome == Outcome::Rejected)
@@ -153,7 +165,7 @@ async fn record_others(
         .map(|update| update.order_id)
         .collect();
     let orders: Vec<OrderId> = orders.into_iter().collect();
-    let waiting = with_deadline(TRANSACTION_DEADLINE, &context.database, async {
+    let recorded = with_deadline(TRANSACTION_DEADLINE, &context.database, async {
         let mut connection = context.database.get().await?;
         connection
             .transaction(async |connection| {
@@ -166,7 +178,7 @@ async fn record_others(
     if !orders.is_empty() {
         request_sync(context, vendor_id).await;
     }
-    Ok(waiting)
+    Ok(recorded)
 }
 
 async fn record_in_transaction(
@@ -177,7 +189,7 @@ async fn record_in_transaction(
     answers: &[Answer],
     orders: &[OrderId],
     now: DateTime<Utc>,
-) -> Result<Vec<Waiting>, Error> {
+) -> Result<Recorded, Error> {
     let mut book = context.book();
     for (id, status, _) in db::orders::load_for_update(connection, orders).await? {
         book.load_order(id, status);
@@ -185,8 +197,11 @@ async fn record_in_transaction(
     load_updates_of(connection, &mut book, orders, sent).await?;
     // Read after the vendor has answered, so that any later run has seen what it answered.
     let run = db::vendors::find_current_run(connection, vendor_id).await?;
-    book.record(answers, run, &mut new_update_id)?;
-    save(connection, &book.into_changes(), now).await
+    let disbelieved = book.record(answers, run, &mut new_update_id)?;
+    Ok(Recorded {
+        waiting: save(connection, &book.into_changes(), now).await?,
+        disbelieved,
+    })
 }
 
 /// A rejection proved our figure stale, so the sync should not wait for its next tick. In a transaction of its own: the

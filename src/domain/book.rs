@@ -300,7 +300,9 @@ impl Book {
 
     /// Records what a vendor answered. `run` is the vendor's current sync run, read after the answer had come.
     /// For a rejected take, its order and all the order's updates, and all shelves of the order's products must be
-    /// loaded.
+    /// loaded; for any other update, what it reverses and what reverses it.
+    ///
+    /// Returns the updates whose answer cannot be true, each with why: they stay as they are.
     ///
     /// # Errors
     /// A row that is needed was not loaded.
@@ -309,13 +311,24 @@ impl Book {
         answers: &[Answer],
         run: i64,
         new_id: &mut dyn FnMut() -> UpdateId,
-    ) -> Result<(), BookError> {
+    ) -> Result<Vec<(UpdateId, &'static str)>, BookError> {
+        let mut disbelieved = Vec::new();
         for answer in answers {
             let update = self.update(answer.id)?.clone();
             if update.state != State::Open {
                 continue;
             }
             match answer.outcome {
+                // A vendor that is let get away with either keeps goods that were sold, or takes none for what was.
+                Outcome::Void if update.delta < 0 && !self.is_returned(update.id) => {
+                    disbelieved.push((
+                        update.id,
+                        "a take is void only once it was returned, and nobody did",
+                    ));
+                }
+                Outcome::Rejected if update.delta > 0 => {
+                    disbelieved.push((update.id, "a return is applied or void, never rejected"));
+                }
                 Outcome::Applied => self.set_state(update.id, State::Acknowledged)?,
                 Outcome::Void => {
                     self.set_state(update.id, State::Void)?;
@@ -335,7 +348,12 @@ impl Book {
                 }
             }
         }
-        Ok(())
+        Ok(disbelieved)
+    }
+
+    /// Whether a return of a take was made, whatever has become of it.
+    fn is_returned(&self, take: UpdateId) -> bool {
+        self.updates.values().any(|u| u.reverses == Some(take))
     }
 
     /// A vendor refused a take of a confirmed order: another serves it, or the order is cancelled.
@@ -637,5 +655,78 @@ impl Book {
             None => self.reasons.remove(&order),
         };
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn id(n: u128) -> UpdateId {
+        UpdateId(Uuid::from_u128(n))
+    }
+
+    /// An open take of 2, and where `returned` an open return of it.
+    fn book(returned: bool) -> Book {
+        let vendor = VendorId::parse("a").expect("an id");
+        let product = ProductId::parse("p").expect("an id");
+        let order = OrderId(Uuid::from_u128(9));
+        let mut book = Book::new(BTreeSet::from([vendor.clone()]), BTreeSet::new());
+        book.load_order(order, Status::Cancelled);
+        let shelf = Shelf {
+            name: None,
+            on_hand: 5,
+            open_delta: -2,
+            blocked_run: None,
+        };
+        book.load_shelf(product.clone(), vendor.clone(), shelf);
+        let take = Update {
+            id: id(1),
+            order_id: order,
+            vendor_id: vendor,
+            product_id: product,
+            delta: -2,
+            reverses: None,
+            state: State::Open,
+            turned: false,
+        };
+        if returned {
+            book.load_update(Update {
+                id: id(2),
+                delta: 2,
+                reverses: Some(id(1)),
+                ..take.clone()
+            });
+        }
+        book.load_update(take);
+        book
+    }
+
+    fn record(book: &mut Book, n: u128, outcome: Outcome) -> Vec<UpdateId> {
+        let answers = [Answer { id: id(n), outcome }];
+        let disbelieved = book.record(&answers, 1, &mut || id(3)).expect("loaded");
+        disbelieved.into_iter().map(|(id, _)| id).collect()
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_true_is_not_believed_and_changes_nothing() {
+        let mut with_no_return = book(false);
+        assert_eq!(record(&mut with_no_return, 1, Outcome::Void), [id(1)]);
+        assert!(with_no_return.into_changes().is_empty());
+        let mut with_a_return = book(true);
+        assert_eq!(record(&mut with_a_return, 2, Outcome::Rejected), [id(2)]);
+        assert!(with_a_return.into_changes().is_empty());
+    }
+
+    #[test]
+    fn a_take_that_was_returned_before_it_arrived_is_void_with_its_return() {
+        let mut book = book(true);
+        assert_eq!(record(&mut book, 1, Outcome::Void), []);
+        let states: Vec<State> = [1, 2]
+            .map(|n| book.update(id(n)).expect("loaded").state)
+            .into();
+        assert_eq!(states, [State::Void, State::Void]);
     }
 }

@@ -277,6 +277,15 @@ async fn nonsensical_vendors() -> Vec<(&'static str, RawVendor)> {
             })
             .await,
         ),
+        (
+            "void",
+            RawVendor::start(|request| {
+                with_result_for(request, "void", |id| {
+                    vec![json!({"id": id, "outcome": "void"})]
+                })
+            })
+            .await,
+        ),
     ]
 }
 
@@ -284,7 +293,7 @@ async fn nonsensical_vendors() -> Vec<(&'static str, RawVendor)> {
 async fn nonsense_is_retried_and_dead_lettered_for_the_updates_concerned_and_never_believed() {
     let vendors = nonsensical_vendors().await;
     // Beside its nonsense, those that answer at all have one update in the same call that they answer well.
-    let beside = ["unknown2", "torn2", "missing2", "other2"];
+    let beside = ["unknown2", "torn2", "missing2", "other2", "void2"];
     let mut shop = Shop::with(ShopOptions {
         vendors: vendors
             .iter()
@@ -314,7 +323,7 @@ async fn nonsense_is_retried_and_dead_lettered_for_the_updates_concerned_and_nev
     let work = shop.work_on(&[WorkQueue::VendorSync]);
     let letters = shop.dead_letters("vendor_sync_dlq", vendors.len()).await;
     eventually("what was answered well is told", || async {
-        (count_told(&shop).await == 4).then_some(())
+        (count_told(&shop).await == 5).then_some(())
     })
     .await;
     work.stop().await;
@@ -347,13 +356,14 @@ async fn nonsense_is_retried_and_dead_lettered_for_the_updates_concerned_and_nev
     torn: vendor torn answered nonsense for update ID: two outcomes that contradict each other, Applied and Rejected
     trickle: the vendor's API at http://ADDRESS/trickle/stock-updates cannot be reached: error decoding response body: request or response body error: operation timed out
     unknown: vendor unknown answered nonsense for update ID: a result that cannot be read: unknown variant `perhaps`, expected one of `applied`, `rejected`, `void`, `conflict`
+    void: vendor void answered nonsense for update ID: a take is void only once it was returned, and nobody did
     ");
     let open = shop
         .text("SELECT string_agg(product_id, ' ' ORDER BY product_id) AS t FROM stock_updates WHERE state = 'open'")
         .await;
     assert_eq!(
         open,
-        "bad html large missing moved noise other torn trickle unknown"
+        "bad html large missing moved noise other torn trickle unknown void"
     );
     for (name, vendor) in &vendors {
         let of_product = |call: &&Value| {

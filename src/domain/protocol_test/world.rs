@@ -540,7 +540,11 @@ impl World {
                 }
             }
         }
-        self.transact(crash, |book, new_id| book.record(&answers, run, new_id))?;
+        self.transact(crash, |book, new_id| {
+            let disbelieved = book.record(&answers, run, new_id)?;
+            assert_eq!(disbelieved, [], "these vendors do not lie");
+            Ok(())
+        })?;
         if crash == Crash::Never {
             self.push_queue.remove(at);
         }
