@@ -43,6 +43,7 @@ pub mod domain;
 pub mod fault_injection;
 pub mod http;
 pub mod local;
+pub mod metrics;
 pub mod mq;
 pub mod pg;
 pub mod schedule;

@@ -8,10 +8,11 @@ use chrono::Utc;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::app::Context;
 use crate::app::sync::{self, Options, Outcome};
+use crate::app::{Context, Error};
 use crate::db;
 use crate::domain::ids::VendorId;
+use crate::metrics::{SYNCS, SyncRow, SyncRun};
 use crate::shutdown::Shutdown;
 
 /// How often requests for a run at once are looked for.
@@ -92,7 +93,9 @@ async fn sync_once(context: &Context, vendor_id: &VendorId, options: Options) {
             tracing::info!(vendor = %vendor_id, products = listed, "syncing");
         }
     };
-    match sync::sync(context, vendor_id, options, &progress).await {
+    let outcome = sync::sync(context, vendor_id, options, &progress).await;
+    count(vendor_id.as_str(), &outcome, started.elapsed());
+    match outcome {
         Ok(Outcome::Done(summary)) => {
             let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             if summary.written > 0 || summary.closed > 0 {
@@ -111,5 +114,22 @@ async fn sync_once(context: &Context, vendor_id: &VendorId, options: Options) {
         Err(error) => {
             tracing::warn!(vendor = %vendor_id, %error, "sync failed; trying again at the next tick")
         }
+    }
+}
+
+fn count(vendor: &str, outcome: &Result<Outcome, Error>, took: Duration) {
+    let run = match outcome {
+        Ok(Outcome::Done(_)) => SyncRun::Done,
+        Ok(Outcome::Busy) => SyncRun::Busy,
+        Ok(Outcome::Overtaken) => SyncRun::Overtaken,
+        Err(_) => SyncRun::Failed,
+    };
+    SYNCS.runs(vendor, run).inc();
+    if let Ok(Outcome::Done(summary)) = outcome {
+        SYNCS.duration(vendor).observe(took.as_secs_f64());
+        SYNCS.rows(vendor, SyncRow::Listed).inc_by(summary.listed);
+        SYNCS.rows(vendor, SyncRow::Written).inc_by(summary.written);
+        SYNCS.rows(vendor, SyncRow::Skipped).inc_by(summary.skipped);
+        SYNCS.closed(vendor).inc_by(summary.closed);
     }
 }

@@ -17,6 +17,7 @@ use crate::domain::ids::OrderId;
 use crate::domain::messages::encode_order;
 use crate::domain::order::{NewOrder, Status};
 use crate::domain::tally::Tally;
+use crate::metrics::{ACCEPTING, FAULTS, Fault, Refused, Via};
 use crate::mq::{self, Headers, Message, PublishError, Publisher, Queue};
 use crate::pg;
 
@@ -60,6 +61,18 @@ pub enum NotAccepted {
     /// A contradiction of ours.
     #[error("{0}")]
     Bug(String),
+}
+
+impl NotAccepted {
+    fn counted_as(&self) -> Refused {
+        match self {
+            Self::Busy => Refused::QueueFull,
+            Self::KeyTaken(_) => Refused::KeyTaken,
+            Self::Unavailable(_) => Refused::Unavailable,
+            Self::OutcomeUnknown(_) => Refused::OutcomeUnknown,
+            Self::Bug(_) => Refused::Bug,
+        }
+    }
 }
 
 type Answer = Result<Accepted, NotAccepted>;
@@ -111,6 +124,19 @@ impl Accept {
     /// # Errors
     /// See [`NotAccepted`].
     pub async fn accept(&self, order: NewOrder) -> Answer {
+        let begun = Instant::now();
+        let answer = self.answer_to(order).await;
+        match &answer {
+            Ok(Accepted::New | Accepted::ThroughBroker) => {
+                ACCEPTING.duration.observe(begun.elapsed().as_secs_f64());
+            }
+            Ok(Accepted::Replayed(_)) => ACCEPTING.replayed.inc(),
+            Err(error) => ACCEPTING.refused.of(error.counted_as()).inc(),
+        }
+        answer
+    }
+
+    async fn answer_to(&self, order: NewOrder) -> Answer {
         let (answer, answered) = oneshot::channel();
         let id = order.id;
         self.requests
@@ -148,6 +174,8 @@ impl Committing {
             if self.receiver.recv_many(&mut requests, BATCH_MAX).await == 0 {
                 break;
             }
+            let waiting = i64::try_from(self.receiver.len()).unwrap_or(i64::MAX);
+            ACCEPTING.waiting.set(waiting);
             let committer = Arc::clone(&self.committer);
             tokio::spawn(async move {
                 committer.accept(requests).await;
@@ -242,6 +270,11 @@ impl Committer {
 
     /// Answers after a commit: the new ones at once, and the others once it is known what they are.
     async fn answer(&self, mut by_order: ByOrder, inserted: &[OrderId]) {
+        ACCEPTING.batch.observe(by_order.len() as f64);
+        ACCEPTING
+            .accepted
+            .of(Via::Database)
+            .inc_by(inserted.len() as u64);
         for id in inserted {
             let Some((order, answers)) = by_order.remove(id) else {
                 continue;
@@ -334,6 +367,7 @@ impl Committer {
         for ((id, (_, answers)), result) in by_order.into_iter().zip(results) {
             let answer = match result {
                 Ok(()) => {
+                    ACCEPTING.accepted.of(Via::Broker).inc();
                     withdrawn.await_arrival(id, true);
                     Ok(Accepted::ThroughBroker)
                 }
@@ -389,6 +423,7 @@ impl Committer {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if until.is_none_or(|until| until + RETRY_STORE_AFTER * 10 < Instant::now()) {
+            FAULTS.of(Fault::PostgresqlAway).inc();
             tracing::warn!(
                 error,
                 "PostgreSQL is down; orders are accepted through RabbitMQ until it is back"

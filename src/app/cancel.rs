@@ -11,6 +11,7 @@ use crate::db;
 use crate::db::outbox::Waiting;
 use crate::domain::ids::{OrderId, ProductId};
 use crate::domain::order::Status;
+use crate::metrics::{DECIDING, Decision};
 
 /// Cancels an order that is pending, failed or confirmed; one that is cancelled already stays so. Returns what has to
 /// leave for the broker.
@@ -22,28 +23,33 @@ pub async fn cancel(
     id: OrderId,
     now: DateTime<Utc>,
 ) -> Result<Vec<Waiting>, Error> {
-    with_deadline(TRANSACTION_DEADLINE, &context.database, async {
+    let cancelled = with_deadline(TRANSACTION_DEADLINE, &context.database, async {
         let mut connection = context.database.get().await?;
         connection
             .transaction(async |connection| transact(context, connection, id, now).await)
             .await
     })
-    .await
+    .await?;
+    if cancelled.is_some() {
+        DECIDING.decided.of(Decision::CancelledByCaller).inc();
+    }
+    Ok(cancelled.unwrap_or_default())
 }
 
+/// Returns nothing where the order was cancelled before.
 async fn transact(
     context: &Context,
     connection: &mut AsyncPgConnection,
     id: OrderId,
     now: DateTime<Utc>,
-) -> Result<Vec<Waiting>, Error> {
+) -> Result<Option<Vec<Waiting>>, Error> {
     let mut book = context.book();
     let status = match db::orders::load_for_update(connection, &[id])
         .await?
         .first()
     {
         None => return Err(Error::Missing(format!("there is no order {id}"))),
-        Some((_, Status::Cancelled, _)) => return Ok(Vec::new()),
+        Some((_, Status::Cancelled, _)) => return Ok(None),
         Some((_, Status::Rejected, _)) => {
             return Err(Error::Refused {
                 code: "not_cancellable",
@@ -55,7 +61,7 @@ async fn transact(
     book.load_order(id, status);
     load_updates_of(connection, &mut book, &[id], &[]).await?;
     book.cancel(id, None, &mut new_update_id)?;
-    save(connection, &book.into_changes(), now).await
+    Ok(Some(save(connection, &book.into_changes(), now).await?))
 }
 
 /// Loads the updates of locked orders into the book, and their stock at all vendors, locked before them: whoever

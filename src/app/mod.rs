@@ -120,11 +120,13 @@ async fn with_deadline<T>(
 ) -> Result<T, Error> {
     match tokio::time::timeout(deadline, work).await {
         Ok(Err(error)) if error.kind() == Kind::Unavailable => {
+            pool.figures().unavailable.inc();
             pool.forget_idle();
             Err(error)
         }
         Ok(result) => result,
         Err(_) => {
+            pool.figures().silent.inc();
             pool.forget_idle();
             Err(Error::Database(pg::Error::Unavailable {
                 at: pool.settings().address(),

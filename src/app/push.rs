@@ -8,13 +8,16 @@ use diesel_async::{AsyncConnection, AsyncPgConnection};
 
 use super::cancel::load_updates_of;
 use super::save::save;
-use super::{Context, Error, TRANSACTION_DEADLINE, new_update_id, with_deadline};
+use super::{Context, Error, TRANSACTION_DEADLINE, Vendor, new_update_id, with_deadline};
 use crate::db;
 use crate::db::outbox::Waiting;
 use crate::domain::book::Answer;
 use crate::domain::ids::{OrderId, UpdateId, VendorId};
+use crate::domain::order::Status;
 use crate::domain::update::{Outcome, State, Update};
+use crate::domain::vendor_answer::Answers;
 use crate::fault_injection;
+use crate::metrics::{Call, DECIDING, Decision, UpdateOutcome, VENDORS};
 
 /// What a push has come to.
 #[derive(Debug, Default)]
@@ -55,7 +58,7 @@ pub async fn push(
             pushed.is_cut_short = true;
             break;
         }
-        let answers = vendor.api.send(source, updates).await?;
+        let answers = call(vendor, source, vendor_id, updates).await?;
         pushed.was_called = true;
         let recorded = record(context, vendor_id, updates, &answers.recorded, Utc::now()).await?;
         pushed.waiting.extend(recorded.waiting);
@@ -67,6 +70,43 @@ pub async fn push(
             .extend(disbelieved.map(|(id, why)| (id, why.to_owned())));
     }
     Ok(pushed)
+}
+
+/// Calls the vendor's API, and counts what comes of it.
+async fn call(
+    vendor: &Vendor,
+    source: &str,
+    vendor_id: &VendorId,
+    updates: &[Update],
+) -> Result<Answers, Error> {
+    let begun = Instant::now();
+    let answers = vendor.api.send(source, updates).await.map_err(Error::from);
+    let id = vendor_id.as_str();
+    VENDORS
+        .call_duration(id)
+        .observe(begun.elapsed().as_secs_f64());
+    let outcome = match &answers {
+        Ok(_) => Call::Answered,
+        Err(error) if error.is_vendor_down() => Call::Down,
+        Err(_) => Call::Unusable,
+    };
+    VENDORS.call(id, outcome).inc();
+    if let Ok(answers) = &answers {
+        let recorded = |wanted| {
+            let such = answers.recorded.iter();
+            such.filter(|answer| answer.outcome == wanted).count()
+        };
+        for (outcome, count) in [
+            (UpdateOutcome::Applied, recorded(Outcome::Applied)),
+            (UpdateOutcome::Rejected, recorded(Outcome::Rejected)),
+            (UpdateOutcome::Void, recorded(Outcome::Void)),
+            (UpdateOutcome::Conflict, answers.conflicts.len()),
+            (UpdateOutcome::Unusable, answers.unusable.len()),
+        ] {
+            VENDORS.updates(id, outcome).inc_by(count as u64);
+        }
+    }
+    answers
 }
 
 /// Of the updates, those that the vendor has not answered for.
@@ -165,7 +205,7 @@ async fn record_others(
         .map(|update| update.order_id)
         .collect();
     let orders: Vec<OrderId> = orders.into_iter().collect();
-    let recorded = with_deadline(TRANSACTION_DEADLINE, &context.database, async {
+    let (recorded, cancelled) = with_deadline(TRANSACTION_DEADLINE, &context.database, async {
         let mut connection = context.database.get().await?;
         connection
             .transaction(async |connection| {
@@ -175,12 +215,17 @@ async fn record_others(
             .await
     })
     .await?;
+    DECIDING
+        .decided
+        .of(Decision::CancelledByVendor)
+        .inc_by(cancelled);
     if !orders.is_empty() {
         request_sync(context, vendor_id).await;
     }
     Ok(recorded)
 }
 
+/// Returns also how many orders were cancelled.
 async fn record_in_transaction(
     context: &Context,
     connection: &mut AsyncPgConnection,
@@ -189,7 +234,7 @@ async fn record_in_transaction(
     answers: &[Answer],
     orders: &[OrderId],
     now: DateTime<Utc>,
-) -> Result<Recorded, Error> {
+) -> Result<(Recorded, u64), Error> {
     let mut book = context.book();
     for (id, status, _) in db::orders::load_for_update(connection, orders).await? {
         book.load_order(id, status);
@@ -198,10 +243,15 @@ async fn record_in_transaction(
     // Read after the vendor has answered, so that any later run has seen what it answered.
     let run = db::vendors::find_current_run(connection, vendor_id).await?;
     let disbelieved = book.record(answers, run, &mut new_update_id)?;
-    Ok(Recorded {
-        waiting: save(connection, &book.into_changes(), now).await?,
+    let changes = book.into_changes();
+    let cancelled = changes.orders.iter();
+    let cancelled = cancelled.filter(|(_, status, _)| *status == Status::Cancelled);
+    let cancelled = cancelled.count() as u64;
+    let recorded = Recorded {
+        waiting: save(connection, &changes, now).await?,
         disbelieved,
-    })
+    };
+    Ok((recorded, cancelled))
 }
 
 /// A rejection proved our figure stale, so the sync should not wait for its next tick. In a transaction of its own: the

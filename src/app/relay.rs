@@ -17,6 +17,7 @@ use crate::db::outbox::{Claimed, Waiting};
 use crate::domain::ids::OrderId;
 use crate::domain::messages;
 use crate::domain::order::Status;
+use crate::metrics::MESSAGES;
 use crate::mq::{Headers, Link, Message, PublishError, Publisher, Queue};
 use crate::shutdown::Shutdown;
 
@@ -201,6 +202,7 @@ pub async fn sweep_until_stopped(
         match sweep(&context, &publisher, &relay, after, refused).await {
             Ok(swept) => {
                 if swept.confirmed > 0 {
+                    MESSAGES.swept.inc_by(swept.confirmed as u64);
                     tracing::info!(
                         messages = swept.confirmed,
                         "published what had waited in the outbox"
@@ -218,6 +220,7 @@ pub async fn sweep_until_stopped(
             match sweep_forgotten(&context, &relay, FORGOTTEN_AFTER).await {
                 Ok(0) => {}
                 Ok(sent) => {
+                    MESSAGES.sent_again.inc_by(sent as u64);
                     tracing::warn!(sent, "sent messages again that had no effect for minutes")
                 }
                 Err(error) => {

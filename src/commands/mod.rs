@@ -85,6 +85,7 @@ fn vendor_settings(config: &Config, vendor: &config::Vendor) -> pg::Settings {
 /// # Errors
 /// The configuration allows no connection.
 pub fn context(config: &Config) -> Result<Context, Failure> {
+    crate::metrics::begin();
     let vendors = config
         .vendors
         .iter()
@@ -93,17 +94,19 @@ pub fn context(config: &Config) -> Result<Context, Failure> {
                 Failure::new(EXIT_CONFIGURATION, format!("vendors.{id}: the id {error}"))
             })?;
             let of_vendor = Vendor {
-                database: pg::Pool::new(vendor_settings(config, vendor)).map_err(Failure::bug)?,
+                database: pg::Pool::new(&format!("vendor/{id}"), vendor_settings(config, vendor))
+                    .map_err(Failure::bug)?,
                 catalogue: catalogue(&vendor.catalogue),
                 api: Client::new(vendor.api_url.expose(), config.vendor_sync.timeout)
                     .map_err(Failure::bug)?,
                 has_ledger: vendor.ledger,
             };
+            crate::metrics::VENDORS.configured(id.as_str());
             Ok((id, of_vendor))
         })
         .collect::<Result<_, Failure>>()?;
     Ok(Context {
-        database: pg::Pool::new(database_settings(config)).map_err(Failure::bug)?,
+        database: pg::Pool::new("orders", database_settings(config)).map_err(Failure::bug)?,
         vendors,
     })
 }

@@ -75,11 +75,14 @@ pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> R
     let mut publishing = tokio::spawn(publishing.run());
     // A pool of its own: slow reads must not make PostgreSQL look down to those who order.
     let for_accept = Context {
-        database: pg::Pool::new(pg::Settings {
-            // One more, so that its word does not wait for a transaction.
-            pool_size: accept::TRANSACTIONS_MAX + 1,
-            ..context.database.settings().clone()
-        })
+        database: pg::Pool::new(
+            "accept",
+            pg::Settings {
+                // One more, so that its word does not wait for a transaction.
+                pool_size: accept::TRANSACTIONS_MAX + 1,
+                ..context.database.settings().clone()
+            },
+        )
         .map_err(Failure::bug)?,
         ..context.clone()
     };

@@ -19,6 +19,7 @@ use crate::domain::ids::UpdateId;
 use crate::domain::messages::{DEAD_ATTEMPTS, DEAD_ERROR, DEAD_REASON, DEAD_TIME, RETRY_COUNT};
 use crate::domain::order::NewOrder;
 use crate::domain::retry::{self, Verdict};
+use crate::metrics::MESSAGES;
 use crate::mq::{Delivery, HeaderValue, Headers, Link, Message, Publisher, Queue};
 use crate::shutdown::Shutdown;
 
@@ -192,8 +193,19 @@ impl Door {
                     retry_count,
                     "to be retried"
                 );
-                self.copy_to(retry_queue, delivery, &retry_headers(*retry_count), until)
-                    .await
+                let is_copied = self
+                    .copy_to(retry_queue, delivery, &retry_headers(*retry_count), until)
+                    .await;
+                if is_copied {
+                    // One that comes again with as many retries as it had was not tried to its end.
+                    let costs_a_retry = *retry_count > self::retry_count(delivery);
+                    let counter = match costs_a_retry {
+                        true => MESSAGES.retried(from.base_name()),
+                        false => MESSAGES.put_off(from.base_name()),
+                    };
+                    counter.inc();
+                }
+                is_copied
             }
             Verdict::DeadLetter { code, error } => {
                 tracing::warn!(
@@ -204,14 +216,18 @@ impl Door {
                     "dead-lettered"
                 );
                 // The copy first: an order that says it failed must have a letter to be replayed from.
-                self.copy_to(
-                    dlq,
-                    delivery,
-                    &dead_letter_headers(delivery, code, error),
-                    until,
-                )
-                .await
-                    && self.note_dead(subject, code, until).await
+                let is_copied = self
+                    .copy_to(
+                        dlq,
+                        delivery,
+                        &dead_letter_headers(delivery, code, error),
+                        until,
+                    )
+                    .await;
+                if is_copied {
+                    MESSAGES.dead_lettered(from.base_name(), code).inc();
+                }
+                is_copied && self.note_dead(subject, code, until).await
             }
         }
     }
@@ -291,7 +307,10 @@ impl Door {
             let mut left = Vec::new();
             for (delivery, result) in deliveries.into_iter().zip(results) {
                 match result {
-                    Ok(()) => copied.push(delivery),
+                    Ok(()) => {
+                        MESSAGES.put_off(work_queue(queue).base_name()).inc();
+                        copied.push(delivery);
+                    }
                     Err(error) => {
                         tracing::debug!(queue = queue.base_name(), %error, "a copy cannot be published yet");
                         left.push(delivery);
@@ -304,6 +323,14 @@ impl Door {
             }
             tokio::time::sleep(PROBE_INTERVAL).await;
         }
+    }
+}
+
+/// Whose messages they are that are copied to a queue.
+fn work_queue(copied_to: Queue) -> Queue {
+    match copied_to {
+        Queue::Orders | Queue::OrdersRetry | Queue::OrdersDlq => Queue::Orders,
+        Queue::VendorSync | Queue::VendorSyncRetry | Queue::VendorSyncDlq => Queue::VendorSync,
     }
 }
 

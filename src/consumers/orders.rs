@@ -10,9 +10,10 @@ use super::{Door, HOLD_MAX, Subject, Waited, Weighed};
 use crate::app::{Error, decide};
 use crate::domain::book::Decision;
 use crate::domain::messages;
-use crate::domain::order::NewOrder;
+use crate::domain::order::{NewOrder, Reason};
 use crate::domain::retry::{self, Verdict};
 use crate::fault_injection::{Bug, is_planted};
+use crate::metrics::{self, DECIDING, FAULTS, Fault};
 use crate::mq::{Consumer, Delivery, Queue, Tag};
 
 /// About what an order of one line takes in a message; a batch is measured by it before it is read.
@@ -44,6 +45,7 @@ pub async fn run_until_stopped(
         }
         if !given_up.is_empty() {
             tracing::warn!("a store is away for long; handing the orders back until it works");
+            FAULTS.of(Fault::HandedBack).inc();
             consumer.hand_back().await;
             if door.wait_for_stores().await == Waited::Stopped {
                 break;
@@ -236,7 +238,9 @@ async fn decide_batch(door: &Door, held: &mut [Held], batch: &[Part], until: Ins
 /// Tries to decide a batch, and returns a verdict for each order.
 async fn attempt(door: &Door, held: &[Held], batch: &[Part]) -> Result<Vec<Verdict>, Error> {
     let orders: Vec<&NewOrder> = batch.iter().map(|(_, order)| order).collect();
+    let begun = std::time::Instant::now();
     let decided = decide::decide(&door.context, &orders, Utc::now()).await?;
+    count(&orders, &decided.decisions, begun.elapsed());
     door.relay.hand_over(decided.waiting);
     Ok(batch
         .iter()
@@ -251,4 +255,29 @@ async fn attempt(door: &Door, held: &[Held], batch: &[Part]) -> Result<Vec<Verdi
             ),
         })
         .collect())
+}
+
+/// Counts what a transaction has decided. What is in a batch twice, or was decided before, is counted once.
+fn count(orders: &[&NewOrder], decisions: &[Decision], took: Duration) {
+    DECIDING.duration.observe(took.as_secs_f64());
+    DECIDING.batch.observe(orders.len() as f64);
+    let now = Utc::now();
+    for (order, decision) in orders.iter().zip(decisions) {
+        let counted_as = match decision {
+            Decision::Confirmed => metrics::Decision::Confirmed,
+            Decision::Rejected(Reason::InsufficientStock { .. }) => {
+                metrics::Decision::InsufficientStock
+            }
+            Decision::Rejected(Reason::UnknownProduct { .. }) => metrics::Decision::UnknownProduct,
+            Decision::Rejected(Reason::IdempotencyConflict) => {
+                metrics::Decision::IdempotencyConflict
+            }
+            Decision::Rejected(_) => metrics::Decision::RejectedOtherwise,
+            Decision::Settled | Decision::Undecidable => continue,
+        };
+        DECIDING.decided.of(counted_as).inc();
+        // Another machine's clock may be ahead of ours.
+        let waited = (now - order.accepted_at).to_std().unwrap_or_default();
+        DECIDING.latency.observe(waited.as_secs_f64());
+    }
 }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::app::Context;
 use crate::db;
+use crate::metrics::{FAULTS, Fault};
 use crate::mq::{Beat, Link, Pulse, Queue};
 use crate::shutdown::Shutdown;
 
@@ -110,6 +111,7 @@ impl Watchdog {
             wait = interval;
             if let Some(stalled) = looked {
                 tracing::error!("{stalled}");
+                FAULTS.of(Fault::ConsumerStalled).inc();
                 break Err(stalled);
             }
         };

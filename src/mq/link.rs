@@ -12,6 +12,7 @@ use super::{
     trouble::Trouble,
     wire::Wire,
 };
+use crate::metrics::{FAULTS, Fault, RABBITMQ};
 
 /// What a user of a connection sees of it.
 #[derive(Clone, PartialEq, Debug)]
@@ -54,6 +55,8 @@ const LOG_EVERY: Duration = Duration::from_secs(30);
 /// Makes the connections of one owner thread, one after another.
 pub(super) struct Dialer {
     name: String,
+    /// What it is called among the metrics, whatever the prefix of the queues.
+    counted_as: &'static str,
     settings: Settings,
     addresses: Result<Vec<Address>, String>,
     /// The node to begin with, so that one that failed is not the first to be asked again.
@@ -62,6 +65,7 @@ pub(super) struct Dialer {
     address: String,
     failures: u32,
     up_since: Option<Instant>,
+    was_up: bool,
     outage: Option<Outage>,
     logged: Option<Instant>,
     link: watch::Sender<Link>,
@@ -73,16 +77,26 @@ struct Outage {
 }
 
 impl Dialer {
-    pub(super) fn new(name: &str, settings: &Settings, link: watch::Sender<Link>) -> Dialer {
+    pub(super) fn new(
+        name: &str,
+        counted_as: &'static str,
+        settings: &Settings,
+        link: watch::Sender<Link>,
+    ) -> Dialer {
         let addresses = parse_addresses(settings);
+        RABBITMQ.connected(counted_as);
+        RABBITMQ.blocked(counted_as);
+        RABBITMQ.reconnections(counted_as);
         Dialer {
             name: name.to_owned(),
+            counted_as,
             settings: settings.clone(),
             addresses,
             first: 0,
             address: "rabbitmq.url".to_owned(),
             failures: 0,
             up_since: None,
+            was_up: false,
             outage: None,
             logged: None,
             link,
@@ -105,7 +119,11 @@ impl Dialer {
 
     /// The connection is ready for use.
     pub(super) fn up(&mut self) {
-        self.up_since = Some(Instant::now());
+        let is_new = self.up_since.replace(Instant::now()).is_none();
+        if is_new && std::mem::replace(&mut self.was_up, true) {
+            RABBITMQ.reconnections(self.counted_as).inc();
+        }
+        RABBITMQ.connected(self.counted_as).set(1);
         match self.outage.take() {
             None => tracing::info!(
                 link = self.name,
@@ -141,10 +159,16 @@ impl Dialer {
 
     /// Notes an attempt that failed or a connection that broke, and says how long to wait.
     pub(super) fn down(&mut self, trouble: &Trouble) -> Duration {
-        let was_steady = self
-            .up_since
-            .take()
-            .is_some_and(|since| since.elapsed() >= STEADY);
+        let up_since = self.up_since.take();
+        RABBITMQ.connected(self.counted_as).set(0);
+        RABBITMQ.blocked(self.counted_as).set(0);
+        match trouble {
+            Trouble::Lost(_) if up_since.is_some() => FAULTS.of(Fault::RabbitmqLost).inc(),
+            Trouble::Misdeclared(_) => FAULTS.of(Fault::QueueMisdeclared).inc(),
+            // The first is no loss; the second was counted where it was noticed.
+            Trouble::Lost(_) | Trouble::QueueGone(_) => {}
+        }
+        let was_steady = up_since.is_some_and(|since| since.elapsed() >= STEADY);
         if was_steady {
             self.failures = 0;
         }
@@ -195,6 +219,8 @@ impl Dialer {
     pub(super) fn blocked(&self, reason: Option<String>) {
         match reason {
             Some(reason) => {
+                FAULTS.of(Fault::RabbitmqBlocked).inc();
+                RABBITMQ.blocked(self.counted_as).set(1);
                 tracing::warn!(
                     link = self.name,
                     address = self.address,
@@ -204,6 +230,7 @@ impl Dialer {
                 self.link.send_replace(Link::Blocked { reason });
             }
             None => {
+                RABBITMQ.blocked(self.counted_as).set(0);
                 tracing::info!(
                     link = self.name,
                     address = self.address,
@@ -216,6 +243,7 @@ impl Dialer {
 
     /// Nothing will be connected any more.
     pub(super) fn end(&self) {
+        RABBITMQ.connected(self.counted_as).set(0);
         self.link.send_replace(Link::Connecting {
             error: Some("closed on our side".to_owned()),
         });

@@ -14,6 +14,7 @@ use amiquip::{
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::{address::Address, trouble::Trouble};
+use crate::metrics::{FAULTS, Fault};
 
 /// A node that does not even complete a TCP handshake in this time is not going to.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -109,7 +110,12 @@ impl Wire {
     /// connection only see that it is gone, its own thread knows why.
     pub(super) fn end(self, trouble: Trouble) -> Trouble {
         match (self.close(), trouble) {
-            (Err(reason), Trouble::Lost(_)) => Trouble::from(reason),
+            (Err(reason), Trouble::Lost(_)) => {
+                if matches!(reason, amiquip::Error::MissedServerHeartbeats) {
+                    FAULTS.of(Fault::RabbitmqSilent).inc();
+                }
+                Trouble::from(reason)
+            }
             (_, trouble) => trouble,
         }
     }
@@ -163,6 +169,7 @@ impl Watchdog {
                         .unwrap_or_else(PoisonError::into_inner)
                         .elapsed();
                     if hungry_for >= STUCK_AFTER {
+                        FAULTS.of(Fault::RabbitmqSilent).inc();
                         tracing::warn!(
                             "RabbitMQ has not answered for {hungry_for:?}; the connection is cut"
                         );

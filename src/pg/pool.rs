@@ -10,6 +10,7 @@ use diesel_async::pooled_connection::{
 use futures_util::FutureExt;
 
 use super::Error;
+use crate::metrics::{PoolFigures, PoolUse, watch_pool};
 
 /// A pooled connection.
 pub type Connection = deadpool::Object<AsyncPgConnection>;
@@ -124,15 +125,18 @@ pub fn discard(connection: Connection) {
 pub struct Pool {
     settings: Settings,
     pool: deadpool::Pool<AsyncPgConnection>,
+    figures: PoolFigures,
 }
 
 impl Pool {
     /// Prepares a pool, within the runtime that its connections will live on; nothing is connected before the first use.
+    /// Its figures stand under `name`.
     ///
     /// # Errors
     /// The settings allow no connection.
-    pub fn new(settings: Settings) -> Result<Self, Error> {
-        let for_setup = settings.clone();
+    pub fn new(name: &str, settings: Settings) -> Result<Self, Error> {
+        let figures = PoolFigures::of(name);
+        let (for_setup, counted) = (settings.clone(), figures.clone());
         // A connection lives on the runtime that opened it. A worker of the HTTP server has one of its own, which ends
         // before what it has accepted is published.
         let runtime = tokio::runtime::Handle::current();
@@ -142,10 +146,16 @@ impl Pool {
         config.custom_setup = Box::new(move |_| {
             let settings = for_setup.clone();
             let opening = runtime.spawn(async move { establish(&settings, PLAN_BY_KEYS).await });
+            let counted = counted.clone();
             async move {
-                opening
+                let opened = opening
                     .await
-                    .unwrap_or_else(|error| Err(ConnectionError::BadConnection(error.to_string())))
+                    .unwrap_or_else(|error| Err(ConnectionError::BadConnection(error.to_string())));
+                match &opened {
+                    Ok(_) => counted.opened.inc(),
+                    Err(_) => counted.not_opened.inc(),
+                }
+                opened
             }
             .boxed()
         });
@@ -161,7 +171,21 @@ impl Pool {
             .recycle_timeout(Some(settings.connect_timeout))
             .build()
             .map_err(|error| settings.unavailable(error))?;
-        Ok(Self { settings, pool })
+        let weak = pool.weak();
+        watch_pool(name, move || {
+            let status = weak.upgrade()?.status();
+            Some(PoolUse {
+                in_use: status.size.saturating_sub(status.available),
+                idle: status.available,
+                max: status.max_size,
+                waiting: status.waiting,
+            })
+        });
+        Ok(Self {
+            settings,
+            pool,
+            figures,
+        })
     }
 
     /// A connection of the pool.
@@ -173,6 +197,12 @@ impl Pool {
             .get()
             .await
             .map_err(|error| self.settings.unavailable(error))
+    }
+
+    /// What it counts.
+    #[must_use]
+    pub fn figures(&self) -> &PoolFigures {
+        &self.figures
     }
 
     /// How the pool was set up.

@@ -4,14 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms of this crate that it may name.
-const MAY_NAME: [(&str, &[&str]); 17] = [
+const MAY_NAME: [(&str, &[&str]); 18] = [
     ("domain", &[]),
-    ("pg", &[]),
+    ("metrics", &[]),
+    ("pg", &["metrics"]),
     ("shutdown", &[]),
     ("telemetry", &[]),
     ("config", &["telemetry"]),
     ("fault_injection", &[]),
-    ("mq", &["fault_injection"]),
+    ("mq", &["fault_injection", "metrics"]),
     ("local", &[]),
     ("bench", &[]),
     ("db", &["domain", "pg"]),
@@ -22,18 +23,27 @@ const MAY_NAME: [(&str, &[&str]); 17] = [
             "db",
             "domain",
             "fault_injection",
+            "metrics",
             "mq",
             "pg",
             "shutdown",
             "vendors",
         ],
     ),
-    ("http", &["app", "db", "domain", "mq", "vendors"]),
+    ("http", &["app", "db", "domain", "metrics", "mq", "vendors"]),
     (
         "consumers",
-        &["app", "db", "domain", "fault_injection", "mq", "shutdown"],
+        &[
+            "app",
+            "db",
+            "domain",
+            "fault_injection",
+            "metrics",
+            "mq",
+            "shutdown",
+        ],
     ),
-    ("schedule", &["app", "db", "domain", "shutdown"]),
+    ("schedule", &["app", "db", "domain", "metrics", "shutdown"]),
     (
         "commands",
         &[
@@ -45,6 +55,7 @@ const MAY_NAME: [(&str, &[&str]); 17] = [
             "domain",
             "http",
             "local",
+            "metrics",
             "mq",
             "pg",
             "schedule",
@@ -57,7 +68,7 @@ const MAY_NAME: [(&str, &[&str]); 17] = [
 ];
 
 /// Crates that only one room names.
-const KEPT_IN: [(&str, &[&str]); 9] = [
+const KEPT_IN: [(&str, &[&str]); 10] = [
     // telemetry keeps out of the log what amiquip writes there of the password.
     ("amiquip", &["mq", "telemetry"]),
     ("actix_web", &["http"]),
@@ -68,6 +79,7 @@ const KEPT_IN: [(&str, &[&str]); 9] = [
     ("tokio_postgres", &["pg"]),
     ("clap", &["cli", "commands"]),
     ("nix", &["local"]),
+    ("prometheus", &["metrics"]),
 ];
 
 fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {

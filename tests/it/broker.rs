@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use stockctl::local;
+use stockctl::metrics::{FAULTS, Fault};
 use stockctl::mq::{
     self, Consumer, DeadLetters, Delivery, Error, HeaderValue, Headers, Link, Message,
     PublishError, Publisher, Queue, QueueType, Settings,
@@ -428,6 +429,8 @@ async fn a_memory_alarm_blocks_publishing_and_nothing_else(servers: &local::Serv
             .await
             .expect("set");
     };
+    let blocked = || FAULTS.of(Fault::RabbitmqBlocked).get();
+    let before = blocked();
     watermark("0.0000001").await;
     // The broker says so to whoever publishes.
     let refused = publisher.publish(numbered(Queue::Orders, 5..6), Duration::from_secs(1));
@@ -436,6 +439,7 @@ async fn a_memory_alarm_blocks_publishing_and_nothing_else(servers: &local::Serv
         matches!(link, Link::Blocked { .. })
     })
     .await;
+    assert!(blocked() > before, "it is counted");
     let again = publisher.publish(numbered(Queue::Orders, 6..7), DEADLINE);
     let refused = again.await.remove(0).expect_err("at once");
     assert!(matches!(refused, PublishError::Unavailable(_)), "{refused}");
@@ -465,8 +469,11 @@ async fn a_channel_that_the_broker_closes_is_opened_again(servers: &local::Serve
     publish(&publisher, numbered(Queue::Orders, 0..1)).await;
     let mut consumer = Consumer::start(settings.clone(), Queue::Orders, 10);
     let held = hold(&mut consumer, 1).await;
+    let closed = || FAULTS.of(Fault::ChannelClosed).get();
+    let before = closed();
     let again = batch(&mut consumer, 1).await;
     assert_eq!((numbers(&again), again[0].redeliveries), (vec![0], 1));
+    assert!(closed() > before, "it is counted");
     consumer.ack(tags(&held)).await;
     consumer.ack(tags(&again)).await;
     consumer.close(DEADLINE).await;

@@ -11,6 +11,7 @@ use stockctl::commands::work::WorkQueue;
 use stockctl::domain::ids::{OrderId, ProductId};
 use stockctl::domain::messages;
 use stockctl::domain::order::{Line, Lines, NewOrder};
+use stockctl::metrics::MESSAGES;
 use stockctl::mq::{Consumer, Queue};
 use stockctl::{config, db};
 use uuid::Uuid;
@@ -378,10 +379,13 @@ async fn a_message_that_kills_its_consumer_is_set_aside_and_its_neighbours_survi
             .await;
         assert_eq!(begun, death, "the first death was in company");
     }
+    let set_aside = || MESSAGES.dead_lettered("orders_queue", "crash_loop").get();
+    let before = set_aside();
     let work = shop.work_on(&[WorkQueue::Orders]);
     let letters = shop.dead_letters("orders_dlq", 1).await;
     assert_eq!(letters[0]["reason"], "crash_loop");
     assert_eq!(letters[0]["messageId"], deadly.as_str());
+    assert!(set_aside() > before, "it is counted");
     orders_with_status(&shop, "confirmed", 3).await;
     let order = shop.order_with_status(&deadly, "failed").await;
     assert_eq!(order["reason"]["code"], "processing_failed");

@@ -19,6 +19,7 @@ use crate::domain::dead_letter::{self, Selection, Subject};
 use crate::domain::ids::{OrderId, UpdateId};
 use crate::domain::messages::UpdatesMessage;
 use crate::domain::order::{NewOrder, Reason, Status};
+use crate::metrics::{DECIDING, Decision};
 use crate::mq::{Queue, Settings};
 
 /// Who drops, and what goes on from there.
@@ -60,6 +61,8 @@ pub async fn drop(
         })
         .await?;
         if act == Act::Do {
+            let orders = cancelled.len() as u64;
+            DECIDING.decided.of(Decision::Dropped).inc_by(orders);
             (dropper.hand_over)(waiting);
         }
         Ok(cancelled)

@@ -11,6 +11,7 @@ use super::{Addressed, Limits};
 use crate::consumers::push_states::PushStates;
 use crate::domain::breaker::{Breaker, Leave, Phase};
 use crate::domain::ids::VendorId;
+use crate::metrics::VENDORS;
 
 /// A vendor whose call has taken longer is slow: it keeps its own part of what is held, and no more.
 const SLOW_AFTER: Duration = Duration::from_millis(200);
@@ -152,11 +153,13 @@ impl Lanes {
             Said::Answer => {
                 if lane.breaker.phase() != Phase::Ok {
                     tracing::info!(vendor = %vendor_id, "the vendor answers again");
+                    VENDORS.breaker(vendor_id.as_str()).set(0);
                 }
                 lane.breaker.answered();
                 self.states.show(vendor_id, Phase::Ok, None);
             }
             Said::Down { error, retry_after } => {
+                let was_called = lane.breaker.phase() == Phase::Ok;
                 let pause = lane.breaker.failed(now, *retry_after, fastrand::f64());
                 if let Some(pause) = pause {
                     let for_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
@@ -164,6 +167,10 @@ impl Lanes {
                         vendor = %vendor_id, error, for_ms,
                         "the vendor is down and not called for a while; its messages are put off without losing a retry"
                     );
+                    if was_called {
+                        VENDORS.openings(vendor_id.as_str()).inc();
+                    }
+                    VENDORS.breaker(vendor_id.as_str()).set(1);
                     self.states.show(vendor_id, Phase::Open, Some(error));
                 }
             }

@@ -22,6 +22,7 @@ use super::{Door, HOLD_MAX, Subject, Waited};
 use crate::domain::ids::{UpdateId, VendorId};
 use crate::domain::messages;
 use crate::domain::retry::{self, Verdict};
+use crate::metrics::{FAULTS, Fault};
 use crate::mq::{Consumer, Delivery, Queue};
 
 /// How often lanes are looked at in which nothing happens.
@@ -228,6 +229,7 @@ impl Parts {
             return true;
         }
         tracing::warn!("a store is away for long; handing the messages back until it works");
+        FAULTS.of(Fault::HandedBack).inc();
         consumer.hand_back().await;
         self.generation += 1;
         self.lanes.clear();

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Select, TryRecvError};
 use tokio::sync::watch;
 
 use super::{Shared, Wanted, held::Held};
+use crate::metrics::{FAULTS, Fault};
 use crate::mq::{
     link::{Dialer, Link},
     message::{Delivery, received},
@@ -88,7 +89,7 @@ impl Owner {
     ) -> Owner {
         let queue_name = queue.name(&settings);
         Owner {
-            dialer: Dialer::new(&queue_name, &settings, link),
+            dialer: Dialer::new(&queue_name, queue.base_name(), &settings, link),
             queue_name,
             // To the broker, zero means no limit.
             prefetch: prefetch.max(1),
@@ -343,7 +344,10 @@ impl Intake<'_> {
             .map_err(|error| match error {
                 amiquip::Error::ServerClosedChannel {
                     code: NOT_FOUND, ..
-                } => self.owner.queue_gone(),
+                } => {
+                    FAULTS.of(Fault::QueueMissing).inc();
+                    self.owner.queue_gone()
+                }
                 other => Trouble::from(other),
             })?;
         self.owner.shared.lock().waiting = found.declared_message_count();
@@ -410,10 +414,14 @@ impl Intake<'_> {
                     fresh.extend(self.held.arrived(delivery, handle));
                 }
                 ConsumerMessage::ServerCancelled => {
+                    FAULTS.of(Fault::ConsumerCancelled).inc();
                     end = Err(self.owner.queue_gone());
                 }
                 ConsumerMessage::ServerClosedChannel(error)
                 | ConsumerMessage::ServerClosedConnection(error) => {
+                    if matches!(error, amiquip::Error::ServerClosedChannel { .. }) {
+                        FAULTS.of(Fault::ChannelClosed).inc();
+                    }
                     end = Err(Trouble::from(error));
                 }
                 ConsumerMessage::ClientCancelled

@@ -19,6 +19,7 @@ use tokio::{
 
 use self::batch::Batch;
 use super::{link::Link, message::Message, queues::Settings};
+use crate::metrics::{MESSAGES, Published};
 
 /// Messages that may wait for their turn to be sent, over all callers. At full speed that is a third of
 /// a second; more would only wait for its deadline.
@@ -72,7 +73,7 @@ struct Inbox {
 impl Publisher {
     /// Starts the owner thread, which connects in the background. `name` stands in the log and names the
     /// thread. A thread that cannot be started shows in the link.
-    pub fn start(settings: Settings, name: &str) -> Publisher {
+    pub fn start(settings: Settings, name: &'static str) -> Publisher {
         let (requests, requests_in) = crossbeam_channel::bounded(WAITING_MAX as usize);
         let (closes, closes_in) = crossbeam_channel::bounded(1);
         let (link_out, link) = watch::channel(Link::Connecting { error: None });
@@ -99,6 +100,16 @@ impl Publisher {
     /// Without a usable connection the answer comes at once, so that the caller can go another way.
     /// When the future is dropped, what has not been sent yet is not sent any more.
     pub async fn publish(
+        &self,
+        messages: Vec<Message>,
+        deadline: Duration,
+    ) -> Vec<Result<(), PublishError>> {
+        let results = self.results_of(messages, deadline).await;
+        count(&results);
+        results
+    }
+
+    async fn results_of(
         &self,
         messages: Vec<Message>,
         deadline: Duration,
@@ -160,6 +171,24 @@ impl Publisher {
             Link::Blocked { reason } => Err(format!("RabbitMQ blocks publishing ({reason})")),
             Link::Misdeclared { message } => Err(message.clone()),
         }
+    }
+}
+
+fn count(results: &[Result<(), PublishError>]) {
+    let confirmed = results.iter().filter(|result| result.is_ok()).count();
+    MESSAGES
+        .published
+        .of(Published::Confirmed)
+        .inc_by(confirmed as u64);
+    for error in results.iter().filter_map(|result| result.as_ref().err()) {
+        let counted_as = match error {
+            PublishError::Unavailable(_) => Published::Unavailable,
+            PublishError::Unknown(_) => Published::Unknown,
+            PublishError::Nacked => Published::Nacked,
+            PublishError::Unroutable => Published::Unroutable,
+            PublishError::Invalid(_) => Published::Invalid,
+        };
+        MESSAGES.published.of(counted_as).inc();
     }
 }
 

@@ -18,6 +18,7 @@ use super::{
     in_flight::{InFlight, Sent},
 };
 use crate::fault_injection::{Bug, is_planted};
+use crate::metrics::{FAULTS, Fault};
 use crate::mq::{
     link::{Dialer, Link, NEW_QUEUE, REDECLARE_PAUSE, declare_queues},
     message::properties,
@@ -36,11 +37,11 @@ const CONFIRM_OVERDUE: Duration = Duration::from_secs(30);
 
 pub(super) fn spawn(
     settings: Settings,
-    name: &str,
+    name: &'static str,
     inbox: Inbox,
     link: watch::Sender<Link>,
 ) -> io::Result<()> {
-    let dialer = Dialer::new(name, &settings, link);
+    let dialer = Dialer::new(name, name, &settings, link);
     thread::Builder::new()
         .name(format!("mq-{name}"))
         .spawn(move || {
@@ -305,9 +306,13 @@ impl Session<'_> {
 
     /// The channel or the connection is gone; a call on a closed channel tells why.
     fn reason(&self) -> Trouble {
-        self.channel
-            .qos(0, 0, false)
-            .map_or_else(Trouble::from, |()| ended())
+        let Err(error) = self.channel.qos(0, 0, false) else {
+            return ended();
+        };
+        if matches!(error, amiquip::Error::ServerClosedChannel { .. }) {
+            FAULTS.of(Fault::ChannelClosed).inc();
+        }
+        Trouble::from(error)
     }
 
     fn is_redeclare_due(&mut self) -> bool {
@@ -316,6 +321,7 @@ impl Session<'_> {
             .is_some_and(|since| since.elapsed() >= REDECLARE_PAUSE);
         if is_due {
             self.missing_since = None;
+            FAULTS.of(Fault::QueueMissing).inc();
             tracing::warn!(
                 "RabbitMQ returned a message, so a queue is missing; all are declared again"
             );

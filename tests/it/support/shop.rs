@@ -470,7 +470,7 @@ impl Shop {
     /// What the use cases that concern only our own database work with.
     pub(crate) fn context_here(&self) -> stockctl::app::Context {
         stockctl::app::Context {
-            database: pg::Pool::new(self.settings(ORDERS)).expect("a pool"),
+            database: pg::Pool::new("orders", self.settings(ORDERS)).expect("a pool"),
             vendors: BTreeMap::new(),
         }
     }
