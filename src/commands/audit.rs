@@ -97,7 +97,12 @@ async fn look(config: &Config, context: &Context) -> Result<Report, Failure> {
     match report {
         Err(error) if error.kind() == Kind::Bug => Err(Failure::bug(error)),
         Err(error) => Ok(Report::of_nothing(error.to_string())),
-        Ok(report) => Ok(report),
+        Ok(report) => {
+            if let Err(error) = audit::note(context, &report).await {
+                tracing::warn!(%error, "what was found cannot be noted, so /metrics shows an older audit");
+            }
+            Ok(report)
+        }
     }
 }
 

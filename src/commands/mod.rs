@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod bench;
 pub mod dlq;
+mod metrics;
 pub mod migrate;
 mod seed;
 pub mod serve;

@@ -70,6 +70,9 @@ impl Deadlines {
 /// See [`Failure`].
 pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> Result<(), Failure> {
     let context = context(config)?;
+    let gauges = super::metrics::gauges(config, &context)?;
+    // To the end: also while the last requests are answered.
+    let _metrics = super::metrics::listen(config, &gauges)?;
     let publisher = Publisher::start(broker_settings(config), "serve");
     let (relay, publishing) = Relay::new(context.clone(), publisher.clone());
     let mut publishing = tokio::spawn(publishing.run());
@@ -113,6 +116,7 @@ pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> R
         relay,
         publisher: publisher.clone(),
         broker: broker_settings(config),
+        gauges,
     };
     let address = listening.local_addr().map_err(Failure::bug)?;
     let (server, mut draining) =

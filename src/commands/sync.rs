@@ -59,6 +59,8 @@ pub async fn run(
 ) -> Result<(), Failure> {
     let context = context(config)?;
     let vendors = select(&context, selection)?;
+    let gauges = super::metrics::gauges(config, &context)?;
+    let _metrics = super::metrics::listen(config, &gauges)?;
     if !wait_for_schema(config, &shutdown).await {
         return Ok(());
     }

@@ -115,9 +115,11 @@ async fn prepare(
             format!("cannot write {}: {error}", path.display()),
         )
     })?;
-    let config = config::load(Some(path))
+    let mut config = config::load(Some(path))
         .map_err(|error| Failure::new(EXIT_CONFIGURATION, error.to_string()))?;
     telemetry::init(config.log.format, &config.log.level).map_err(Failure::bug)?;
+    // One process has one set of figures, and they are at the HTTP address.
+    config.metrics.listen = None;
     progress("reading the vendors' stock");
     read_stock(&config).await?;
     Ok(config)

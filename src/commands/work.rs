@@ -27,6 +27,9 @@ pub enum WorkQueue {
 /// See [`Failure`].
 pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> Result<(), Failure> {
     let context = context(config)?;
+    let gauges = super::metrics::gauges(config, &context)?;
+    // To the end: also while what is in hand is finished.
+    let _metrics = super::metrics::listen(config, &gauges)?;
     if !wait_for_schema(config, &shutdown).await {
         return Ok(());
     }

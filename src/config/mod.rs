@@ -42,6 +42,8 @@ pub struct Config {
     pub work: Work,
     /// How the vendors' stock is read.
     pub sync: Sync,
+    /// Where the metrics are, beside the HTTP API.
+    pub metrics: Metrics,
     /// The vendors by their ids: at least one, and no two ids that differ in case only.
     pub vendors: BTreeMap<String, Vendor>,
     /// What is logged and how.
@@ -132,6 +134,14 @@ pub struct Sync {
     pub schedule: cron::Schedule,
     /// Products written in one transaction.
     pub chunk_rows: usize,
+}
+
+/// Section `metrics`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metrics {
+    /// Where a listener for `/metrics` alone begins to look for a free port, if there is to be one; always a loopback
+    /// address.
+    pub listen: Option<SocketAddr>,
 }
 
 /// Section `vendors.<id>`.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::layers::{Key, VENDORS};
 use super::reader::{Reader, quoted};
 use super::{
-    Catalogue, Config, Database, Http, Log, Orders, QueueType, RabbitMq, SecretUrl, Sync,
+    Catalogue, Config, Database, Http, Log, Metrics, Orders, QueueType, RabbitMq, SecretUrl, Sync,
     TableName, Vendor, VendorSync, Work, limits,
 };
 use crate::telemetry;
@@ -20,6 +20,7 @@ pub(super) fn config(reader: &mut Reader) -> Option<Config> {
     let vendor_sync = vendor_sync(reader);
     let work = work(reader);
     let sync = sync(reader);
+    let metrics = metrics(reader);
     let vendors = vendors(reader);
     let log = log(reader);
     Some(Config {
@@ -30,6 +31,7 @@ pub(super) fn config(reader: &mut Reader) -> Option<Config> {
         vendor_sync: vendor_sync?,
         work: work?,
         sync: sync?,
+        metrics: metrics?,
         vendors: vendors?,
         log: log?,
     })
@@ -139,6 +141,13 @@ fn sync(reader: &mut Reader) -> Option<Sync> {
         schedule: schedule?,
         chunk_rows: chunk_rows?,
     })
+}
+
+fn metrics(reader: &mut Reader) -> Option<Metrics> {
+    let listen = reader.text_or(&Key::fixed("metrics.listen"), None, |text| {
+        metrics_address(text).map(Some)
+    });
+    Some(Metrics { listen: listen? })
 }
 
 /// The keys of a vendor, in the order in which they are read.
@@ -266,6 +275,22 @@ fn listen_address(text: &str) -> Result<SocketAddr, String> {
         )
     })?;
     super::reachable_from_here_only(address)?;
+    Ok(address)
+}
+
+fn metrics_address(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| {
+        format!(
+            "it must be an IP address and a port such as 127.0.0.1:9464, not {}",
+            quoted(text)
+        )
+    })?;
+    if !address.ip().to_canonical().is_loopback() {
+        return Err(format!(
+            "{address} can be reached from other machines, and there are no API keys; only loopback addresses such as \
+             127.0.0.1:9464 are possible, with an agent or a proxy on this machine"
+        ));
+    }
     Ok(address)
 }
 

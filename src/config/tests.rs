@@ -83,6 +83,7 @@ fn what_is_not_set_has_its_default() {
         format!("{:?}", config.orders),
         format!("{:?}", config.vendor_sync),
         format!("{:?}", config.work),
+        format!("{:?}", config.metrics),
         format!("{:?}", config.vendors),
         format!("{:?}", config.log),
     ];
@@ -93,6 +94,7 @@ fn what_is_not_set_has_its_default() {
     Orders { retries_max: 3, retry_delay: 5s, batch_max: 500, prefetch: 250 }
     VendorSync { retries_max: 3, retry_delay: 5s, prefetch: 512, timeout: 5s, updates_per_call_max: 500 }
     Work { stalled_after: 300s }
+    Metrics { listen: None }
     {"vendorA": Vendor { database_url: postgres://stockctl:***@db/vendoradb, api_url: http://127.0.0.1:8080/vendors/vendorA, ledger: true, catalogue: Catalogue { table: TableName { schema: None, table: "products" }, id_column: "id", name_column: "name", stock_column: "stock" } }}
     Log { format: Auto, level: "info,actix_server=warn,amiquip=error" }
     "#);
@@ -247,6 +249,21 @@ fn everything_that_is_missing_is_told_at_once() {
       vendors.vendorA.api_url: it is required and not set; set it in test.toml, or set STOCKCTL__VENDORS__VENDORA__API_URL
       vendor.b.api_url (test.toml, line 3): there is no such key; the nearest one is vendors.vendorA.api_url
     ");
+}
+
+#[test]
+fn the_metrics_are_for_this_machine_alone() {
+    insta::assert_snapshot!(told_of_each(&[
+        ("STOCKCTL__METRICS__LISTEN", "127.0.0.1:9464"),
+        ("STOCKCTL__METRICS__LISTEN", "[::1]:0"),
+        ("STOCKCTL__METRICS__LISTEN", "0.0.0.0:9464"),
+        ("STOCKCTL__METRICS__LISTEN", "9464"),
+    ]), @r#"
+    STOCKCTL__METRICS__LISTEN = 127.0.0.1:9464: accepted
+    STOCKCTL__METRICS__LISTEN = [::1]:0: accepted
+    metrics.listen (STOCKCTL__METRICS__LISTEN): 0.0.0.0:9464 can be reached from other machines, and there are no API keys; only loopback addresses such as 127.0.0.1:9464 are possible, with an agent or a proxy on this machine
+    metrics.listen (STOCKCTL__METRICS__LISTEN): it must be an IP address and a port such as 127.0.0.1:9464, not "9464"
+    "#);
 }
 
 #[test]

@@ -9,16 +9,12 @@ use serde::Serialize;
 use super::State;
 use super::drain::Drain;
 use crate::app::Context;
+use crate::app::gauges::{CONSUMER_SILENCE_MAX, CONSUMER_STALLED_AFTER};
 use crate::db;
 use crate::mq::{Link, Queue};
 
 /// A probe without an answer for this long has none.
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
-
-/// A consumer says every few seconds that it is there.
-const CONSUMER_SILENCE_MAX: Duration = Duration::from_secs(30);
-/// What has finished nothing for this long although messages wait is called stalled; a slow vendor's call is over by then.
-const STALLED_AFTER: Duration = Duration::from_secs(90);
 
 #[derive(Serialize)]
 struct Alive {
@@ -75,7 +71,7 @@ pub(super) async fn ready(state: Data<State>, drain: Data<Drain>) -> HttpRespons
 
 async fn consumers(context: &Context) -> &'static str {
     let listing = context.with_connection(async |connection| {
-        Ok(db::consumers::list(connection, CONSUMER_SILENCE_MAX, STALLED_AFTER).await?)
+        Ok(db::consumers::list(connection, CONSUMER_SILENCE_MAX, CONSUMER_STALLED_AFTER).await?)
     });
     let Ok(Ok(listed)) = tokio::time::timeout(PROBE_DEADLINE, listing).await else {
         return "unknown";

@@ -6,6 +6,7 @@ mod dead_letters;
 mod drain;
 mod health;
 mod listening;
+mod metrics;
 mod movements;
 mod orders;
 pub mod problem;
@@ -21,6 +22,7 @@ use actix_web::http::header::{ALLOW, HeaderValue};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, ResponseError, Route, guard, web};
 
 use crate::app::accept::Accept;
+use crate::app::gauges::Gauges;
 use crate::app::relay::Relay;
 use crate::app::{self, Context};
 use crate::domain::ids::{IdError, ProductId, VendorId};
@@ -28,6 +30,7 @@ use crate::mq;
 use drain::Drain;
 pub use drain::Ending;
 pub use listening::Listening;
+pub use metrics::MetricsListener;
 use problem::{Problem, problems_of_extractors};
 
 /// Largest body of a request. An order with 100 lines of the longest product ids takes half of it.
@@ -55,6 +58,8 @@ pub struct State {
     pub publisher: mq::Publisher,
     /// For an operator's own sessions with the broker.
     pub broker: mq::Settings,
+    /// For `/metrics`.
+    pub gauges: std::sync::Arc<Gauges>,
 }
 
 /// Prepares a server on a listening socket, and its end. It runs when it is awaited.
@@ -67,6 +72,7 @@ pub fn server(
     shutdown_deadline: Duration,
 ) -> std::io::Result<(Server, Ending)> {
     let (listener, closing) = listening.split()?;
+    let gauges = web::Data::from(state.gauges.clone());
     let state = web::Data::new(state);
     let drain = Drain::default();
     let (for_app, for_connections) = (drain.clone(), drain.clone());
@@ -74,6 +80,7 @@ pub fn server(
         let drain = for_app.clone();
         App::new()
             .app_data(state.clone())
+            .app_data(gauges.clone())
             .app_data(web::Data::new(drain.clone()))
             .configure(configure)
             .wrap_fn(move |request, routes| {
@@ -81,6 +88,7 @@ pub fn server(
                 let answering = routes.call(request);
                 async move {
                     let mut answer = answering.await?;
+                    crate::metrics::HTTP.answered(answer.status().as_u16());
                     drain.mark(answer.response_mut());
                     Ok(answer)
                 }
@@ -106,6 +114,7 @@ pub fn server(
 fn configure(config: &mut web::ServiceConfig) {
     config
         .configure(problems_of_extractors)
+        .configure(metrics::configure)
         .service(
             web::resource("/orders")
                 .post(orders::place)

@@ -22,7 +22,7 @@ const NO_ANSWER: &str = "no answer within 15 s";
 /// A shop in which an attempt that is lost shows: there is no second one.
 async fn strict_shop(config: &str) -> Shop {
     let shop = Shop::with(ShopOptions {
-        config: format!("[orders]\nretries_max = 0\n{config}"),
+        config: format!("[orders]\nretries_max = 0\n{config}[metrics]\nlisten = \"127.0.0.1:0\"\n"),
         ..ShopOptions::default()
     })
     .await;
@@ -111,6 +111,8 @@ async fn a_decision_in_which_postgresql_falls_silent_is_made_again_once_it_speak
     held.release().await;
     work.writes_within(NO_ANSWER, SILENCE).await;
     assert!(work.is_running());
+    let silent = "stockctl_postgresql_failures_total{kind=\"silent\",pool=\"orders\"}";
+    assert!(work.scrape().await.value(silent) >= 1.0);
     proxy.thaw();
     for id in &orders {
         shop.order_with_status(id, "confirmed").await;
@@ -189,6 +191,8 @@ async fn a_broker_that_falls_silent_is_given_up_and_found_again() {
     let id = shop.order(&[("p1", 1)]).await;
     work.writes_within("no connection to RabbitMQ", SILENCE)
         .await;
+    let silent = "stockctl_faults_total{fault=\"rabbitmq_silent\"}";
+    assert!(work.scrape().await.value(silent) >= 1.0);
     proxy.thaw();
     shop.order_told(&id).await;
     assert_eq!(work.terminate().await, Some(0));
@@ -217,6 +221,13 @@ async fn queues_that_are_deleted_under_their_consumers_are_declared_again() {
     work.writes("cancelled the consumer").await;
     let id = shop.order(&[("p1", 1)]).await;
     shop.order_told(&id).await;
+    // Whichever is noticed first: that the consumer is cancelled, or that the queue is not there.
+    let seen = work.scrape().await;
+    let [cancelled, missing] = seen.values([
+        "stockctl_faults_total{fault=\"consumer_cancelled\"}",
+        "stockctl_faults_total{fault=\"queue_missing\"}",
+    ]);
+    assert!(cancelled + missing >= 2.0, "{}", seen.text);
     assert_eq!(work.terminate().await, Some(0));
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::support::scrape::Scrape;
 use crate::support::{Process, eventually, reqwest_client, scratch};
 
 /// Creating a cluster and starting both servers takes seconds, and many of them on a busy machine.
@@ -156,6 +157,19 @@ async fn data_survives_a_signal_at_any_time_a_stop_and_a_kill_and_fresh_starts_o
     assert_eq!(
         order["reason"],
         json!({"code": "insufficient_stock", "productId": "p1", "requested": 11, "available": 10})
+    );
+    // All parts are one process, and count together.
+    let address = up.url.trim_start_matches("http://");
+    assert_eq!(
+        Scrape::of(address).await.values([
+            "stockctl_orders_accepted_total{via=\"database\"}",
+            "stockctl_orders_decided_total{outcome=\"confirmed\",reason=\"\"}",
+            "stockctl_orders_decided_total{outcome=\"rejected\",reason=\"insufficient_stock\"}",
+            "stockctl_vendor_updates_total{outcome=\"applied\",vendor=\"vendorA\"}",
+            "stockctl_rabbitmq_connected{connection=\"serve\"}",
+            "stockctl_rabbitmq_connected{connection=\"work\"}",
+        ]),
+        [2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     );
     let on_hand = |product: &Value| -> Vec<Value> {
         let vendors = product["vendors"].as_array().expect("a list");

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
 use super::{Context, Error};
+use crate::db;
 use crate::db::audit::{OfOrders, OfStock, OfUpdates, Snapshot};
 use crate::domain::audit::{Check, Found, Violation};
 use crate::mq;
@@ -214,6 +215,26 @@ pub async fn audit(
         failures: Vec::new(),
         duration: begun.elapsed(),
     })
+}
+
+/// Notes what was found, for processes that go on longer than an audit does.
+///
+/// # Errors
+/// Our own database takes no writes, or not from this role.
+pub async fn note(context: &Context, report: &Report) -> Result<(), Error> {
+    let findings: Vec<(&str, u64, u64)> = report
+        .findings
+        .iter()
+        .map(|one| {
+            let failures = one.failures.len() as u64;
+            (one.check.as_str(), one.found.total, failures)
+        })
+        .collect();
+    context
+        .with_connection(
+            async |connection| Ok(db::gauges::note_audit(connection, &findings).await?),
+        )
+        .await
 }
 
 /// A check, and what it has learnt for those after it: a scan that several need is made, and timed, by the first.

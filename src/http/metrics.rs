@@ -1,0 +1,96 @@
+//! `/metrics`: what this process counts and sees, for Prometheus. A process without the API has a small listener for it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use actix_web::dev::ServerHandle;
+use actix_web::web::{Data, ServiceConfig};
+use actix_web::{App, HttpResponse, HttpServer, web};
+
+use super::listening::Listening;
+use super::problem::Problem;
+use super::{detached, get, no_route, only};
+use crate::app::gauges::Gauges;
+use crate::metrics;
+
+/// Somebody looks every few seconds; a thread of one core does.
+const WORKERS: usize = 1;
+/// Connections that are served at once, and that wait to be: a few who scrape, each with one.
+const CONNECTIONS_MAX: usize = 64;
+const BACKLOG: u32 = 64;
+/// A client has this long to send its request.
+const SEND_DEADLINE: Duration = Duration::from_secs(5);
+/// Longer than the usual interval of a scrape.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// `GET /metrics`
+async fn show(gauges: Data<Gauges>) -> Result<HttpResponse, Problem> {
+    let gauges = gauges.into_inner();
+    // To its end, also when the caller goes away: the look belongs to all who scrape.
+    let text = detached(async move { gauges.scrape().await }).await?;
+    Ok(HttpResponse::Ok()
+        .content_type(metrics::CONTENT_TYPE)
+        .body(text))
+}
+
+/// The route.
+pub(super) fn configure(config: &mut ServiceConfig) {
+    config.service(
+        web::resource("/metrics")
+            .route(get().to(show))
+            .default_service(only("GET, HEAD")),
+    );
+}
+
+/// A listener for `/metrics` alone, until this is dropped.
+pub struct MetricsListener {
+    address: SocketAddr,
+    server: ServerHandle,
+}
+
+impl MetricsListener {
+    /// Begins to answer on a listening socket.
+    ///
+    /// # Errors
+    /// The socket cannot be used.
+    pub fn start(listening: Listening, gauges: std::sync::Arc<Gauges>) -> io::Result<Self> {
+        let address = listening.local_addr()?;
+        let (listener, _) = listening.split()?;
+        let gauges = Data::from(gauges);
+        let server = HttpServer::new(move || {
+            App::new()
+                .app_data(gauges.clone())
+                .configure(configure)
+                .default_service(web::route().to(no_route))
+        })
+        .workers(WORKERS)
+        .max_connections(CONNECTIONS_MAX)
+        .backlog(BACKLOG)
+        .keep_alive(KEEP_ALIVE)
+        .client_request_timeout(SEND_DEADLINE)
+        .client_disconnect_timeout(SEND_DEADLINE)
+        .disable_signals()
+        .listen(listener)?
+        .run();
+        let handle = server.handle();
+        tokio::spawn(server);
+        Ok(Self {
+            address,
+            server: handle,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for MetricsListener {
+    fn drop(&mut self) {
+        // The server has got the word when this returns, and ends by itself.
+        drop(self.server.stop(false));
+    }
+}
