@@ -7,18 +7,27 @@ SHELL := /bin/bash
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: ## Install PostgreSQL and RabbitMQ where they are missing
+setup: ## Install PostgreSQL, RabbitMQ and promtool where they are missing
 	@missing=(); \
 	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql); \
 	[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null || missing+=(rabbitmq-server); \
+	command -v promtool >/dev/null || missing+=(prometheus); \
 	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \
 	if ! command -v apt-get >/dev/null; then \
-		echo "Please install: $${missing[*]} (PostgreSQL 14 or newer with initdb, RabbitMQ 3.10 or newer), then run make again." >&2; exit 1; fi; \
+		echo "Please install: $${missing[*]} (PostgreSQL 14 or newer with initdb, RabbitMQ 3.10 or newer, promtool of Prometheus for the tests), then run make again." >&2; exit 1; fi; \
 	sudo=(); if [ "$$(id -u)" -ne 0 ]; then \
 		command -v sudo >/dev/null || { echo "Please run as root: apt-get install $${missing[*]}" >&2; exit 1; }; sudo=(sudo); fi; \
 	echo "Installing $${missing[*]}"; \
 	"$${sudo[@]}" apt-get update -q; \
-	"$${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"
+	policy=/usr/sbin/policy-rc.d; \
+	if [[ " $${missing[*]} " == *" prometheus "* ]] && [ ! -e $$policy ]; then \
+		echo "Of prometheus only promtool is wanted: its service is not started"; \
+		trap '"$${sudo[@]}" rm -f '$$policy EXIT; \
+		printf '#!/bin/sh\ncase "$$1" in prometheus*) exit 101 ;; esac\n' | "$${sudo[@]}" tee $$policy >/dev/null; \
+		"$${sudo[@]}" chmod 755 $$policy; fi; \
+	"$${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"; \
+	if [[ " $${missing[*]} " == *" prometheus "* ]]; then \
+		"$${sudo[@]}" systemctl --quiet disable prometheus 2>/dev/null || true; fi
 
 run: setup ## Build, and run everything on this machine (stockctl up)
 	cargo run -- up

@@ -17,6 +17,7 @@ mod flow;
 mod half_dead;
 mod http;
 mod ledgerless;
+mod metrics;
 mod queues;
 mod rejections;
 mod support;
