@@ -363,7 +363,10 @@ impl AtWork {
         self.shop.http = reqwest_client();
         let address = self.shop.config.http.listen;
         let (mut idle, mut asking) = (KeepAlive::new(address), KeepAlive::new(address));
-        idle.get("/healthz").await.expect("answered");
+        // Connected before the end begins: who comes later is the next process's.
+        for client in [&mut idle, &mut asking] {
+            client.get("/healthz").await.expect("answered");
+        }
         let listener = self.serve.metrics_address().await;
         self.serve.signal(nix::sys::signal::Signal::SIGTERM);
         loop {
