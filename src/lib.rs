@@ -19,9 +19,9 @@
 //! domain/          rules, pure: no async, no clock, no I/O
 //! ```
 //!
-//! `config`, `telemetry` and `shutdown` stand beside them, and `fault_injection`, which is empty unless a build asks for
-//! planted bugs. Edges do not name each other, and `domain` names none of
-//! tokio, diesel, actix or amiquip; a test holds the directions.
+//! `config`, `telemetry`, `metrics` (what is counted, in any room but `domain`) and `shutdown` stand beside them, and
+//! `fault_injection`, which is empty unless a build asks for planted bugs. Edges do not name each other, and `domain`
+//! names none of tokio, diesel, actix or amiquip; a test holds the directions.
 //!
 //! What never happens, and where that is kept:
 //! - an accepted order is lost: the outbox row is written with the order (`db::orders::insert_accepted`);

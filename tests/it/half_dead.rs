@@ -192,7 +192,10 @@ async fn a_broker_that_falls_silent_is_given_up_and_found_again() {
     work.writes_within("no connection to RabbitMQ", SILENCE)
         .await;
     let silent = "stockctl_faults_total{fault=\"rabbitmq_silent\"}";
-    assert!(work.scrape().await.value(silent) >= 1.0);
+    eventually("the silence is counted", || async {
+        (work.scrape().await.value(silent) >= 1.0).then_some(())
+    })
+    .await;
     proxy.thaw();
     shop.order_told(&id).await;
     assert_eq!(work.terminate().await, Some(0));
