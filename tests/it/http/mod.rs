@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cancel;
+mod edge;
 mod history;
 mod idempotency;
 mod listing;
@@ -41,6 +42,13 @@ impl Answer {
         assert_eq!(self.body["status"], self.status);
         let code = self.body["code"].as_str().expect("a code");
         assert_eq!(self.body["type"], format!("urn:stockctl:problem:{code}"));
+        let id = self.header("x-request-id").expect("a request id");
+        assert_eq!(
+            self.body["instance"],
+            format!("urn:stockctl:request:{id}"),
+            "{}",
+            self.body
+        );
         let errors = self.body["errors"].as_array().cloned().unwrap_or_default();
         let places: Vec<String> = errors
             .iter()

@@ -1,0 +1,100 @@
+//! What every answer has, whatever it is about.
+
+use reqwest::Method;
+
+use stockctl::http::problem::CODES;
+
+use super::{JSON, ask};
+use crate::support::Shop;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_names_its_request_and_is_kept_from_misuse() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let id = ("x-request-id", "checkout-4711");
+    let order = r#"{"productId":"p1","quantity":1}"#;
+    for (method, path, body, status) in [
+        (Method::GET, "/healthz", "", 200),
+        (Method::POST, "/orders", order, 202),
+        (Method::POST, "/orders", "{", 400),
+        (Method::GET, "/nowhere", "", 404),
+        (Method::DELETE, "/orders", "", 405),
+    ] {
+        let answer = ask(&shop, method.clone(), path, &[JSON, id], body).await;
+        assert_eq!(answer.status, status, "{method} {path}");
+        if status >= 400 {
+            answer.problem();
+        }
+        for (name, value) in [
+            ("x-request-id", "checkout-4711"),
+            ("x-content-type-options", "nosniff"),
+            ("x-frame-options", "DENY"),
+            ("referrer-policy", "no-referrer"),
+            (
+                "content-security-policy",
+                "default-src 'none'; frame-ancestors 'none'",
+            ),
+            ("cache-control", "no-store"),
+        ] {
+            assert_eq!(answer.header(name), Some(value), "{method} {path}: {name}");
+        }
+    }
+    // One that cannot be written everywhere is not taken over, and each request has another one.
+    let mut made = Vec::new();
+    for given in ["a b", "{}", ""] {
+        let answer = ask(
+            &shop,
+            Method::GET,
+            "/healthz",
+            &[("x-request-id", given)],
+            "",
+        )
+        .await;
+        let id = answer.header("x-request-id").expect("an id").to_owned();
+        assert!(uuid::Uuid::try_parse(&id).is_ok(), "{id}");
+        assert!(!made.contains(&id));
+        made.push(id);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_take_json_is_told_what_there_is() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    for accept in ["application/xml", "text/*", "application/json;q=0"] {
+        let answer = ask(&shop, Method::GET, "/orders", &[("accept", accept)], "").await;
+        assert_eq!(answer.problem(), "406 not_acceptable", "{accept}");
+    }
+    let placing = [JSON, ("accept", "text/html")];
+    let order = r#"{"productId":"p1","quantity":1}"#;
+    let answer = ask(&shop, Method::POST, "/orders", &placing, order).await;
+    assert_eq!(answer.problem(), "406 not_acceptable");
+    assert_eq!(super::orders_written(&shop).await, 0);
+    for accept in [
+        "*/*",
+        "application/json, text/plain",
+        "text/html, application/*;q=0.5",
+    ] {
+        let answer = ask(&shop, Method::GET, "/orders", &[("accept", accept)], "").await;
+        assert_eq!(answer.status, 200, "{accept}");
+    }
+}
+
+#[test]
+fn the_readme_lists_every_kind_of_problem() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"))
+        .expect("readable");
+    let table: String = CODES
+        .iter()
+        .map(|code| {
+            format!(
+                "| `{}` | {} | {} | {} |\n",
+                code.code, code.status, code.title, code.advice
+            )
+        })
+        .collect();
+    assert!(
+        readme.contains(&table),
+        "the README's table of problems should be:\n{table}"
+    );
+}
