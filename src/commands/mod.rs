@@ -4,6 +4,7 @@ pub mod audit;
 pub mod bench;
 pub mod dlq;
 pub mod migrate;
+pub mod openapi;
 mod seed;
 pub mod serve;
 pub mod sync;

@@ -55,7 +55,7 @@ where
         match answered {
             Ok(answer) => {
                 let mut answer = answer?;
-                if let Some(problem) = problem_of(&answer) {
+                if let Some(problem) = span.in_scope(|| problem_of(&answer)) {
                     let problem = problem.of_request(id.clone()).error_response();
                     answer = answer.into_response(problem);
                 }
@@ -84,7 +84,12 @@ fn problem_of(answer: &ServiceResponse) -> Option<Problem> {
     let error = answer.response().error()?;
     Some(match error.as_error::<Problem>() {
         Some(problem) => problem.clone(),
-        None => Problem::of_status(status),
+        None => {
+            if status.is_server_error() {
+                tracing::error!(%error, "answered {status}");
+            }
+            Problem::of_status(status)
+        }
     })
 }
 

@@ -1,13 +1,16 @@
 //! The HTTP door: a request comes in, a use case runs, an answer goes out.
 
 mod admin;
+mod answer;
 mod body;
 mod dead_letters;
+mod docs;
 mod drain;
 mod edge;
 mod health;
 mod listening;
 mod movements;
+pub mod openapi;
 mod orders;
 pub mod problem;
 mod products;
@@ -127,9 +130,14 @@ fn routes() -> Vec<At> {
         At::new("/admin/dead-letters/{queue}").get(dead_letters::list),
         At::new("/admin/dead-letters/{queue}/replay").post(dead_letters::replay),
         At::new("/admin/dead-letters/{queue}/drop").post(dead_letters::drop),
-        At::new("/admin/dead-letters/{queue}/{message_id}").get(dead_letters::show),
+        At::new("/admin/dead-letters/{queue}/{messageId}").get(dead_letters::show),
         At::new("/healthz").get(health::alive),
         At::new("/readyz").get(health::ready),
+        At::new("/openapi.json").get(docs::description),
+        At::new("/docs").of_type("text/html").get(docs::page),
+        At::new("/docs/rapidoc-min.js")
+            .of_type("text/javascript")
+            .get(docs::script),
     ]
 }
 

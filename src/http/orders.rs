@@ -5,6 +5,7 @@ use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::body::read_json;
@@ -33,12 +34,19 @@ const EVENTS_MAX: i64 = 200;
 /// Who asks, as long as there are no API keys: whoever reaches a loopback address.
 const LOCAL_CALLER: &str = "local";
 
-#[derive(Deserialize)]
+/// What is ordered: `lines`, or `productId` and `quantity` for one product.
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct OrderRequest {
+    /// Lines of the same product are summed.
+    #[schema(value_type = Option<Vec<Line>>, min_items = 1, max_items = 100)]
     lines: Option<Vec<Object<Line>>>,
+    #[schema(nullable = true)]
     product_id: Option<ProductId>,
+    #[schema(minimum = 1, maximum = 1_000_000)]
     quantity: Option<i64>,
+    /// Your own remark; it is given back wherever the order is shown.
+    #[schema(max_length = 255)]
     reference: Option<String>,
 }
 
@@ -116,7 +124,25 @@ fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {
     }
 }
 
-/// `POST /orders`
+/// Place an order
+///
+/// It is accepted durably, and decided within moments: whole, or not at all. With an `Idempotency-Key` the same request is
+/// the same order, however often it comes; without one, each request is a new order.
+#[utoipa::path(
+    post, path = "/orders", tag = "orders",
+    params(("Idempotency-Key" = Option<String>, Header,
+        description = "Your name for this request: 1 to 255 characters of printable ASCII, bare or in quotes",
+        min_length = 1, max_length = 255, example = "checkout-4711")),
+    request_body(content = OrderRequest, examples(
+        ("several products" = (value = json!({"lines": [{"productId": "p1", "quantity": 2}, {"productId": "p3", "quantity": 1}], "reference": "cart 17"}))),
+        ("one product" = (value = json!({"productId": "p2", "quantity": 18}))),
+    )),
+    responses((status = 202, description = "Accepted, and not decided yet", body = OrderResponse,
+        headers(
+            ("Location" = String, description = "Where the order is: /orders/{id}"),
+            ("Idempotent-Replayed" = Option<String>, description = "`true` if this order had been accepted before"),
+        ), example = json!({"id": "01a21584-8706-763e-b5e8-dd1039028028", "status": "pending", "vendorSync": "none", "lines": [{"productId": "p2", "quantity": 18}], "updates": [], "acceptedAt": "2026-11-26T01:42:16.582834Z"})))
+)]
 pub(super) async fn place(
     request: HttpRequest,
     payload: Payload,
@@ -152,7 +178,23 @@ pub(super) async fn place(
     Ok(response.json(OrderResponse::new(order, &updates)))
 }
 
-/// `GET /orders/{id}`
+/// One order
+///
+/// As it stands, with its history.
+#[utoipa::path(
+    get, path = "/orders/{id}", tag = "orders",
+    params(("id" = OrderId, Path, description = "The order's id")),
+    responses((status = 200, description = "The order", body = OrderResponse, example = json!({
+        "id": "01a21584-8706-763e-b5e8-dd1039028028", "status": "confirmed", "vendorSync": "done",
+        "lines": [{"productId": "p2", "quantity": 18}],
+        "updates": [{"id": "01a21584-878a-705c-8fe2-9b7561195789", "vendorId": "vendorA", "productId": "p2", "delta": -18, "state": "acknowledged"}],
+        "acceptedAt": "2026-11-26T01:42:16.582834Z", "decidedAt": "2026-11-26T01:42:16.696737Z",
+        "history": [
+            {"at": "2026-11-26T01:42:16.582834Z", "event": "accepted"},
+            {"at": "2026-11-26T01:42:16.696737Z", "event": "confirmed", "updates": ["01a21584-878a-705c-8fe2-9b7561195789"]},
+            {"at": "2026-11-26T01:42:16.908346Z", "event": "pushed", "vendorId": "vendorA", "outcome": "applied", "updates": ["01a21584-878a-705c-8fe2-9b7561195789"]}
+        ]})))
+)]
 pub(super) async fn show(id: Path<String>, state: Data<State>) -> Result<HttpResponse, Problem> {
     let id = order_id(&id)?;
     Ok(HttpResponse::Ok().json(find(&state, id).await?))
@@ -244,23 +286,46 @@ async fn load_updates(state: &State, ids: &[OrderId]) -> Result<Vec<Shown>, Prob
         .await?)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ListQuery {
+    /// Only orders that stand so.
     status: Option<Status>,
+    /// Only orders with a line of this product.
     product_id: Option<ProductId>,
+    /// Items of one page.
+    #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<i64>,
+    /// The `nextCursor` of the page before.
     cursor: Option<String>,
 }
 
-#[derive(Serialize)]
+/// A page of orders.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OrderPage)]
 #[serde(rename_all = "camelCase")]
 struct ListResponse {
+    /// Without their histories.
     orders: Vec<OrderResponse>,
+    /// Where the next page begins, if there may be one.
+    #[schema(required = true)]
     next_cursor: Option<String>,
 }
 
-/// `GET /orders`
+/// Orders, the newest first
+///
+/// With a filter, a page reads the newest 100 000 orders at most: it may be short or empty, and `nextCursor` goes on
+/// behind them.
+#[utoipa::path(
+    get, path = "/orders", tag = "orders", params(ListQuery),
+    responses((status = 200, description = "A page", body = ListResponse, example = json!({
+        "orders": [{"id": "01a21584-8b64-7602-b493-dd1c7fadafdb", "status": "rejected",
+            "reason": {"code": "insufficient_stock", "productId": "p1", "requested": 11, "available": 10}, "vendorSync": "none",
+            "lines": [{"productId": "p1", "quantity": 11}], "updates": [],
+            "acceptedAt": "2026-11-26T01:42:17.700159Z", "decidedAt": "2026-11-26T01:42:17.720829Z"}],
+        "nextCursor": null})))
+)]
 pub(super) async fn list(
     request: HttpRequest,
     state: Data<State>,
@@ -312,7 +377,18 @@ fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, OrderId), Problem> {
         })
 }
 
-/// `POST /orders/{id}/cancel`
+/// Cancel an order
+///
+/// A pending, failed or confirmed order is taken back, and its stock is returned.
+#[utoipa::path(
+    post, path = "/orders/{id}/cancel", tag = "orders",
+    params(("id" = OrderId, Path, description = "The order's id")),
+    responses((status = 200, description = "Cancelled", body = OrderResponse, example = json!({
+        "id": "01a21584-8706-763e-b5e8-dd1039028028", "status": "cancelled", "vendorSync": "none",
+        "lines": [{"productId": "p2", "quantity": 18}], "updates": [],
+        "acceptedAt": "2026-11-26T01:42:16.582834Z", "cancelledAt": "2026-11-26T01:42:16.696737Z",
+        "history": [{"at": "2026-11-26T01:42:16.582834Z", "event": "accepted"}, {"at": "2026-11-26T01:42:16.696737Z", "event": "cancelled", "updates": []}]})))
+)]
 pub(super) async fn cancel(id: Path<String>, state: Data<State>) -> Result<HttpResponse, Problem> {
     let id = order_id(&id)?;
     let cancel = || {
@@ -332,7 +408,7 @@ pub(super) async fn cancel(id: Path<String>, state: Data<State>) -> Result<HttpR
 }
 
 /// How far the vendors have been told of an order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum VendorSync {
     None,
@@ -341,39 +417,53 @@ enum VendorSync {
     Failed,
 }
 
-#[derive(Serialize)]
+/// An order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Order)]
 #[serde(rename_all = "camelCase")]
-struct OrderResponse {
+pub(super) struct OrderResponse {
     id: OrderId,
     status: Status,
+    /// Why it is rejected, failed or cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     reason: Option<Reason>,
     vendor_sync: VendorSync,
+    /// Sorted by product, each once.
     lines: Lines,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     reference: Option<String>,
     /// What was taken where, and returned.
     updates: Vec<UpdateResponse>,
     accepted_at: DateTime<Utc>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     decided_at: Option<DateTime<Utc>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     cancelled_at: Option<DateTime<Utc>>,
     /// What happened, oldest first; only where one order is shown.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     history: Option<Vec<Entry>>,
 }
 
-#[derive(Serialize)]
+/// One change of one product's stock at one vendor.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OrderUpdate)]
 #[serde(rename_all = "camelCase")]
 struct UpdateResponse {
     id: UpdateId,
     vendor_id: VendorId,
     product_id: ProductId,
+    /// Units; negative takes, positive returns.
     delta: i64,
+    /// `open`, until the vendor has answered `acknowledged`, `rejected` or `void`; `applied` once a sync has seen it there.
     state: &'static str,
     /// The take that a return gives back.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     reverses: Option<UpdateId>,
 }
 

@@ -8,6 +8,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, ContentType, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::request_id::RequestId;
 use crate::app::accept::NotAccepted;
@@ -84,13 +85,15 @@ codes! {
 }
 
 /// What is wrong with one field.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FieldProblem {
     /// A JSON pointer into the body.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub pointer: Option<String>,
     /// A parameter of the query, or a header.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub parameter: Option<String>,
     /// What is wrong, and what is allowed.
     pub detail: String,
@@ -134,12 +137,12 @@ impl Problem {
     /// What the server itself answered with a status only.
     pub(super) fn of_status(status: StatusCode) -> Self {
         match CODES.iter().find(|code| code.status == status.as_u16()) {
-            Some(code) => Self::new(*code, code.advice),
+            Some(code) if status.is_client_error() => Self::new(*code, code.advice),
             None if status.is_client_error() => Self::new(
                 INVALID_PARAMETER,
                 "the request cannot be understood as it stands",
             ),
-            None => Self::new(INTERNAL, LOGGED),
+            _ => Self::new(INTERNAL, LOGGED),
         }
     }
 
@@ -212,19 +215,30 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
-#[derive(Serialize)]
+/// What went wrong (RFC 9457).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
 #[serde(rename_all = "camelCase")]
-struct Body<'a> {
+pub(super) struct ProblemBody<'a> {
+    /// `urn:stockctl:problem:` and the code.
     r#type: String,
+    /// Of this kind of problem, for people.
     title: &'static str,
     status: u16,
+    /// Of this occurrence, for people.
     detail: &'a str,
+    /// `urn:stockctl:request:` and the request's id.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     instance: Option<String>,
+    /// Of this kind of problem, for programs: it never changes.
     code: &'static str,
+    /// The fields and parameters at fault.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     errors: &'a [FieldProblem],
+    /// The order that the problem is about, where that is not said otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     order_id: Option<OrderId>,
 }
 
@@ -234,7 +248,7 @@ impl ResponseError for Problem {
     }
 
     fn error_response(&self) -> HttpResponse {
-        let body = Body {
+        let body = ProblemBody {
             r#type: format!("urn:stockctl:problem:{}", self.code.code),
             title: self.code.title,
             status: self.code.status,

@@ -4,6 +4,7 @@ use actix_web::web::{Data, Path};
 use actix_web::{HttpRequest, HttpResponse};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::problem::Problem;
 use super::query::read_query;
@@ -12,25 +13,35 @@ use crate::db;
 use crate::db::stock::Shown;
 use crate::domain::ids::ProductId;
 
-#[derive(Serialize)]
+/// A product, over all its vendors.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Product)]
 #[serde(rename_all = "camelCase")]
 struct ProductResponse {
     id: String,
+    /// That of its first vendor by id.
     name: String,
+    /// Units that can be ordered now.
     available: i64,
+    /// Units that vendors lack of what we had taken when they sold it themselves.
     shortfall: i64,
     vendors: Vec<AtVendor>,
 }
 
-#[derive(Serialize)]
+/// A product at one vendor.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ProductAtVendor)]
 #[serde(rename_all = "camelCase")]
 struct AtVendor {
     vendor_id: String,
     name: String,
+    /// What the vendor's database said at the last sync.
     on_hand: i64,
+    /// The sum of our changes that `onHand` does not include yet.
     open: i64,
     available: i64,
     shortfall: i64,
+    #[schema(required = true)]
     last_sync_at: Option<DateTime<Utc>>,
 }
 
@@ -68,21 +79,38 @@ fn products(rows: Vec<Shown>) -> Vec<ProductResponse> {
     products
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ListQuery {
+    /// Items of one page.
+    #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<i64>,
+    /// The `nextCursor` of the page before.
+    #[param(value_type = Option<String>)]
     cursor: Option<ProductId>,
 }
 
-#[derive(Serialize)]
+/// A page of products.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ProductPage)]
 #[serde(rename_all = "camelCase")]
 struct ListResponse {
     products: Vec<ProductResponse>,
+    /// Where the next page begins, if there may be one.
+    #[schema(required = true)]
     next_cursor: Option<String>,
 }
 
-/// `GET /products`
+/// Products, by id
+#[utoipa::path(
+    get, path = "/products", tag = "products", params(ListQuery),
+    responses((status = 200, description = "A page", body = ListResponse, example = json!({"products": [{
+        "id": "p2", "name": "Product 2", "available": 20, "shortfall": 0, "vendors": [
+            {"vendorId": "vendorA", "name": "Product 2", "onHand": 15, "open": 0, "available": 15, "shortfall": 0, "lastSyncAt": "2026-11-26T01:42:15.714631Z"},
+            {"vendorId": "vendorB", "name": "Product 2", "onHand": 5, "open": 0, "available": 5, "shortfall": 0, "lastSyncAt": "2026-11-26T01:42:15.715971Z"}]}],
+        "nextCursor": null})))
+)]
 pub(super) async fn list(
     request: HttpRequest,
     state: Data<State>,
@@ -109,7 +137,16 @@ pub(super) async fn list(
     }))
 }
 
-/// `GET /products/{id}`
+/// One product
+///
+/// What is available of it, and at which vendors.
+#[utoipa::path(
+    get, path = "/products/{id}", tag = "products",
+    params(("id" = ProductId, Path, description = "The product's id")),
+    responses((status = 200, description = "The product", body = ProductResponse, example = json!({
+        "id": "p1", "name": "Product 1", "available": 10, "shortfall": 0, "vendors": [
+            {"vendorId": "vendorA", "name": "Product 1", "onHand": 10, "open": 0, "available": 10, "shortfall": 0, "lastSyncAt": "2026-11-26T01:42:15.714631Z"}]})))
+)]
 pub(super) async fn show(id: Path<String>, state: Data<State>) -> Result<HttpResponse, Problem> {
     let id = product_id(&id)?;
     let rows = state

@@ -14,6 +14,8 @@ const JSON: &str = "application/json";
 
 /// A path, and what is done there.
 pub(super) struct At {
+    #[cfg(test)]
+    path: &'static str,
     methods: Vec<Method>,
     media_type: &'static str,
     resource: Resource,
@@ -23,10 +25,24 @@ impl At {
     /// A path at which nothing is done yet; it answers with JSON.
     pub(super) fn new(path: &'static str) -> Self {
         Self {
+            #[cfg(test)]
+            path,
             methods: Vec::new(),
             media_type: JSON,
             resource: web::resource(path),
         }
+    }
+
+    /// It answers with something else than JSON. To be said before its methods.
+    pub(super) fn of_type(mut self, media_type: &'static str) -> Self {
+        self.media_type = media_type;
+        self
+    }
+
+    /// Where, and by which methods.
+    #[cfg(test)]
+    pub(super) fn methods(&self) -> (&'static str, &[Method]) {
+        (self.path, &self.methods)
     }
 
     /// A GET, and the HEAD that goes with it: the server leaves the body of its answer out.

@@ -98,3 +98,65 @@ fn the_readme_lists_every_kind_of_problem() {
         "the README's table of problems should be:\n{table}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_describes_itself_and_has_a_page_to_try_it_that_needs_nobody_else() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let described = ask(&shop, Method::GET, "/openapi.json", &[], "").await;
+    assert_eq!(described.body, stockctl::http::openapi::document());
+    let printed = crate::support::Process::run(&["openapi"]).await;
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&printed.stdout).expect("JSON"),
+        described.body
+    );
+    let version = described.header("etag").expect("a version");
+    let known = [("if-none-match", version)];
+    let again = ask(&shop, Method::GET, "/openapi.json", &known, "").await;
+    assert_eq!((again.status, again.header("etag")), (304, Some(version)));
+
+    let page = ask(&shop, Method::GET, "/docs", &[("accept", "text/html")], "").await;
+    assert_eq!(
+        (page.status, page.header("content-type")),
+        (200, Some("text/html; charset=utf-8"))
+    );
+    let policy = page.header("content-security-policy").expect("a policy");
+    assert!(
+        policy.contains("script-src 'self'") && policy.contains("connect-src 'self'"),
+        "{policy}"
+    );
+    let html = super::text(&page.body);
+    assert!(
+        !html.contains("http://") && !html.contains("https://"),
+        "{html}"
+    );
+    let script = "/docs/rapidoc-min.js";
+    assert!(
+        html.contains(script) && html.contains("spec-url=\"/openapi.json\""),
+        "{html}"
+    );
+    let plain = ask(&shop, Method::GET, script, &[], "").await;
+    assert_eq!(
+        (plain.status, plain.header("content-encoding")),
+        (200, None)
+    );
+    assert!(super::text(&plain.body).contains("RapiDoc 9.3.8"));
+    let request = format!(
+        "GET {script} HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n"
+    );
+    let packed = super::send_raw(&shop, request.as_bytes())
+        .await
+        .to_lowercase();
+    assert!(packed.contains("\r\ncontent-encoding: gzip\r\n"));
+    assert!(packed.contains("\r\nvary: accept-encoding\r\n"));
+    let version = plain.header("etag").expect("a version");
+    let again = ask(
+        &shop,
+        Method::GET,
+        script,
+        &[("if-none-match", version)],
+        "",
+    )
+    .await;
+    assert_eq!(again.status, 304);
+}

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cancel;
+mod described;
 mod edge;
 mod history;
 mod idempotency;
@@ -72,6 +73,7 @@ async fn ask(
     headers: &[(&str, &str)],
     body: impl Into<reqwest::Body>,
 ) -> Answer {
+    let described_method = method.clone();
     let mut request = shop
         .http
         .request(method, format!("{}{path}", shop.url))
@@ -82,6 +84,7 @@ async fn ask(
     let response = request.send().await.expect("an answer");
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let text = response.text().await.expect("a body");
+    described::check(&described_method, path, status, &headers, &text);
     Answer {
         status,
         headers,
