@@ -6,7 +6,7 @@ use actix_web::HttpRequest;
 use actix_web::HttpResponse;
 use actix_web::http::header::{
     ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue,
-    IF_NONE_MATCH, VARY,
+    IF_NONE_MATCH, LINK, VARY,
 };
 use actix_web::web::Bytes;
 use flate2::Compression;
@@ -15,6 +15,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::problem::{INTERNAL, LOGGED, Problem};
+
+const JSON: &str = "application/json";
 
 /// Smaller bodies fit into one packet with their headers, and gain nothing.
 const COMPRESSED_BYTES_MIN: usize = 1024;
@@ -26,19 +28,43 @@ pub(super) fn versioned<T: Serialize>(
     request: &HttpRequest,
     content: &T,
 ) -> Result<HttpResponse, Problem> {
-    let body = serde_json::to_vec(content).map_err(|error| {
-        tracing::error!(%error, "an answer cannot be written");
-        Problem::new(INTERNAL, LOGGED)
-    })?;
+    let body = write(content)?;
     let version = version(&body);
     if is_known(request.headers(), &version) {
         return Ok(not_modified(&version, ASK_AGAIN));
     }
-    let mut answer = with_body(request, "application/json", body.into());
+    let mut answer = with_body(request, JSON, body.into());
     let headers = answer.headers_mut();
     insert(headers, ETAG, &version);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static(ASK_AGAIN));
     Ok(answer)
+}
+
+/// Answers 200 with what is so at this moment.
+pub(super) fn json<T: Serialize>(
+    request: &HttpRequest,
+    content: &T,
+) -> Result<HttpResponse, Problem> {
+    Ok(with_body(request, JSON, write(content)?.into()))
+}
+
+fn write<T: Serialize>(content: &T) -> Result<Vec<u8>, Problem> {
+    serde_json::to_vec(content).map_err(|error| {
+        tracing::error!(%error, "an answer cannot be written");
+        Problem::new(INTERNAL, LOGGED)
+    })
+}
+
+/// Says where the next page of a list is (RFC 8288): the same request with the next cursor.
+pub(super) fn link_next(request: &HttpRequest, answer: &mut HttpResponse, next: Option<&str>) {
+    let Some(next) = next else { return };
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    let given = url::form_urlencoded::parse(request.query_string().as_bytes());
+    query
+        .extend_pairs(given.filter(|(name, _)| name != "cursor"))
+        .append_pair("cursor", next);
+    let link = format!("<{}?{}>; rel=\"next\"", request.path(), query.finish());
+    insert(answer.headers_mut(), LINK, &link);
 }
 
 /// What a reader that has this version is answered.

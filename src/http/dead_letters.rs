@@ -5,6 +5,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::answer;
 use super::body::read_json;
 use super::problem::{Problem, UNAVAILABLE};
 use super::query::read_query;
@@ -152,9 +153,10 @@ pub(super) async fn list(
         shown: None,
     };
     let found = dead_letters::list(&state.context, &state.broker, queue, &selection).await?;
-    Ok(HttpResponse::Ok().json(LettersResponse {
+    let list = LettersResponse {
         dead_letters: found.letters.iter().map(|l| l.document(false)).collect(),
-    }))
+    };
+    answer::json(&request, &list)
 }
 
 /// One dead letter
@@ -169,13 +171,14 @@ pub(super) async fn list(
          "body": {"vendorId": "vendorA", "updates": [{"id": "01a214e7-89a3-73a6-bfc3-f94863a97791", "productId": "p1", "delta": -2}]}})))
 )]
 pub(super) async fn show(
+    request: HttpRequest,
     path: Path<(String, String)>,
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
     let (queue, message_id) = path.into_inner();
     let queue = dead_letter_queue(&queue)?;
     let letter = dead_letters::find(&state.context, &state.broker, queue, &message_id).await?;
-    Ok(HttpResponse::Ok().json(letter.document(true)))
+    answer::json(&request, &letter.document(true))
 }
 
 /// Replay dead letters

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::answer;
 use super::problem::Problem;
 use super::query::read_query;
 use super::{CURSOR_MICROS, State, limit, product_id};
@@ -64,7 +65,8 @@ struct ListResponse {
 #[utoipa::path(
     get, path = "/products/{id}/movements", tag = "products",
     params(("id" = ProductId, Path, description = "The product's id"), ListQuery),
-    responses((status = 200, description = "A page", body = ListResponse, example = json!({"movements": [
+    responses((status = 200, description = "A page",
+        headers(("Link" = Option<String>, description = "`<…>; rel=\"next\"`, if there may be a next page")), body = ListResponse, example = json!({"movements": [
         {"at": "2026-11-26T01:42:16.696737Z", "vendorId": "vendorB", "delta": -3, "cause": "order", "orderId": "01a21584-8706-763e-b5e8-dd1039028028", "updateId": "01a21584-878a-705c-8fe2-9b76992cd5d3"},
         {"at": "2026-11-26T01:42:15.715971Z", "vendorId": "vendorB", "delta": 5, "cause": "sync"}],
         "nextCursor": null})))
@@ -94,7 +96,7 @@ pub(super) async fn list(
     let has_more = movements.len() > wanted;
     movements.truncate(wanted);
     let next_cursor = movements.last().filter(|_| has_more).map(encode_cursor);
-    Ok(HttpResponse::Ok().json(ListResponse {
+    let list = ListResponse {
         movements: movements
             .into_iter()
             .map(|movement| MovementResponse {
@@ -107,7 +109,10 @@ pub(super) async fn list(
             })
             .collect(),
         next_cursor,
-    }))
+    };
+    let mut answer = answer::json(&request, &list)?;
+    answer::link_next(&request, &mut answer, list.next_cursor.as_deref());
+    Ok(answer)
 }
 
 /// A key is an update's or a vendor's id, and a word or a number.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::answer;
 use super::body::read_json;
 use super::problem::{NOT_YET_VISIBLE, Problem};
 use super::query::read_query;
@@ -195,9 +196,13 @@ pub(super) async fn place(
             {"at": "2026-11-26T01:42:16.908346Z", "event": "pushed", "vendorId": "vendorA", "outcome": "applied", "updates": ["01a21584-878a-705c-8fe2-9b7561195789"]}
         ]})))
 )]
-pub(super) async fn show(id: Path<String>, state: Data<State>) -> Result<HttpResponse, Problem> {
+pub(super) async fn show(
+    request: HttpRequest,
+    id: Path<String>,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
     let id = order_id(&id)?;
-    Ok(HttpResponse::Ok().json(find(&state, id).await?))
+    answer::json(&request, &find(&state, id).await?)
 }
 
 fn order_id(text: &str) -> Result<OrderId, Problem> {
@@ -319,7 +324,9 @@ struct ListResponse {
 /// behind them.
 #[utoipa::path(
     get, path = "/orders", tag = "orders", params(ListQuery),
-    responses((status = 200, description = "A page", body = ListResponse, example = json!({
+    responses((status = 200, description = "A page",
+        headers(("Link" = Option<String>, description = "`<…>; rel=\"next\"`, if there may be a next page")),
+        body = ListResponse, example = json!({
         "orders": [{"id": "01a21584-8b64-7602-b493-dd1c7fadafdb", "status": "rejected",
             "reason": {"code": "insufficient_stock", "productId": "p1", "requested": 11, "available": 10}, "vendorSync": "none",
             "lines": [{"productId": "p1", "quantity": 11}], "updates": [],
@@ -346,7 +353,7 @@ pub(super) async fn list(
             Ok((page, updates))
         })
         .await?;
-    Ok(HttpResponse::Ok().json(ListResponse {
+    let list = ListResponse {
         orders: page
             .orders
             .into_iter()
@@ -358,7 +365,10 @@ pub(super) async fn list(
             })
             .collect(),
         next_cursor: page.next.map(encode_cursor),
-    }))
+    };
+    let mut answer = answer::json(&request, &list)?;
+    answer::link_next(&request, &mut answer, list.next_cursor.as_deref());
+    Ok(answer)
 }
 
 fn encode_cursor((at, id): (DateTime<Utc>, OrderId)) -> String {
@@ -467,6 +477,16 @@ struct UpdateResponse {
     reverses: Option<UpdateId>,
 }
 
+/// A reason, without what only the operator's log and dead letters may say.
+fn shown(reason: Reason) -> Reason {
+    match reason {
+        Reason::ProcessingFailed { .. } => Reason::ProcessingFailed {
+            error: "processing gave up; its dead letter says why".to_owned(),
+        },
+        other => other,
+    }
+}
+
 impl OrderResponse {
     fn new(order: Order, updates: &[Shown]) -> Self {
         let vendor_sync = if updates.is_empty() {
@@ -484,7 +504,7 @@ impl OrderResponse {
         Self {
             id: order.request.id,
             status: order.status,
-            reason: order.reason,
+            reason: order.reason.map(shown),
             vendor_sync,
             lines: order.request.lines,
             reference: order.request.reference,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::answer;
 use super::body::read_json;
 use super::problem::Problem;
 use super::{BODY_BYTES_MAX, State, UPDATES_BODY_BYTES_MAX, detached, product_id, vendor_id};
@@ -29,7 +30,7 @@ struct VendorResponse {
     ledger: bool,
     #[schema(required = true)]
     last_sync_at: Option<DateTime<Utc>>,
-    /// Why the newest sync failed, if it did.
+    /// Which kind of failure ended the newest sync, if one did, such as `database_unavailable`; the log has the rest.
     #[schema(required = true)]
     last_sync_error: Option<String>,
     /// Updates that are not closed.
@@ -39,7 +40,7 @@ struct VendorResponse {
     push_state: Option<String>,
     #[schema(required = true)]
     push_state_since: Option<DateTime<Utc>>,
-    /// Why it could not be told, if so.
+    /// Why it could not be told, if so: `api_unreachable`, `api_answered_503` and the like.
     #[schema(required = true)]
     last_push_error: Option<String>,
 }
@@ -58,7 +59,10 @@ struct ListResponse {
         {"id": "vendorA", "ledger": true, "lastSyncAt": "2026-11-26T01:42:15.714631Z", "lastSyncError": null, "openUpdates": 1,
          "pushState": "ok", "pushStateSince": "2026-11-26T01:42:16.908346Z", "lastPushError": null}]})))
 )]
-pub(super) async fn list(state: Data<State>) -> Result<HttpResponse, Problem> {
+pub(super) async fn list(
+    request: HttpRequest,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
     let (rows, pushes) = state
         .context
         .with_connection(async |connection| {
@@ -79,15 +83,23 @@ pub(super) async fn list(state: Data<State>) -> Result<HttpResponse, Problem> {
                 id: id.to_string(),
                 ledger: vendor.has_ledger,
                 last_sync_at: row.and_then(|row| row.last_sync_at),
-                last_sync_error: row.and_then(|row| row.last_sync_error.clone()),
+                last_sync_error: row.and_then(|row| row.last_sync_error.as_deref()).map(code),
                 open_updates: row.map_or(0, |row| row.open_updates),
                 push_state: push.map(|push| push.state.clone()),
                 push_state_since: push.map(|push| push.since),
-                last_push_error: push.and_then(|push| push.error.clone()),
+                last_push_error: push.and_then(|push| push.error.as_deref()).map(code),
             }
         })
         .collect();
-    Ok(HttpResponse::Ok().json(ListResponse { vendors }))
+    answer::json(&request, &ListResponse { vendors })
+}
+
+/// A code, as this version writes them: an older one wrote the error itself, with hosts and statements.
+fn code(text: &str) -> String {
+    let is_code = text
+        .bytes()
+        .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+    if is_code { text } else { "failed" }.to_owned()
 }
 
 /// Change a vendor's stock

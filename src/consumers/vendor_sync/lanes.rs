@@ -156,7 +156,11 @@ impl Lanes {
                 lane.breaker.answered();
                 self.states.show(vendor_id, Phase::Ok, None);
             }
-            Said::Down { error, retry_after } => {
+            Said::Down {
+                error,
+                code,
+                retry_after,
+            } => {
                 let pause = lane.breaker.failed(now, *retry_after, fastrand::f64());
                 if let Some(pause) = pause {
                     let for_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
@@ -164,7 +168,7 @@ impl Lanes {
                         vendor = %vendor_id, error, for_ms,
                         "the vendor is down and not called for a while; its messages are put off without losing a retry"
                     );
-                    self.states.show(vendor_id, Phase::Open, Some(error));
+                    self.states.show(vendor_id, Phase::Open, Some(code));
                 }
             }
         }
@@ -257,6 +261,7 @@ mod tests {
     fn down() -> Said {
         Said::Down {
             error: "refused".into(),
+            code: "api_unreachable".into(),
             retry_after: None,
         }
     }
