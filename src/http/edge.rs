@@ -12,7 +12,7 @@ use actix_web::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
-use actix_web::{Error, HttpResponse, ResponseError};
+use actix_web::{Error, HttpMessage, HttpResponse, ResponseError};
 use futures_util::FutureExt;
 use tracing::Instrument;
 
@@ -45,6 +45,8 @@ where
     let id = RequestId::of(request.headers());
     // At the level of errors, so that whatever is logged at all has it.
     let span = tracing::error_span!("request", request_id = %id);
+    // For handlers that tell of problems inside their answers.
+    request.extensions_mut().insert(id.clone());
     let answering = routes.call(request);
     async move {
         // What a handler shares with others are handles, which a panic leaves usable.

@@ -2,6 +2,7 @@
 
 mod admin;
 mod answer;
+mod batch;
 mod body;
 mod dead_letters;
 mod docs;
@@ -30,6 +31,7 @@ use crate::app::relay::Relay;
 use crate::app::{self, Context};
 use crate::domain::ids::{IdError, ProductId, VendorId};
 use crate::mq;
+pub use batch::BATCH_BODY_BYTES_MAX;
 use drain::Drain;
 pub use drain::Ending;
 pub use listening::Listening;
@@ -115,6 +117,7 @@ fn routes() -> Vec<At> {
     vec![
         At::new("/orders").get(orders::list).post(orders::place),
         At::new("/order").post(orders::place),
+        At::new("/orders/batch").post(batch::place_all),
         At::new("/orders/{id}").get(orders::show),
         At::new("/orders/{id}/cancel").post(orders::cancel),
         At::new("/products").get(products::list),

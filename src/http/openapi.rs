@@ -28,6 +28,7 @@ use super::problem::{self, CODES, Code, ProblemBody};
     ),
     paths(
         super::orders::place,
+        super::batch::place_all,
         super::orders::list,
         super::orders::show,
         super::orders::cancel,
@@ -99,8 +100,10 @@ fn what_cannot_be_derived(document: &mut Value) {
             "quantity": { "type": "integer", "format": "int64", "minimum": 1, "description": "Units, summed" },
         },
     });
-    schemas["OrderRequest"]["oneOf"] =
-        json!([{ "required": ["lines"] }, { "required": ["productId", "quantity"] }]);
+    for request in ["OrderRequest", "BatchOrder"] {
+        schemas[request]["oneOf"] =
+            json!([{ "required": ["lines"] }, { "required": ["productId", "quantity"] }]);
+    }
 }
 
 /// `POST /order` is `POST /orders`.
@@ -184,6 +187,7 @@ fn problems(path: &str, method: &str, operation: &Value) -> Vec<&'static Code> {
             p::BUSY,
             p::OUTCOME_UNKNOWN,
         ]),
+        ("post", "/orders/batch") => codes.push(p::BUSY),
         ("get", "/orders/{id}") => codes.push(p::NOT_YET_VISIBLE),
         ("post", "/orders/{id}/cancel") => codes.extend([p::NOT_CANCELLABLE, p::NOT_YET_VISIBLE]),
         ("put", "/vendors/{vendor}/products/{id}") => {

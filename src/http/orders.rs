@@ -41,18 +41,18 @@ const LOCAL_CALLER: &str = "local";
 pub(super) struct OrderRequest {
     /// Lines of the same product are summed.
     #[schema(value_type = Option<Vec<Line>>, min_items = 1, max_items = 100)]
-    lines: Option<Vec<Object<Line>>>,
+    pub(super) lines: Option<Vec<Object<Line>>>,
     #[schema(nullable = true)]
-    product_id: Option<ProductId>,
+    pub(super) product_id: Option<ProductId>,
     #[schema(minimum = 1, maximum = 1_000_000)]
-    quantity: Option<i64>,
+    pub(super) quantity: Option<i64>,
     /// Your own remark; it is given back wherever the order is shown.
     #[schema(max_length = 255)]
-    reference: Option<String>,
+    pub(super) reference: Option<String>,
 }
 
 impl OrderRequest {
-    fn parse(self) -> Result<(Lines, Option<String>), Problem> {
+    pub(super) fn parse(self) -> Result<(Lines, Option<String>), Problem> {
         let lines = match (self.lines, self.product_id, self.quantity) {
             (Some(lines), None, None) => {
                 Lines::parse(lines.into_iter().map(|line| line.0).collect())
@@ -115,13 +115,35 @@ fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {
         Some(quoted) => quoted.replace("\\\"", "\"").replace("\\\\", "\\"),
         None => text.to_owned(),
     };
+    check_key(&key).map_err(invalid)?;
+    Ok(Some(key))
+}
+
+/// Checks the length of an idempotency key, wherever it stood.
+pub(super) fn check_key(key: &str) -> Result<(), String> {
     let length = key.chars().count();
     if (1..=IDEMPOTENCY_KEY_CHARS_MAX).contains(&length) {
-        Ok(Some(key))
+        Ok(())
     } else {
-        Err(invalid(format!(
+        Err(format!(
             "must be 1 to {IDEMPOTENCY_KEY_CHARS_MAX} characters long, has {length}"
-        )))
+        ))
+    }
+}
+
+/// An order as it is asked for now.
+pub(super) fn new_order(key: Option<String>, lines: Lines, reference: Option<String>) -> NewOrder {
+    let id = match &key {
+        Some(key) => derive_id(LOCAL_CALLER, key, &lines, reference.as_deref()),
+        None => OrderId(Uuid::now_v7()),
+    };
+    NewOrder {
+        id,
+        caller: LOCAL_CALLER.to_owned(),
+        idempotency_key: key,
+        lines,
+        reference,
+        accepted_at: accept::now(),
     }
 }
 
@@ -152,18 +174,8 @@ pub(super) async fn place(
     let key = idempotency_key(&request)?;
     let body: OrderRequest = read_json(&request, payload, BODY_BYTES_MAX).await?;
     let (lines, reference) = body.parse()?;
-    let id = match &key {
-        Some(key) => derive_id(LOCAL_CALLER, key, &lines, reference.as_deref()),
-        None => OrderId(Uuid::now_v7()),
-    };
-    let order = NewOrder {
-        id,
-        caller: LOCAL_CALLER.to_owned(),
-        idempotency_key: key,
-        lines,
-        reference,
-        accepted_at: accept::now(),
-    };
+    let order = new_order(key, lines, reference);
+    let id = order.id;
     let (order, updates, replayed) = match state.accept.accept(order.clone()).await? {
         Accepted::New | Accepted::ThroughBroker => (accept::pending(order), Vec::new(), false),
         Accepted::Replayed(order) => {
@@ -284,7 +296,7 @@ fn not_yet_visible(id: OrderId) -> Problem {
     )
 }
 
-async fn load_updates(state: &State, ids: &[OrderId]) -> Result<Vec<Shown>, Problem> {
+pub(super) async fn load_updates(state: &State, ids: &[OrderId]) -> Result<Vec<Shown>, Problem> {
     Ok(state
         .context
         .with_connection(async |connection| Ok(db::updates::list_shown(connection, ids).await?))
@@ -488,7 +500,7 @@ fn shown(reason: Reason) -> Reason {
 }
 
 impl OrderResponse {
-    fn new(order: Order, updates: &[Shown]) -> Self {
+    pub(super) fn new(order: Order, updates: &[Shown]) -> Self {
         let vendor_sync = if updates.is_empty() {
             VendorSync::None
         } else if updates.iter().any(|update| update.dead) {

@@ -146,6 +146,41 @@ impl Problem {
         }
     }
 
+    /// The same problem of a part of the body: its pointers begin where that part is.
+    pub(super) fn within(mut self, place: &str) -> Self {
+        for error in &mut self.errors {
+            if let Some(pointer) = &mut error.pointer {
+                pointer.insert_str(0, place);
+            }
+        }
+        if self.code == VALIDATION_FAILED {
+            self.detail = told(&self.errors);
+        }
+        self
+    }
+
+    /// What it says.
+    pub(super) fn body(&self) -> ProblemBody<'_> {
+        ProblemBody {
+            r#type: format!("urn:stockctl:problem:{}", self.code.code),
+            title: self.code.title,
+            status: self.code.status,
+            detail: &self.detail,
+            instance: self
+                .request_id
+                .as_ref()
+                .map(|id| format!("urn:stockctl:request:{id}")),
+            code: self.code.code,
+            errors: &self.errors,
+            order_id: self.order_id,
+        }
+    }
+
+    /// Of which kind it is.
+    pub(super) fn code(&self) -> Code {
+        self.code
+    }
+
     /// The same problem, met by this request.
     #[must_use]
     pub(super) fn of_request(&self, id: RequestId) -> Self {
@@ -189,13 +224,7 @@ impl Problem {
     /// Fields of the body are not valid.
     #[must_use]
     pub fn invalid_fields(fields: Vec<Invalid>) -> Self {
-        let detail = fields
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join("; ");
-        let mut problem = Self::new(VALIDATION_FAILED, detail);
-        problem.errors = fields
+        let errors: Vec<FieldProblem> = fields
             .into_iter()
             .map(|invalid| FieldProblem {
                 pointer: Some(invalid.field),
@@ -203,8 +232,22 @@ impl Problem {
                 detail: invalid.problem,
             })
             .collect();
-        problem
+        Self {
+            errors: errors.clone(),
+            ..Self::new(VALIDATION_FAILED, told(&errors))
+        }
     }
+}
+
+fn told(errors: &[FieldProblem]) -> String {
+    errors
+        .iter()
+        .map(|error| {
+            let place = error.pointer.as_deref().unwrap_or_default();
+            format!("{place}: {}", error.detail)
+        })
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 impl fmt::Display for Problem {
@@ -248,19 +291,6 @@ impl ResponseError for Problem {
     }
 
     fn error_response(&self) -> HttpResponse {
-        let body = ProblemBody {
-            r#type: format!("urn:stockctl:problem:{}", self.code.code),
-            title: self.code.title,
-            status: self.code.status,
-            detail: &self.detail,
-            instance: self
-                .request_id
-                .as_ref()
-                .map(|id| format!("urn:stockctl:request:{id}")),
-            code: self.code.code,
-            errors: &self.errors,
-            order_id: self.order_id,
-        };
         let mut response = HttpResponse::build(self.status_code());
         if let Some(seconds) = self.retry_after_s {
             response.insert_header((RETRY_AFTER, seconds.to_string()));
@@ -270,7 +300,7 @@ impl ResponseError for Problem {
         }
         response
             .insert_header(ContentType(problem_json()))
-            .body(serde_json::to_vec(&body).unwrap_or_default())
+            .body(serde_json::to_vec(&self.body()).unwrap_or_default())
     }
 }
 

@@ -1,6 +1,7 @@
 //! The HTTP door: what it takes, what it refuses and how it says so.
 
 mod bad_input;
+mod batch;
 mod cancel;
 mod described;
 mod edge;
