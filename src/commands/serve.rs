@@ -112,8 +112,13 @@ pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> R
         broker: broker_settings(config),
     };
     let address = listening.local_addr().map_err(Failure::bug)?;
-    let (server, mut draining) =
-        http::server(listening, state, config.http.shutdown_deadline).map_err(Failure::bug)?;
+    let (server, mut draining) = http::server(
+        listening,
+        state,
+        config.http.shutdown_deadline,
+        config.http.cors_origins.clone(),
+    )
+    .map_err(Failure::bug)?;
     let mut serving = tokio::spawn(server);
     tracing::info!(%address, "serving");
 

@@ -3,7 +3,9 @@
 
 use std::any::Any;
 use std::future::Future;
+use std::future::ready;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 
 use actix_web::body::BoxBody;
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse};
@@ -14,8 +16,10 @@ use actix_web::http::header::{
 };
 use actix_web::{Error, HttpMessage, HttpResponse, ResponseError};
 use futures_util::FutureExt;
+use futures_util::future::Either;
 use tracing::Instrument;
 
+use super::cors::{self, Cors, is_preflight};
 use super::drain::Drain;
 use super::problem::{INTERNAL, LOGGED, Problem};
 use super::request_id::{RequestId, X_REQUEST_ID};
@@ -32,16 +36,65 @@ const UNLESS_SAID: [(HeaderName, &str); 5] = [
     (CACHE_CONTROL, "no-store"),
 ];
 
-/// Handles a request with all that is around it.
-pub(super) fn around<S>(
-    drain: &Drain,
+/// What is around every request.
+#[derive(Debug, Clone)]
+pub(super) struct Edge(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    drain: Drain,
+    cors: Cors,
+}
+
+impl Edge {
+    pub(super) fn new(drain: Drain, cors: Cors) -> Self {
+        Self(Arc::new(Shared { drain, cors }))
+    }
+
+    /// Handles a request with all that is around it.
+    pub(super) fn around<S>(
+        &self,
+        request: ServiceRequest,
+        routes: &S,
+    ) -> impl Future<Output = Result<ServiceResponse<BoxBody>, Error>> + use<S>
+    where
+        S: Service<ServiceRequest, Response = ServiceResponse<BoxBody>, Error = Error>,
+    {
+        let origin = self.0.cors.origin(request.headers());
+        let is_asking = origin.is_some() && is_preflight(request.method(), request.headers());
+        let answering = if is_asking {
+            let mut answer = cors::preflight();
+            finish(
+                &mut answer,
+                &RequestId::of(request.headers()),
+                &self.0.drain,
+            );
+            Either::Left(ready(Ok(request.into_response(answer))))
+        } else {
+            Either::Right(answer(self.0.drain.clone(), request, routes))
+        };
+        let edge = self.clone();
+        async move {
+            let mut answer = answering.await?;
+            if edge.0.cors.is_on() {
+                cors::vary(answer.headers_mut());
+            }
+            if let Some(origin) = origin {
+                cors::allow(answer.headers_mut(), origin);
+            }
+            Ok(answer)
+        }
+    }
+}
+
+fn answer<S>(
+    drain: Drain,
     request: ServiceRequest,
     routes: &S,
 ) -> impl Future<Output = Result<ServiceResponse<BoxBody>, Error>> + use<S>
 where
     S: Service<ServiceRequest, Response = ServiceResponse<BoxBody>, Error = Error>,
 {
-    let drain = drain.clone();
     let id = RequestId::of(request.headers());
     // At the level of errors, so that whatever is logged at all has it.
     let span = tracing::error_span!("request", request_id = %id);
@@ -134,12 +187,12 @@ mod tests {
         async fn without_data(_: web::Data<u8>) -> &'static str {
             "never"
         }
-        let drain = Drain::default();
+        let edge = Edge::new(Drain::default(), Cors::default());
         let app = App::new()
             .route("/panic", web::get().to(panicking))
             .route("/typed/{id}", web::get().to(typed))
             .route("/without-data", web::get().to(without_data))
-            .wrap_fn(move |request, routes| around(&drain, request, routes));
+            .wrap_fn(move |request, routes| edge.around(request, routes));
         let app = test::init_service(app).await;
         let request = test::TestRequest::get()
             .uri(path)
@@ -181,6 +234,59 @@ mod tests {
                 "application/problem+json"
             );
             assert_eq!(headers.get("cache-control").expect("a rule"), "no-store");
+        }
+    }
+
+    /// What is written to the log.
+    #[derive(Clone, Default)]
+    struct Written(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("whole").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[actix_web::test]
+    async fn every_line_of_the_log_names_its_request_also_those_of_what_it_leaves_running() {
+        async fn logging() -> HttpResponse {
+            tracing::warn!("in the handler");
+            let use_case = async {
+                tracing::warn!("in a use case");
+                Ok(())
+            };
+            let done = crate::http::detached(use_case).await;
+            assert!(done.is_ok());
+            HttpResponse::Ok().finish()
+        }
+        let written = Written::default();
+        let writer = written.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .with_max_level(tracing::Level::WARN)
+            .with_writer(move || writer.clone())
+            .finish();
+        let _logging = tracing::subscriber::set_default(subscriber);
+        let edge = Edge::new(Drain::default(), Cors::default());
+        let app = App::new()
+            .route("/", web::get().to(logging))
+            .wrap_fn(move |request, routes| edge.around(request, routes));
+        let app = test::init_service(app).await;
+        let request = test::TestRequest::get().insert_header(("x-request-id", "r-2"));
+        test::call_service(&app, request.to_request()).await;
+        let log = String::from_utf8(written.0.lock().expect("whole").clone()).expect("text");
+        let lines: Vec<&str> = log
+            .lines()
+            .filter(|line| line.contains("in the handler") || line.contains("in a use case"))
+            .collect();
+        assert_eq!(lines.len(), 2, "{log}");
+        for line in lines {
+            assert!(line.contains("\"request_id\":\"r-2\""), "{line}");
         }
     }
 

@@ -4,6 +4,7 @@ mod admin;
 mod answer;
 mod batch;
 mod body;
+mod cors;
 mod dead_letters;
 mod docs;
 mod drain;
@@ -32,8 +33,10 @@ use crate::app::{self, Context};
 use crate::domain::ids::{IdError, ProductId, VendorId};
 use crate::mq;
 pub use batch::BATCH_BODY_BYTES_MAX;
+use cors::Cors;
 use drain::Drain;
 pub use drain::Ending;
+use edge::Edge;
 pub use listening::Listening;
 use problem::{Problem, problems_of_extractors};
 use routes::At;
@@ -74,18 +77,20 @@ pub fn server(
     listening: Listening,
     state: State,
     shutdown_deadline: Duration,
+    cors_origins: Vec<String>,
 ) -> std::io::Result<(Server, Ending)> {
     let (listener, closing) = listening.split()?;
     let state = web::Data::new(state);
     let drain = Drain::default();
+    let edge = Edge::new(drain.clone(), Cors::new(cors_origins));
     let (for_app, for_connections) = (drain.clone(), drain.clone());
     let server = HttpServer::new(move || {
-        let drain = for_app.clone();
+        let (drain, edge) = (for_app.clone(), edge.clone());
         App::new()
             .app_data(state.clone())
-            .app_data(web::Data::new(drain.clone()))
+            .app_data(web::Data::new(drain))
             .configure(configure)
-            .wrap_fn(move |request, routes| edge::around(&drain, request, routes))
+            .wrap_fn(move |request, routes| edge.around(request, routes))
     })
     .on_connect(move |_, connection| {
         connection.insert(for_connections.connection());

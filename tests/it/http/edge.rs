@@ -160,3 +160,66 @@ async fn the_api_describes_itself_and_has_a_page_to_try_it_that_needs_nobody_els
     .await;
     assert_eq!(again.status, 304);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_pages_of_a_configured_origin_may_call_from_a_browser() {
+    let ours = "https://shop.example";
+    let mut shop = Shop::new().await;
+    let page = |origin| {
+        [
+            ("origin", origin),
+            ("access-control-request-method", "POST"),
+        ]
+    };
+    let closed = shop.serve().await;
+    let refused = ask(&shop, Method::OPTIONS, "/orders", &page(ours), "").await;
+    assert_eq!(refused.problem(), "405 method_not_allowed");
+    assert_eq!(refused.header("access-control-allow-origin"), None);
+    closed.stop().await;
+    shop.reconfigure(|text| {
+        text.replace(
+            "[http]\n",
+            &format!("[http]\ncors_origins = [\"{ours}\"]\n"),
+        )
+    });
+    let _api = shop.serve().await;
+    let asked = shop
+        .http
+        .request(Method::OPTIONS, format!("{}/orders", shop.url))
+        .header("origin", ours)
+        .header("access-control-request-method", "POST")
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(asked.status(), 204);
+    let header = |name: &str| asked.headers()[name].to_str().expect("a text").to_owned();
+    assert_eq!(header("access-control-allow-origin"), ours);
+    assert_eq!(
+        header("access-control-allow-methods"),
+        "GET, HEAD, POST, PUT"
+    );
+    assert!(header("access-control-allow-headers").contains("Idempotency-Key"));
+    assert_eq!(header("vary"), "Origin");
+    for (origin, allowed) in [
+        (ours, Some(ours)),
+        ("https://evil.example", None),
+        ("null", None),
+    ] {
+        let answer = ask(&shop, Method::GET, "/nowhere", &[("origin", origin)], "").await;
+        assert_eq!(
+            answer.header("access-control-allow-origin"),
+            allowed,
+            "{origin}"
+        );
+        assert_eq!(answer.header("vary"), Some("Origin"), "{origin}");
+    }
+    let other = ask(
+        &shop,
+        Method::OPTIONS,
+        "/orders",
+        &page("https://evil.example"),
+        "",
+    )
+    .await;
+    assert_eq!(other.problem(), "405 method_not_allowed");
+}
