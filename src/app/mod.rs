@@ -6,6 +6,7 @@ pub mod cancel;
 pub mod dead_letters;
 pub mod decide;
 mod error;
+pub mod outcome;
 pub mod push;
 pub mod relay;
 mod save;

@@ -14,6 +14,7 @@ mod listening;
 mod movements;
 pub mod openapi;
 mod orders;
+mod prefer;
 pub mod problem;
 mod products;
 mod query;
@@ -28,6 +29,7 @@ use actix_web::dev::Server;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 
 use crate::app::accept::Accept;
+use crate::app::outcome::Outcomes;
 use crate::app::relay::Relay;
 use crate::app::{self, Context};
 use crate::domain::ids::{IdError, ProductId, VendorId};
@@ -63,6 +65,8 @@ pub struct State {
     pub accept: Accept,
     /// For what a use case has committed.
     pub relay: Relay,
+    /// Where callers wait for what becomes of their orders.
+    pub outcomes: Outcomes,
     /// For replays, and to see whether the broker is there.
     pub publisher: mq::Publisher,
     /// For an operator's own sessions with the broker.

@@ -188,7 +188,7 @@ fn problems(path: &str, method: &str, operation: &Value) -> Vec<&'static Code> {
             p::OUTCOME_UNKNOWN,
         ]),
         ("post", "/orders/batch") => codes.push(p::BUSY),
-        ("get", "/orders/{id}") => codes.push(p::NOT_YET_VISIBLE),
+        ("get", "/orders/{id}") => codes.extend([p::INVALID_PARAMETER, p::NOT_YET_VISIBLE]),
         ("post", "/orders/{id}/cancel") => codes.extend([p::NOT_CANCELLABLE, p::NOT_YET_VISIBLE]),
         ("put", "/vendors/{vendor}/products/{id}") => {
             codes.extend([p::INVALID_PARAMETER, p::PRECONDITION_FAILED]);

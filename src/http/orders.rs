@@ -1,5 +1,6 @@
 //! `/orders`: place, show, list and cancel.
 
+use actix_web::http::StatusCode;
 use actix_web::http::header::LOCATION;
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
@@ -10,10 +11,12 @@ use uuid::Uuid;
 
 use super::answer;
 use super::body::read_json;
+use super::prefer::Wait;
 use super::problem::{NOT_YET_VISIBLE, Problem};
 use super::query::read_query;
 use super::{BODY_BYTES_MAX, CURSOR_MICROS, State, detached, limit};
 use crate::app::accept::{self, Accepted};
+use crate::app::outcome::Waited;
 use crate::app::vouch::{self, Whereabouts};
 use crate::app::{Error, Kind, cancel as use_case};
 use crate::db;
@@ -155,15 +158,27 @@ pub(super) fn new_order(key: Option<String>, lines: Lines, reference: Option<Str
     post, path = "/orders", tag = "orders",
     params(("Idempotency-Key" = Option<String>, Header,
         description = "Your name for this request: 1 to 255 characters of printable ASCII, bare or in quotes",
-        min_length = 1, max_length = 255, example = "checkout-4711")),
+        min_length = 1, max_length = 255, example = "checkout-4711"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: answer once the order is decided or failed, or after N seconds, 0 to 30", example = "wait=5")),
     request_body(content = OrderRequest, examples(
         ("several products" = (value = json!({"lines": [{"productId": "p1", "quantity": 2}, {"productId": "p3", "quantity": 1}], "reference": "cart 17"}))),
         ("one product" = (value = json!({"productId": "p2", "quantity": 18}))),
     )),
-    responses((status = 202, description = "Accepted, and not decided yet", body = OrderResponse,
+    responses((status = 200, description = "With `Prefer: wait=N`: accepted, and decided or failed", body = OrderResponse,
         headers(
             ("Location" = String, description = "Where the order is: /orders/{id}"),
             ("Idempotent-Replayed" = Option<String>, description = "`true` if this order had been accepted before"),
+            ("Preference-Applied" = String, description = "`wait=N`"),
+        ),
+        example = json!({"id": "01a21584-8706-763e-b5e8-dd1039028028", "status": "confirmed", "vendorSync": "pending", "lines": [{"productId": "p2", "quantity": 18}],
+            "updates": [{"id": "01a21584-878a-705c-8fe2-9b7561195789", "vendorId": "vendorA", "productId": "p2", "delta": -18, "state": "open"}],
+            "acceptedAt": "2026-11-26T01:42:16.582834Z", "decidedAt": "2026-11-26T01:42:16.696737Z",
+            "history": [{"at": "2026-11-26T01:42:16.582834Z", "event": "accepted"}, {"at": "2026-11-26T01:42:16.696737Z", "event": "confirmed", "updates": ["01a21584-878a-705c-8fe2-9b7561195789"]}]})),
+        (status = 202, description = "Accepted, and not decided yet", body = OrderResponse,
+        headers(
+            ("Location" = String, description = "Where the order is: /orders/{id}"),
+            ("Idempotent-Replayed" = Option<String>, description = "`true` if this order had been accepted before"),
+            ("Preference-Applied" = Option<String>, description = "`wait=N`, if it was waited for"),
         ), example = json!({"id": "01a21584-8706-763e-b5e8-dd1039028028", "status": "pending", "vendorSync": "none", "lines": [{"productId": "p2", "quantity": 18}], "updates": [], "acceptedAt": "2026-11-26T01:42:16.582834Z"})))
 )]
 pub(super) async fn place(
@@ -172,23 +187,49 @@ pub(super) async fn place(
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
     let key = idempotency_key(&request)?;
+    let wait = Wait::of(request.headers())?;
     let body: OrderRequest = read_json(&request, payload, BODY_BYTES_MAX).await?;
     let (lines, reference) = body.parse()?;
     let order = new_order(key, lines, reference);
     let id = order.id;
-    let (order, updates, replayed) = match state.accept.accept(order.clone()).await? {
-        Accepted::New | Accepted::ThroughBroker => (accept::pending(order), Vec::new(), false),
-        Accepted::Replayed(order) => {
-            let updates = load_updates(&state, &[order.request.id]).await?;
-            (*order, updates, true)
-        }
+    let accepted = state.accept.accept(order.clone()).await?;
+    let is_replayed = matches!(accepted, Accepted::Replayed(_));
+    // Only what is in PostgreSQL can be waited for.
+    let wait = wait.filter(|_| !matches!(accepted, Accepted::ThroughBroker));
+    let waited = match wait {
+        Some(wait) => Some((wait, state.outcomes.wait(id, wait.until()).await)),
+        None => None,
     };
-    let mut response = HttpResponse::Accepted();
+    let (mut response, body) = match (waited, accepted) {
+        // With what has become of it, if that can be read; it is accepted, whatever happens to the reading.
+        (Some((_, Waited::Decided)), _) => match find(&state, id).await {
+            Ok(order) => (HttpResponse::Ok(), order),
+            Err(_) => (
+                HttpResponse::Accepted(),
+                OrderResponse::new(accept::pending(order), &[]),
+            ),
+        },
+        (_, Accepted::Replayed(order)) => {
+            let updates = load_updates(&state, &[order.request.id]).await?;
+            (
+                HttpResponse::Accepted(),
+                OrderResponse::new(*order, &updates),
+            )
+        }
+        (_, Accepted::New | Accepted::ThroughBroker) => (
+            HttpResponse::Accepted(),
+            OrderResponse::new(accept::pending(order), &[]),
+        ),
+    };
     response.insert_header((LOCATION, format!("/orders/{id}")));
-    if replayed {
+    if is_replayed {
         response.insert_header(("Idempotent-Replayed", "true"));
     }
-    Ok(response.json(OrderResponse::new(order, &updates)))
+    let mut response = response.json(body);
+    if let Some((wait, Waited::Decided | Waited::InVain)) = waited {
+        wait.applied(&mut response);
+    }
+    Ok(response)
 }
 
 /// One order
@@ -196,8 +237,14 @@ pub(super) async fn place(
 /// As it stands, with its history.
 #[utoipa::path(
     get, path = "/orders/{id}", tag = "orders",
-    params(("id" = OrderId, Path, description = "The order's id")),
-    responses((status = 200, description = "The order", body = OrderResponse, example = json!({
+    params(("id" = OrderId, Path, description = "The order's id"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: answer once the order is decided or failed, or after N seconds, 0 to 30", example = "wait=5")),
+    responses((status = 202, description = "With `Prefer: wait=N`: it is pending still", body = OrderResponse,
+        headers(("Preference-Applied" = Option<String>, description = "`wait=N`, if it was waited for")),
+        example = json!({"id": "01a21584-8706-763e-b5e8-dd1039028028", "status": "pending", "vendorSync": "none", "lines": [{"productId": "p2", "quantity": 18}], "updates": [],
+            "acceptedAt": "2026-11-26T01:42:16.582834Z", "history": [{"at": "2026-11-26T01:42:16.582834Z", "event": "accepted"}]})),
+        (status = 200, description = "The order",
+        headers(("Preference-Applied" = Option<String>, description = "`wait=N`, if that was asked for")), body = OrderResponse, example = json!({
         "id": "01a21584-8706-763e-b5e8-dd1039028028", "status": "confirmed", "vendorSync": "done",
         "lines": [{"productId": "p2", "quantity": 18}],
         "updates": [{"id": "01a21584-878a-705c-8fe2-9b7561195789", "vendorId": "vendorA", "productId": "p2", "delta": -18, "state": "acknowledged"}],
@@ -214,7 +261,27 @@ pub(super) async fn show(
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
     let id = order_id(&id)?;
-    answer::json(&request, &find(&state, id).await?)
+    let wait = Wait::of(request.headers())?;
+    let mut order = find(&state, id).await?;
+    let Some(wait) = wait else {
+        return answer::json(&request, &order);
+    };
+    let mut is_applied = true;
+    if order.status == Status::Pending {
+        match state.outcomes.wait(id, wait.until()).await {
+            Waited::Decided => order = find(&state, id).await?,
+            Waited::InVain => {}
+            Waited::NotAtAll => is_applied = false,
+        }
+    }
+    let mut answer = answer::json(&request, &order)?;
+    if order.status == Status::Pending {
+        *answer.status_mut() = StatusCode::ACCEPTED;
+    }
+    if is_applied {
+        wait.applied(&mut answer);
+    }
+    Ok(answer)
 }
 
 fn order_id(text: &str) -> Result<OrderId, Problem> {

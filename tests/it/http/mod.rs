@@ -11,6 +11,7 @@ mod listing;
 mod operations;
 mod outage;
 mod vendors;
+mod waiting;
 
 use reqwest::{Method, header::HeaderMap};
 use serde_json::Value;
