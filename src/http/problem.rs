@@ -101,7 +101,11 @@ pub struct FieldProblem {
 
 /// One occurrence of a problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct Problem(Box<Occurrence>);
+
+/// What there is to say about one. In a box, so that what may fail is no larger by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Occurrence {
     code: Code,
     detail: String,
     errors: Vec<FieldProblem>,
@@ -115,7 +119,7 @@ pub struct Problem {
 impl Problem {
     /// A problem with a text for this occurrence.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Occurrence {
             code,
             detail: detail.into(),
             errors: Vec::new(),
@@ -123,15 +127,14 @@ impl Problem {
             retry_after_s: (code.status == 503).then_some(1),
             allow: None,
             request_id: None,
-        }
+        }))
     }
 
     /// The method is not among those that are allowed here.
     pub fn method_not_allowed(detail: impl Into<String>, allow: String) -> Self {
-        Self {
-            allow: Some(allow),
-            ..Self::new(METHOD_NOT_ALLOWED, detail)
-        }
+        let mut problem = Self::new(METHOD_NOT_ALLOWED, detail);
+        problem.0.allow = Some(allow);
+        problem
     }
 
     /// What the server itself answered with a status only.
@@ -148,13 +151,13 @@ impl Problem {
 
     /// The same problem of a part of the body: its pointers begin where that part is.
     pub(super) fn within(mut self, place: &str) -> Self {
-        for error in &mut self.errors {
+        for error in &mut self.0.errors {
             if let Some(pointer) = &mut error.pointer {
                 pointer.insert_str(0, place);
             }
         }
-        if self.code == VALIDATION_FAILED {
-            self.detail = told(&self.errors);
+        if self.0.code == VALIDATION_FAILED {
+            self.0.detail = told(&self.0.errors);
         }
         self
     }
@@ -162,32 +165,32 @@ impl Problem {
     /// What it says.
     pub(super) fn body(&self) -> ProblemBody<'_> {
         ProblemBody {
-            r#type: format!("urn:stockctl:problem:{}", self.code.code),
-            title: self.code.title,
-            status: self.code.status,
-            detail: &self.detail,
+            r#type: format!("urn:stockctl:problem:{}", self.0.code.code),
+            title: self.0.code.title,
+            status: self.0.code.status,
+            detail: &self.0.detail,
             instance: self
+                .0
                 .request_id
                 .as_ref()
                 .map(|id| format!("urn:stockctl:request:{id}")),
-            code: self.code.code,
-            errors: &self.errors,
-            order_id: self.order_id,
+            code: self.0.code.code,
+            errors: &self.0.errors,
+            order_id: self.0.order_id,
         }
     }
 
     /// Of which kind it is.
     pub(super) fn code(&self) -> Code {
-        self.code
+        self.0.code
     }
 
     /// The same problem, met by this request.
     #[must_use]
     pub(super) fn of_request(&self, id: RequestId) -> Self {
-        Self {
-            request_id: Some(id),
-            ..self.clone()
-        }
+        let mut problem = self.clone();
+        problem.0.request_id = Some(id);
+        problem
     }
 
     /// There is no such thing.
@@ -200,7 +203,7 @@ impl Problem {
         let detail = detail.into();
         let mut problem = Self::new(MALFORMED_JSON, detail.clone());
         if !pointer.is_empty() {
-            problem.errors.push(FieldProblem {
+            problem.0.errors.push(FieldProblem {
                 pointer: Some(pointer),
                 parameter: None,
                 detail,
@@ -213,7 +216,7 @@ impl Problem {
     pub fn invalid_parameter(parameter: &str, detail: impl Into<String>) -> Self {
         let detail = detail.into();
         let mut problem = Self::new(INVALID_PARAMETER, format!("{parameter}: {detail}"));
-        problem.errors.push(FieldProblem {
+        problem.0.errors.push(FieldProblem {
             pointer: None,
             parameter: Some(parameter.to_owned()),
             detail,
@@ -232,10 +235,9 @@ impl Problem {
                 detail: invalid.problem,
             })
             .collect();
-        Self {
-            errors: errors.clone(),
-            ..Self::new(VALIDATION_FAILED, told(&errors))
-        }
+        let mut problem = Self::new(VALIDATION_FAILED, told(&errors));
+        problem.0.errors = errors;
+        problem
     }
 }
 
@@ -252,7 +254,7 @@ fn told(errors: &[FieldProblem]) -> String {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code.code, self.detail)
+        write!(f, "{}: {}", self.0.code.code, self.0.detail)
     }
 }
 
@@ -287,15 +289,15 @@ pub(super) struct ProblemBody<'a> {
 
 impl ResponseError for Problem {
     fn status_code(&self) -> StatusCode {
-        StatusCode::from_u16(self.code.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+        StatusCode::from_u16(self.0.code.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponse::build(self.status_code());
-        if let Some(seconds) = self.retry_after_s {
+        if let Some(seconds) = self.0.retry_after_s {
             response.insert_header((RETRY_AFTER, seconds.to_string()));
         }
-        if let Some(allow) = &self.allow {
+        if let Some(allow) = &self.0.allow {
             response.insert_header((ALLOW, allow.as_str()));
         }
         response
@@ -376,14 +378,15 @@ impl From<NotAccepted> for Problem {
                 UNAVAILABLE,
                 "neither PostgreSQL nor RabbitMQ takes orders now; nothing was accepted",
             ),
-            NotAccepted::OutcomeUnknown(id) => Self {
-                order_id: Some(id),
-                ..Self::new(
+            NotAccepted::OutcomeUnknown(id) => {
+                let mut problem = Self::new(
                     OUTCOME_UNKNOWN,
                     "the order may have been accepted; repeat the request with the same Idempotency-Key, or look for \
                      the order by its id",
-                )
-            },
+                );
+                problem.0.order_id = Some(id);
+                problem
+            }
             NotAccepted::Bug(_) => Self::new(INTERNAL, LOGGED),
         }
     }
