@@ -70,6 +70,8 @@ pub enum Command {
         #[arg(long = "queue", value_name = "QUEUE", value_enum)]
         queues: Vec<WorkQueue>,
     },
+    /// Print the description of the HTTP API (OpenAPI 3.1)
+    Openapi,
     /// Measure how fast an installation is: it places real orders
     Bench(crate::commands::bench::Options),
     /// Bring the database schema up to date

@@ -8,8 +8,8 @@
 //! http/            door: requests -> use case -> response
 //! consumers/       door: delivery -> use case -> verdict (ack, retry, dead-letter)
 //! schedule         door: cron ticks -> use case
-//! app/             use cases: accept, decide, cancel, push, sync, relay, dead letters, audit; only here are
-//!                  transactions opened
+//! app/             use cases: accept, wait for the outcome, decide, cancel, push, sync, relay, dead letters, audit; only
+//!                  here are transactions opened
 //! db/              edge: our PostgreSQL
 //! mq/              edge: RabbitMQ; the only place that names amiquip
 //! vendors/         edge: a vendor's database and its HTTP API

@@ -98,6 +98,10 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             commands::work::run(&config, &queues, shutdown).await
         }
         Command::Migrate { vendors } => commands::migrate::run(&load()?, vendors).await,
+        Command::Openapi => {
+            commands::openapi::run();
+            Ok(())
+        }
         Command::Bench(options) => commands::bench::run(&options).await,
         Command::Dlq { command } => commands::dlq::run(&load()?, command).await,
         Command::Audit { json, watch } => {

@@ -17,6 +17,9 @@ pub enum Error {
     /// A vendor's HTTP API.
     #[error(transparent)]
     Vendor(#[from] client::Error),
+    /// A vendor's database failed: its own trouble, not ours.
+    #[error("{0}")]
+    VendorDatabase(String),
     /// RabbitMQ.
     #[error("{0}")]
     Broker(String),
@@ -64,7 +67,9 @@ impl Error {
         match self {
             Self::Database(error) if error.is_unavailable() => Kind::Unavailable,
             Self::Database(error) if error.is_constraint_violation() => Kind::Bug,
-            Self::Database(_) | Self::Vendor(_) | Self::NotYet(_) => Kind::Transient,
+            Self::Database(_) | Self::Vendor(_) | Self::VendorDatabase(_) | Self::NotYet(_) => {
+                Kind::Transient
+            }
             Self::Broker(_) => Kind::Unavailable,
             Self::Rule(BookError::Illegal { .. }) | Self::Refused { .. } => Kind::Refused,
             Self::Rule(BookError::NotLoaded(_)) | Self::Broken(_) => Kind::Bug,
@@ -74,6 +79,24 @@ impl Error {
 }
 
 impl Error {
+    /// Which kind of failure it is, in a word that anybody may read: the rest of it (hosts, statements, versions) is for the
+    /// log.
+    #[must_use]
+    pub fn code(&self) -> String {
+        match self {
+            Self::Database(_) => "own_database_unavailable".to_owned(),
+            Self::VendorDatabase(_) => "database_unavailable".to_owned(),
+            Self::Vendor(client::Error::Unreachable { .. }) => "api_unreachable".to_owned(),
+            Self::Vendor(client::Error::Status { status, .. }) => format!("api_answered_{status}"),
+            Self::Vendor(client::Error::Nonsense { .. }) => "api_answered_nonsense".to_owned(),
+            Self::Broker(_) => "broker_unavailable".to_owned(),
+            Self::Refused { code, .. } => (*code).to_owned(),
+            Self::NotYet(_) => "not_yet".to_owned(),
+            Self::Missing(_) => "missing".to_owned(),
+            Self::Rule(_) | Self::Broken(_) => "internal".to_owned(),
+        }
+    }
+
     /// Whether a vendor is down, or overloaded: that says nothing about what it was sent. Another 5xx may be what it was
     /// sent.
     #[must_use]

@@ -75,7 +75,7 @@ pub async fn sync(
 /// the error of a run names the vendor; what is the configuration's to mend is told with its keys.
 fn at_vendor(vendor_id: &VendorId, error: &snapshot::Error) -> Error {
     let (code, remedy) = match error {
-        snapshot::Error::Database(_) => return Error::NotYet(error.to_string()),
+        snapshot::Error::Database(_) => return Error::VendorDatabase(error.to_string()),
         snapshot::Error::Table { .. } => (
             "unreadable_table",
             format!(
@@ -517,10 +517,11 @@ enum Write {
 }
 
 async fn note_failure(context: &Context, vendor_id: &VendorId, error: &Error) {
-    let text: String = error.to_string().chars().take(1000).collect();
+    // What is shown to callers; whoever runs the sync logs the error itself.
+    let code = error.code();
     let noted = context
         .with_connection(async |connection| {
-            Ok(db::vendors::note_failure(connection, vendor_id, &text).await?)
+            Ok(db::vendors::note_failure(connection, vendor_id, &code).await?)
         })
         .await;
     if let Err(error) = noted {

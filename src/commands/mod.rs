@@ -5,6 +5,7 @@ pub mod bench;
 pub mod dlq;
 mod metrics;
 pub mod migrate;
+pub mod openapi;
 mod seed;
 pub mod serve;
 pub mod sync;

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::app::Context;
 use crate::app::accept::{self, Accept};
+use crate::app::outcome::Outcomes;
 use crate::app::relay::{self, Relay};
 use crate::config::{self, Config};
 use crate::http::{self, Listening, State};
@@ -110,17 +111,24 @@ pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> R
         async move { super::wait_for_schema(&config, &shutdown).await }
     });
 
+    let (outcomes, mut looking) = Outcomes::start(context.clone(), shutdown.clone());
     let state = State {
         context,
         accept,
+        outcomes,
         relay,
         publisher: publisher.clone(),
         broker: broker_settings(config),
         gauges,
     };
     let address = listening.local_addr().map_err(Failure::bug)?;
-    let (server, mut draining) =
-        http::server(listening, state, config.http.shutdown_deadline).map_err(Failure::bug)?;
+    let (server, mut draining) = http::server(
+        listening,
+        state,
+        config.http.shutdown_deadline,
+        config.http.cors_origins.clone(),
+    )
+    .map_err(Failure::bug)?;
     let mut serving = tokio::spawn(server);
     tracing::info!(%address, "serving");
 
@@ -133,6 +141,7 @@ pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> R
         _ = &mut committing => Err(Failure::bug("the part that accepts orders ended by itself")),
         _ = &mut publishing => Err(Failure::bug("the part that publishes ended by itself")),
         _ = &mut sweeping => Err(Failure::bug("the sweeper ended by itself")),
+        _ = &mut looking => Err(Failure::bug("the part that looks for outcomes ended by itself")),
         _ = &mut vouching => Err(Failure::bug("the part that vouches ended by itself")),
         ended = &mut serving => Err(Failure::bug(match ended {
             Ok(Ok(())) => "the HTTP server ended by itself".to_owned(),

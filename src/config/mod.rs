@@ -57,6 +57,8 @@ pub struct Http {
     pub listen: SocketAddr,
     /// How long the end may take once the shutdown has begun: requests in hand have three quarters of it.
     pub shutdown_deadline: Duration,
+    /// The origins whose pages may call the API from a browser.
+    pub cors_origins: Vec<String>,
 }
 
 /// Section `database`.

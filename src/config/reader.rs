@@ -51,8 +51,27 @@ impl Reader {
         key: &Key,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<Vec<T>> {
+        self.list(key, false, parse)
+    }
+
+    /// As [`Self::texts`], and an empty list is one.
+    pub(super) fn texts_or_none<T>(
+        &mut self,
+        key: &Key,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        self.list(key, true, parse)
+    }
+
+    fn list<T>(
+        &mut self,
+        key: &Key,
+        may_be_empty: bool,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
         self.required(key, |setting| {
             let texts: Vec<&str> = match (&setting.value, &setting.origin) {
+                (Value::Text(text), _) if may_be_empty && text.is_empty() => Vec::new(),
                 (Value::Text(text), Origin::Variable(_)) => text.split(',').collect(),
                 (Value::Text(text), _) => vec![text],
                 (Value::List(values), _) => values
@@ -66,7 +85,7 @@ impl Reader {
                     return Err(format!("it must be a text or a list, not {}", kind(other)));
                 }
             };
-            if texts.is_empty() {
+            if texts.is_empty() && !may_be_empty {
                 return Err("the list is empty".to_owned());
             }
             let several = texts.len() > 1;

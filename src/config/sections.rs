@@ -43,9 +43,11 @@ fn http(reader: &mut Reader) -> Option<Http> {
         &Key::fixed("http.shutdown_deadline_ms"),
         limits::SHUTDOWN_DEADLINE_MS,
     );
+    let cors_origins = reader.texts_or_none(&Key::fixed("http.cors_origins"), origin);
     Some(Http {
         listen: listen?,
         shutdown_deadline: shutdown_deadline?,
+        cors_origins: cors_origins?,
     })
 }
 
@@ -292,6 +294,23 @@ fn metrics_address(text: &str) -> Result<SocketAddr, String> {
         ));
     }
     Ok(address)
+}
+
+/// An origin as browsers send it, so that it can be compared as it is.
+fn origin(text: &str) -> Result<String, String> {
+    let wrong = || {
+        format!(
+            "it must be an origin as browsers send it, such as https://shop.example or http://localhost:3000: lower case, \
+             without a path, and never *, since whoever reaches the API may order; it is {}",
+            quoted(text)
+        )
+    };
+    let url = url::Url::parse(text).map_err(|_| wrong())?;
+    let is_web = ["http", "https"].contains(&url.scheme());
+    if !is_web || url.origin().ascii_serialization() != text {
+        return Err(wrong());
+    }
+    Ok(text.to_owned())
 }
 
 fn queue_prefix(text: &str) -> Result<String, String> {

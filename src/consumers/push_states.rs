@@ -12,8 +12,6 @@ use crate::domain::breaker::Phase;
 use crate::domain::ids::VendorId;
 use crate::shutdown::Shutdown;
 
-/// The longest error text that is kept.
-const ERROR_CHARS_MAX: usize = 1000;
 /// Between two writes: what changes more often is not worth more.
 const WRITE_INTERVAL: Duration = Duration::from_millis(100);
 /// What cannot be written is tried again after this.
@@ -23,6 +21,7 @@ const AGAIN_AFTER: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct State {
     phase: Phase,
+    /// The kind of failure; the log has the rest.
     error: Option<String>,
 }
 
@@ -36,7 +35,7 @@ impl PushStates {
         self.0.send_if_modified(|states| {
             let error = match (error, phase) {
                 (_, Phase::Ok) => None,
-                (Some(error), _) => Some(error.chars().take(ERROR_CHARS_MAX).collect()),
+                (Some(error), _) => Some(error.to_owned()),
                 (None, _) => states.get(vendor_id).and_then(|state| state.error.clone()),
             };
             let state = State { phase, error };

@@ -420,6 +420,28 @@ pub async fn list_existing(
     Ok(rows.into_iter().map(|row| OrderId(row.id)).collect())
 }
 
+/// Of the given orders, those that are there and not pending.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn list_not_pending(
+    connection: &mut AsyncPgConnection,
+    ids: &[OrderId],
+) -> Result<Vec<OrderId>, Error> {
+    #[derive(QueryableByName)]
+    struct Decided {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+    }
+    let rows: Vec<Decided> = prepared(
+        diesel::sql_query("SELECT id FROM orders WHERE id = ANY($1) AND status <> 'pending'")
+            .bind::<Array<SqlUuid>, _>(ids.iter().map(|id| id.0).collect::<Vec<_>>()),
+    )
+    .load(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| OrderId(row.id)).collect())
+}
+
 /// Orders that are read for one page of a list, whatever the filter leaves of them: an index for each filter would cost
 /// every order more than its row does.
 pub const READ_FOR_PAGE_MAX: i64 = 100_000;

@@ -1,7 +1,7 @@
 //! The aggregated stock: one row per product and vendor.
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, BigInt, Nullable, Text, Timestamptz};
+use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use super::{product_id, vendor_id};
@@ -288,44 +288,146 @@ pub struct Shown {
     pub last_sync_at: Option<DateTime<Utc>>,
 }
 
-/// Lists products by id with all their vendors: at most `limit` products after `after`.
+/// Rows that are read for one page of products, whatever the filter leaves of them. An index for what is searched for
+/// would be written anew by every decision and every sync; reading so many takes a tenth of a second.
+pub const READ_FOR_PAGE_MAX: i64 = 20_000;
+
+/// Which products to list.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// The vendors that count.
+    pub vendors: Vec<VendorId>,
+    /// Only what this one lists.
+    pub vendor: Option<VendorId>,
+    /// Only products with this in their id or a name of theirs, in upper or lower case.
+    pub text: Option<String>,
+    /// Only what is available, or is not: at the one vendor, where one is given.
+    pub in_stock: Option<bool>,
+    /// Only those after this one.
+    pub after: Option<ProductId>,
+}
+
+/// Products of one page.
+pub struct Page {
+    /// Each product with all its vendors, sorted by both.
+    pub rows: Vec<Shown>,
+    /// After which product the next page begins, when there may be one.
+    pub next: Option<ProductId>,
+}
+
+/// Lists products by id with all their vendors: at most `limit`, and as many of the next [`READ_FOR_PAGE_MAX`] rows as the
+/// filter lets through.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn list_products(
     connection: &mut AsyncPgConnection,
-    after: Option<&ProductId>,
+    filter: &Filter,
     limit: i64,
-) -> Result<Vec<Shown>, Error> {
-    Ok(prepared(
-        diesel::sql_query(
+) -> Result<Page, Error> {
+    // With one vendor, its own index has them in order.
+    let of_vendor = match filter.vendor {
+        Some(_) => "AND vendor_id = $3",
+        None => "AND ($3 IS NULL)",
+    };
+    let mut rows: Vec<Shown> = prepared(
+        diesel::sql_query(format!(
             "SELECT s.product_id, s.vendor_id, s.name, s.on_hand, s.open_delta, v.last_sync_at
-             FROM (SELECT DISTINCT product_id FROM stock WHERE product_id > coalesce($1, '')
-                   ORDER BY product_id LIMIT $2) AS page
+             FROM (
+                 SELECT product_id FROM (
+                     SELECT product_id, vendor_id, name, on_hand + open_delta AS remaining FROM stock
+                     WHERE product_id > $1 {of_vendor} ORDER BY product_id LIMIT {READ_FOR_PAGE_MAX}
+                 ) AS read
+                 WHERE vendor_id = ANY($2)
+                 GROUP BY product_id
+                 HAVING ($4 IS NULL OR bool_or(strpos(lower(product_id COLLATE \"default\"), lower($4)) > 0
+                                            OR strpos(lower(name), lower($4)) > 0))
+                    AND ($5 IS NULL OR bool_or(remaining > 0) = $5)
+                 ORDER BY product_id LIMIT $6
+             ) AS page
              JOIN stock s USING (product_id) JOIN vendors v ON v.id = s.vendor_id
-             ORDER BY s.product_id, s.vendor_id",
-        )
-        .bind::<Nullable<Text>, _>(after.map(ProductId::as_str))
-        .bind::<BigInt, _>(limit),
+             WHERE s.vendor_id = ANY($2)
+             ORDER BY s.product_id, s.vendor_id"
+        ))
+        .bind::<Text, _>(filter.after.as_ref().map_or("", ProductId::as_str))
+        .bind::<Array<Text>, _>(vendor_texts(&filter.vendors))
+        .bind::<Nullable<Text>, _>(filter.vendor.as_ref().map(VendorId::as_str))
+        .bind::<Nullable<Text>, _>(filter.text.as_deref())
+        .bind::<Nullable<Bool>, _>(filter.in_stock)
+        // One more says whether there is a next page.
+        .bind::<BigInt, _>(limit + 1),
     )
     .load(connection)
-    .await?)
+    .await?;
+    let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
+    let mut found = rows.chunk_by(|a, b| a.product_id == b.product_id);
+    let last = found.by_ref().take(wanted).last();
+    if let (Some(last), Some(_)) = (last, found.next()) {
+        let next = last[0].product_id.clone();
+        rows.retain(|row| row.product_id <= next);
+        return Ok(Page {
+            rows,
+            next: Some(product_id(next)?),
+        });
+    }
+    // The page is not full: there is more only behind what was read. Of the product at that place, some rows may not have
+    // been, so it is the next page's.
+    let bound: Option<Id> = prepared(
+        diesel::sql_query(format!(
+            "SELECT product_id FROM stock WHERE product_id > $1 {of_vendor_here}
+             ORDER BY product_id OFFSET {READ_FOR_PAGE_MAX} LIMIT 1",
+            of_vendor_here = of_vendor.replace("$3", "$2")
+        ))
+        .bind::<Text, _>(filter.after.as_ref().map_or("", ProductId::as_str))
+        .bind::<Nullable<Text>, _>(filter.vendor.as_ref().map(VendorId::as_str)),
+    )
+    .load(connection)
+    .await?
+    .pop();
+    let Some(Id { product_id: bound }) = bound else {
+        return Ok(Page { rows, next: None });
+    };
+    rows.retain(|row| row.product_id < bound);
+    let before: Option<Id> = prepared(
+        diesel::sql_query(
+            "SELECT product_id FROM stock WHERE product_id < $1 ORDER BY product_id DESC LIMIT 1",
+        )
+        .bind::<Text, _>(&bound),
+    )
+    .load(connection)
+    .await?
+    .pop();
+    let next = before.map(|id| product_id(id.product_id)).transpose()?;
+    Ok(Page { rows, next })
 }
 
-/// Looks one product up at all its vendors; empty when no vendor has ever listed it.
+#[derive(diesel::QueryableByName)]
+struct Id {
+    #[diesel(sql_type = Text)]
+    product_id: String,
+}
+
+fn vendor_texts(vendors: &[VendorId]) -> Vec<&str> {
+    vendors.iter().map(VendorId::as_str).collect()
+}
+
+/// Looks one product up at these vendors; empty when none of them has ever listed it.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn find_product(
     connection: &mut AsyncPgConnection,
+    vendors: &[VendorId],
     product: &ProductId,
 ) -> Result<Vec<Shown>, Error> {
     Ok(prepared(
         diesel::sql_query(
             "SELECT s.product_id, s.vendor_id, s.name, s.on_hand, s.open_delta, v.last_sync_at
-             FROM stock s JOIN vendors v ON v.id = s.vendor_id WHERE s.product_id = $1 ORDER BY s.vendor_id",
+             FROM stock s JOIN vendors v ON v.id = s.vendor_id
+             WHERE s.product_id = $1 AND s.vendor_id = ANY($2) ORDER BY s.vendor_id",
         )
-        .bind::<Text, _>(product.as_str()),
+        .bind::<Text, _>(product.as_str())
+        .bind::<Array<Text>, _>(vendor_texts(vendors)),
     )
     .load(connection)
     .await?)

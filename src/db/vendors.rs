@@ -17,7 +17,7 @@ pub struct Shown {
     /// When its stock was last written whole.
     #[diesel(sql_type = Nullable<Timestamptz>)]
     pub last_sync_at: Option<DateTime<Utc>>,
-    /// Why the newest run failed, if it did.
+    /// The kind of failure that ended the newest run, if one did.
     #[diesel(sql_type = Nullable<Text>)]
     pub last_sync_error: Option<String>,
     /// Updates that are not closed.
@@ -156,19 +156,19 @@ pub async fn complete_run(
     Ok(written > 0)
 }
 
-/// Notes why a sync failed.
+/// Notes which kind of failure ended a sync.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn note_failure(
     connection: &mut AsyncPgConnection,
     vendor: &VendorId,
-    error: &str,
+    code: &str,
 ) -> Result<(), Error> {
     prepared(
         diesel::sql_query("UPDATE vendors SET last_sync_error = $2 WHERE id = $1")
             .bind::<Text, _>(vendor.as_str())
-            .bind::<Text, _>(error),
+            .bind::<Text, _>(code),
     )
     .execute(connection)
     .await?;

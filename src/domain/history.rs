@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::ids::{UpdateId, VendorId};
 use super::order::Status;
 use super::update::{Outcome, State, Update};
 
 /// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = HistoryEntry)]
 pub struct Entry {
     /// When, by the clock of the process that did it.
     pub at: DateTime<Utc>,
@@ -20,12 +22,9 @@ pub struct Entry {
 }
 
 /// What can happen to an order.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(
-    tag = "event",
-    rename_all = "snake_case",
-    rename_all_fields = "camelCase"
-)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[schema(as = HistoryEvent)]
+#[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// It was accepted.
     Accepted,
@@ -34,6 +33,7 @@ pub enum Event {
     /// Its message was replayed.
     Replayed,
     /// Its stock was taken.
+    #[serde(rename_all = "camelCase")]
     Confirmed {
         /// The takes.
         updates: Vec<UpdateId>,
@@ -41,6 +41,7 @@ pub enum Event {
     /// It could not be served.
     Rejected,
     /// A vendor was told.
+    #[serde(rename_all = "camelCase")]
     Pushed {
         /// Which vendor.
         vendor_id: VendorId,
@@ -50,26 +51,31 @@ pub enum Event {
         updates: Vec<UpdateId>,
     },
     /// What a vendor had refused was taken from others.
+    #[serde(rename_all = "camelCase")]
     Reallocated {
         /// The new takes.
         updates: Vec<UpdateId>,
     },
     /// The vendor could not be told; its message went to the dead-letter queue.
+    #[serde(rename_all = "camelCase")]
     PushFailed {
         /// Which vendor.
         vendor_id: VendorId,
     },
     /// The message to the vendor was replayed.
+    #[serde(rename_all = "camelCase")]
     PushReplayed {
         /// Which vendor.
         vendor_id: VendorId,
     },
     /// The message to the vendor was dropped.
+    #[serde(rename_all = "camelCase")]
     PushDropped {
         /// Which vendor.
         vendor_id: VendorId,
     },
     /// It was taken back.
+    #[serde(rename_all = "camelCase")]
     Cancelled {
         /// The returns of what had been taken.
         updates: Vec<UpdateId>,

@@ -50,8 +50,10 @@ fn check(text: &str, bytes_max: usize) -> Result<(), IdError> {
 
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, |$text:ident| $check:expr) => {
+        #[derive(
+            Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
+        )]
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(String);
 
@@ -95,13 +97,15 @@ macro_rules! text_id {
 }
 
 text_id!(
-    /// A product, by the id that all its vendors share.
+    /// A product, by the id that all its vendors share: 1 to 200 bytes without control characters.
+    #[schema(value_type = String, min_length = 1, max_length = 200, example = "p1")]
     ProductId,
     |text| check(&text, PRODUCT_ID_BYTES_MAX)
 );
 
 text_id!(
     /// A vendor, by its key in the configuration.
+    #[schema(value_type = String, pattern = "^[A-Za-z0-9_-]{1,64}$", example = "vendorA")]
     VendorId,
     |text| check(&text, VENDOR_ID_BYTES_MAX).and_then(|()| {
         if text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
@@ -114,8 +118,21 @@ text_id!(
 
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident) => {
+        #[derive(
+            Debug,
+            Clone,
+            Copy,
+            PartialEq,
+            Eq,
+            PartialOrd,
+            Ord,
+            Hash,
+            Serialize,
+            Deserialize,
+            utoipa::ToSchema,
+        )]
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[schema(value_type = String, format = Uuid)]
         #[serde(transparent)]
         pub struct $name(pub Uuid);
 

@@ -247,7 +247,8 @@ pub struct UpdatesMessage {
 }
 
 /// One update in a message.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = StockUpdate)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateItem {
     /// Its name in the vendor's ledger.
@@ -255,6 +256,7 @@ pub struct UpdateItem {
     /// Which product.
     pub product_id: ProductId,
     /// Units; negative takes, positive returns.
+    #[schema(minimum = -100_000_000, maximum = 100_000_000, example = -2)]
     pub delta: i64,
     /// The take that a return gives back.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::ids::{OrderId, ProductId};
@@ -21,12 +22,13 @@ pub const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
 const ID_NAMESPACE: Uuid = Uuid::from_u128(0x6c1d_3f52_94a8_5e0b_a3d7_0b52_f1c8_4e96);
 
 /// How many units of one product.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Line {
     /// Which product.
     pub product_id: ProductId,
     /// How many units.
+    #[schema(minimum = 1, maximum = 1_000_000, example = 2)]
     pub quantity: i64,
 }
 
@@ -51,7 +53,8 @@ impl Invalid {
 }
 
 /// The lines of an order: at least one, each product once, sorted by product.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(value_type = Vec<Line>)]
 #[serde(transparent)]
 pub struct Lines(Vec<Line>);
 
@@ -188,7 +191,10 @@ pub fn derive_id(caller: &str, key: &str, lines: &Lines, reference: Option<&str>
 }
 
 /// Where an order stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[schema(as = OrderStatus)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Accepted, not decided yet.
@@ -231,14 +237,12 @@ impl Status {
 }
 
 /// Why an order is rejected, failed or cancelled.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    tag = "code",
-    rename_all = "snake_case",
-    rename_all_fields = "camelCase"
-)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = OrderReason)]
+#[serde(tag = "code", rename_all = "snake_case")]
 pub enum Reason {
     /// Fewer units are available than asked for.
+    #[serde(rename_all = "camelCase")]
     InsufficientStock {
         /// The first product that falls short.
         product_id: ProductId,
@@ -248,6 +252,7 @@ pub enum Reason {
         available: i64,
     },
     /// No vendor has ever listed it.
+    #[serde(rename_all = "camelCase")]
     UnknownProduct {
         /// The first product that is unknown.
         product_id: ProductId,
@@ -255,6 +260,7 @@ pub enum Reason {
     /// Accepted while its idempotency key could not be looked up; it belongs to another request.
     IdempotencyConflict,
     /// A vendor had sold the goods elsewhere, and no other could serve them.
+    #[serde(rename_all = "camelCase")]
     VendorRejected {
         /// The product that the vendor refused.
         product_id: ProductId,
@@ -262,6 +268,7 @@ pub enum Reason {
     /// Processing gave up, and an operator dropped the message.
     Dropped,
     /// Processing gave up.
+    #[serde(rename_all = "camelCase")]
     ProcessingFailed {
         /// What the dead letter says.
         error: String,

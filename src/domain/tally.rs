@@ -13,6 +13,15 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Nothing has happened yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            said_at: None,
+            unsaid: 0,
+        }
+    }
+
     /// It has happened so many times more. Returns how often since it was last said, when it is to be said now.
     pub fn add(&mut self, times: u64, now: Instant) -> Option<u64> {
         self.unsaid += times;

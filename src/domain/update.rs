@@ -116,7 +116,10 @@ impl Update {
 }
 
 /// What the vendor's ledger holds for an update, and so what the vendor answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
+#[schema(as = UpdateOutcome)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// The stock was changed.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::ids::{ProductId, UpdateId};
 use super::ledger;
@@ -22,14 +23,17 @@ pub const UNNAMED_SOURCE: &str = "unnamed";
 pub const SOURCE_BYTES_MAX: usize = 200;
 
 /// A request for changes of a vendor's stock.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = StockUpdatesRequest)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdatesRequest {
     /// The installation that sends them; several may share a vendor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 200)]
     pub source: Option<String>,
     /// The changes; each id is applied at most once.
     #[serde(deserialize_with = "object::list")]
+    #[schema(min_items = 1, max_items = 1000)]
     pub updates: Vec<UpdateItem>,
 }
 
@@ -91,7 +95,8 @@ impl UpdatesRequest {
 }
 
 /// The answer: a result for each update, in the order of the request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = StockUpdatesResponse)]
 #[serde(rename_all = "camelCase")]
 pub struct UpdatesResponse {
     /// One for each update.
@@ -99,7 +104,8 @@ pub struct UpdatesResponse {
 }
 
 /// What has become of one update.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = StockUpdateResult)]
 #[serde(rename_all = "camelCase")]
 pub struct UpdateResult {
     /// Which update.
@@ -115,7 +121,7 @@ pub struct UpdateResult {
 }
 
 /// An outcome, or a refusal that leaves no trace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ResultOutcome {
     /// The stock was changed, now or by an earlier request with this id.

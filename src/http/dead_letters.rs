@@ -3,7 +3,9 @@
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
+use super::answer;
 use super::body::read_json;
 use super::problem::{Problem, UNAVAILABLE};
 use super::query::read_query;
@@ -17,25 +19,41 @@ use crate::mq::Queue;
 /// Message ids that one request may name.
 const IDS_MAX: usize = 200;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct ListQuery {
+    /// Only the letter with this message id.
     id: Option<String>,
+    /// Only letters with this reason, such as `retries_exhausted`.
     reason: Option<String>,
+    /// Only letters that concern this order.
     order: Option<OrderId>,
+    /// Letters at most.
+    #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<i64>,
 }
 
-#[derive(Deserialize)]
+/// Which letters are meant: all that is given must hold. Or `all`.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = DeadLettersSelection)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ActRequest {
+    /// A message id.
+    #[schema(min_length = 1)]
     id: Option<String>,
+    /// Message ids.
+    #[schema(max_items = 200)]
     ids: Option<Vec<String>>,
     reason: Option<String>,
+    #[schema(nullable = true)]
     order: Option<OrderId>,
+    #[schema(minimum = 1, maximum = 200)]
     limit: Option<i64>,
+    /// Every letter of the queue; it stands without the others.
     #[serde(default)]
     all: bool,
+    /// Say what it would come to, and change nothing.
     #[serde(default)]
     dry_run: bool,
 }
@@ -102,13 +120,23 @@ fn dead_letter_queue(name: &str) -> Result<Queue, Problem> {
         })
 }
 
-#[derive(Serialize)]
+/// Dead letters, in the order of their queue.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeadLetterList)]
 #[serde(rename_all = "camelCase")]
 struct LettersResponse<'a> {
     dead_letters: Vec<LetterDocument<'a>>,
 }
 
-/// `GET /admin/dead-letters/{queue}`
+/// Dead letters
+#[utoipa::path(
+    get, path = "/admin/dead-letters/{queue}", tag = "operations",
+    params(("queue" = String, Path, description = "`orders_dlq` or `vendor_sync_dlq`"), ListQuery),
+    responses((status = 200, description = "Those that are meant", body = LettersResponse, example = json!({"deadLetters": [
+        {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API cannot be reached",
+         "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": "4",
+         "body": {"vendorId": "vendorA", "updates": [{"id": "01a214e7-89a3-73a6-bfc3-f94863a97791", "productId": "p1", "delta": -2}]}}]})))
+)]
 pub(super) async fn list(
     request: HttpRequest,
     queue: Path<String>,
@@ -125,23 +153,43 @@ pub(super) async fn list(
         shown: None,
     };
     let found = dead_letters::list(&state.context, &state.broker, queue, &selection).await?;
-    Ok(HttpResponse::Ok().json(LettersResponse {
+    let list = LettersResponse {
         dead_letters: found.letters.iter().map(|l| l.document(false)).collect(),
-    }))
+    };
+    answer::json(&request, &list)
 }
 
-/// `GET /admin/dead-letters/{queue}/{messageId}`
+/// One dead letter
+///
+/// With its headers.
+#[utoipa::path(
+    get, path = "/admin/dead-letters/{queue}/{messageId}", tag = "operations",
+    params(("queue" = String, Path, description = "`orders_dlq` or `vendor_sync_dlq`"), ("messageId" = String, Path, description = "The message's id")),
+    responses((status = 200, description = "The letter", body = LetterDocument<'_>, example = json!(
+        {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API cannot be reached",
+         "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": "4", "headers": {"x-dead-letter-reason": "retries_exhausted", "x-dead-letter-attempts": 4},
+         "body": {"vendorId": "vendorA", "updates": [{"id": "01a214e7-89a3-73a6-bfc3-f94863a97791", "productId": "p1", "delta": -2}]}})))
+)]
 pub(super) async fn show(
+    request: HttpRequest,
     path: Path<(String, String)>,
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
     let (queue, message_id) = path.into_inner();
     let queue = dead_letter_queue(&queue)?;
     let letter = dead_letters::find(&state.context, &state.broker, queue, &message_id).await?;
-    Ok(HttpResponse::Ok().json(letter.document(true)))
+    answer::json(&request, &letter.document(true))
 }
 
-/// `POST /admin/dead-letters/{queue}/replay`
+/// Replay dead letters
+///
+/// Each message is sent again as if it were new, and a failed order is pending again. It may be repeated at any moment.
+#[utoipa::path(
+    post, path = "/admin/dead-letters/{queue}/replay", tag = "operations",
+    params(("queue" = String, Path, description = "`orders_dlq` or `vendor_sync_dlq`")),
+    request_body(content = ActRequest, example = json!({"reason": "retries_exhausted", "limit": 10})),
+    responses((status = 200, description = "What it came to", body = dead_letters::Document<'_>, example = json!({"replayed": ["01a214e7-89bc-76aa-b70f-9e5be0497308"], "revivedOrders": []})))
+)]
 pub(super) async fn replay(
     request: HttpRequest,
     payload: Payload,
@@ -167,7 +215,15 @@ pub(super) async fn replay(
     Ok(HttpResponse::Ok().json(report.of_replay(act)))
 }
 
-/// `POST /admin/dead-letters/{queue}/drop`
+/// Drop dead letters
+///
+/// What each message asked for is taken back: its orders are cancelled, and everything taken for them is returned.
+#[utoipa::path(
+    post, path = "/admin/dead-letters/{queue}/drop", tag = "operations",
+    params(("queue" = String, Path, description = "`orders_dlq` or `vendor_sync_dlq`")),
+    request_body(content = ActRequest, example = json!({"id": "01a214e7-8e0b-7046-85ff-c7c32ed18873", "dryRun": true})),
+    responses((status = 200, description = "What it came to", body = dead_letters::Document<'_>, example = json!({"dryRun": true, "dropped": ["01a214e7-8e0b-7046-85ff-c7c32ed18873"], "cancelledOrders": ["01a214e7-8412-7133-8e9f-65c76be17ecc"]})))
+)]
 pub(super) async fn drop(
     request: HttpRequest,
     payload: Payload,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use actix_web::HttpResponse;
 use actix_web::web::Data;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::State;
 use super::drain::Drain;
@@ -16,26 +17,39 @@ use crate::mq::{Link, Queue};
 /// A probe without an answer for this long has none.
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 
-#[derive(Serialize)]
+/// The process is alive.
+#[derive(Serialize, ToSchema)]
 struct Alive {
     status: &'static str,
 }
 
-/// `GET /healthz`
+/// Alive?
+#[utoipa::path(get, path = "/healthz", tag = "operations",
+    responses((status = 200, description = "Alive", body = Alive, example = json!({"status": "ok"}))))]
 pub(super) async fn alive() -> HttpResponse {
     HttpResponse::Ok().json(Alive { status: "ok" })
 }
 
-#[derive(Serialize)]
+/// Whether orders can be accepted, with the state of each dependency.
+#[derive(Serialize, ToSchema)]
 struct Ready {
+    /// `ready`, `draining` (this process is about to end) or `unavailable`.
     status: &'static str,
+    /// `up` or `down`.
     postgresql: &'static str,
+    /// `up`, `down`, `blocked` (an alarm) or `misdeclared` (its queues have other arguments).
     rabbitmq: &'static str,
     /// Of both work queues, in whichever process: `ok`, `stalled`, `none`, or `unknown` without PostgreSQL.
     consumers: &'static str,
 }
 
-/// `GET /readyz`: either store can accept an order, and this process goes on.
+/// Able to accept orders?
+///
+/// Either store can accept one, and this process goes on.
+#[utoipa::path(get, path = "/readyz", tag = "operations", responses(
+    (status = 200, description = "Ready", body = Ready, example = json!({"status": "ready", "postgresql": "up", "rabbitmq": "up", "consumers": "ok"})),
+    (status = 503, description = "Not ready", body = Ready, example = json!({"status": "draining", "postgresql": "up", "rabbitmq": "up", "consumers": "ok"})),
+))]
 pub(super) async fn ready(state: Data<State>, drain: Data<Drain>) -> HttpResponse {
     let postgresql = state.context.store_works(PROBE_DEADLINE).await;
     let rabbitmq = match *state.publisher.link().borrow() {

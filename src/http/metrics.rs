@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use actix_web::dev::ServerHandle;
-use actix_web::web::{Data, ServiceConfig};
+use actix_web::web::Data;
 use actix_web::{App, HttpResponse, HttpServer, web};
 
 use super::listening::Listening;
 use super::problem::Problem;
-use super::{detached, get, no_route, only};
+use super::routes::At;
+use super::{detached, no_route};
 use crate::app::gauges::Gauges;
 use crate::metrics;
 
@@ -24,8 +25,12 @@ const SEND_DEADLINE: Duration = Duration::from_secs(5);
 /// Longer than the usual interval of a scrape.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
-/// `GET /metrics`
-async fn show(gauges: Data<Gauges>) -> Result<HttpResponse, Problem> {
+/// Figures for Prometheus
+///
+/// What this process counts and sees, in Prometheus's text format 0.0.4.
+#[utoipa::path(get, path = "/metrics", tag = "operations",
+    responses((status = 200, description = "All figures", content_type = "text/plain", body = String)))]
+pub(super) async fn show(gauges: Data<Gauges>) -> Result<HttpResponse, Problem> {
     let gauges = gauges.into_inner();
     // To its end, also when the caller goes away: the look belongs to all who scrape.
     let text = detached(async move { gauges.scrape().await }).await?;
@@ -35,12 +40,8 @@ async fn show(gauges: Data<Gauges>) -> Result<HttpResponse, Problem> {
 }
 
 /// The route.
-pub(super) fn configure(config: &mut ServiceConfig) {
-    config.service(
-        web::resource("/metrics")
-            .route(get().to(show))
-            .default_service(only("GET, HEAD")),
-    );
+pub(super) fn at() -> At {
+    At::new("/metrics").of_type("text/plain").get(show)
 }
 
 /// A listener for `/metrics` alone, until this is dropped.
@@ -61,7 +62,7 @@ impl MetricsListener {
         let server = HttpServer::new(move || {
             App::new()
                 .app_data(gauges.clone())
-                .configure(configure)
+                .service(at().into_service())
                 .default_service(web::route().to(no_route))
         })
         .workers(WORKERS)

@@ -1,37 +1,51 @@
 //! The HTTP door: a request comes in, a use case runs, an answer goes out.
 
 mod admin;
+mod answer;
+mod batch;
 mod body;
+mod cors;
 mod dead_letters;
+mod docs;
 mod drain;
+mod edge;
 mod health;
 mod listening;
 mod metrics;
 mod movements;
+pub mod openapi;
 mod orders;
+mod prefer;
 pub mod problem;
 mod products;
 mod query;
+mod request_id;
+mod routes;
 mod vendors;
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use actix_web::dev::{Server, Service};
-use actix_web::http::header::{ALLOW, HeaderValue};
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, ResponseError, Route, guard, web};
+use actix_web::dev::Server;
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 
 use crate::app::accept::Accept;
 use crate::app::gauges::Gauges;
+use crate::app::outcome::Outcomes;
 use crate::app::relay::Relay;
 use crate::app::{self, Context};
 use crate::domain::ids::{IdError, ProductId, VendorId};
 use crate::mq;
+pub use batch::BATCH_BODY_BYTES_MAX;
+use cors::Cors;
 use drain::Drain;
 pub use drain::Ending;
+use edge::Edge;
 pub use listening::Listening;
 pub use metrics::MetricsListener;
 use problem::{Problem, problems_of_extractors};
+use routes::At;
+use tracing::Instrument;
 
 /// Largest body of a request. An order with 100 lines of the longest product ids takes half of it.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -54,6 +68,8 @@ pub struct State {
     pub accept: Accept,
     /// For what a use case has committed.
     pub relay: Relay,
+    /// Where callers wait for what becomes of their orders.
+    pub outcomes: Outcomes,
     /// For replays, and to see whether the broker is there.
     pub publisher: mq::Publisher,
     /// For an operator's own sessions with the broker.
@@ -70,29 +86,22 @@ pub fn server(
     listening: Listening,
     state: State,
     shutdown_deadline: Duration,
+    cors_origins: Vec<String>,
 ) -> std::io::Result<(Server, Ending)> {
     let (listener, closing) = listening.split()?;
     let gauges = web::Data::from(state.gauges.clone());
     let state = web::Data::new(state);
     let drain = Drain::default();
+    let edge = Edge::new(drain.clone(), Cors::new(cors_origins));
     let (for_app, for_connections) = (drain.clone(), drain.clone());
     let server = HttpServer::new(move || {
-        let drain = for_app.clone();
+        let (drain, edge) = (for_app.clone(), edge.clone());
         App::new()
             .app_data(state.clone())
             .app_data(gauges.clone())
-            .app_data(web::Data::new(drain.clone()))
+            .app_data(web::Data::new(drain))
             .configure(configure)
-            .wrap_fn(move |request, routes| {
-                let drain = drain.clone();
-                let answering = routes.call(request);
-                async move {
-                    let mut answer = answering.await?;
-                    crate::metrics::HTTP.answered(answer.status().as_u16());
-                    drain.mark(answer.response_mut());
-                    Ok(answer)
-                }
-            })
+            .wrap_fn(move |request, routes| edge.around(request, routes))
     })
     .on_connect(move |_, connection| {
         connection.insert(for_connections.connection());
@@ -112,102 +121,44 @@ pub fn server(
 }
 
 fn configure(config: &mut web::ServiceConfig) {
-    config
-        .configure(problems_of_extractors)
-        .configure(metrics::configure)
-        .service(
-            web::resource("/orders")
-                .post(orders::place)
-                .route(get().to(orders::list))
-                .default_service(only("GET, HEAD, POST")),
-        )
-        .service(
-            web::resource("/order")
-                .post(orders::place)
-                .default_service(only("POST")),
-        )
-        .service(
-            web::resource("/orders/{id}")
-                .route(get().to(orders::show))
-                .default_service(only("GET, HEAD")),
-        )
-        .service(
-            web::resource("/orders/{id}/cancel")
-                .post(orders::cancel)
-                .default_service(only("POST")),
-        )
-        .service(
-            web::resource("/products")
-                .route(get().to(products::list))
-                .default_service(only("GET, HEAD")),
-        )
-        .service(
-            web::resource("/products/{id}")
-                .route(get().to(products::show))
-                .default_service(only("GET, HEAD")),
-        )
-        .service(
-            web::resource("/products/{id}/movements")
-                .route(get().to(movements::list))
-                .default_service(only("GET, HEAD")),
-        )
-        .service(
-            web::resource("/vendors")
-                .route(get().to(vendors::list))
-                .default_service(only("GET, HEAD")),
-        )
-        .service(
-            web::resource("/vendors/{vendor}/products/{id}")
-                .route(get().to(vendors::show_product))
-                .put(vendors::put_product)
-                .default_service(only("GET, HEAD, PUT")),
-        )
-        .service(
-            web::resource("/vendors/{vendor}/stock-updates")
-                .post(vendors::apply_updates)
-                .default_service(only("POST")),
-        )
-        .service(
-            web::resource("/admin/sync")
-                .post(admin::sync)
-                .default_service(only("POST")),
-        )
-        .service(
-            web::resource("/admin/queues")
-                .route(get().to(admin::queues))
-                .default_service(only("GET, HEAD")),
-        )
-        .service(
-            web::resource("/admin/dead-letters/{queue}")
-                .route(get().to(dead_letters::list))
-                .default_service(only("GET, HEAD")),
-        )
-        .service(
-            web::resource("/admin/dead-letters/{queue}/replay")
-                .post(dead_letters::replay)
-                .default_service(only("POST")),
-        )
-        .service(
-            web::resource("/admin/dead-letters/{queue}/drop")
-                .post(dead_letters::drop)
-                .default_service(only("POST")),
-        )
-        .service(
-            web::resource("/admin/dead-letters/{queue}/{message_id}")
-                .route(get().to(dead_letters::show))
-                .default_service(only("GET, HEAD")),
-        )
-        .service(
-            web::resource("/healthz")
-                .route(get().to(health::alive))
-                .default_service(only("GET, HEAD")),
-        )
-        .service(
-            web::resource("/readyz")
-                .route(get().to(health::ready))
-                .default_service(only("GET, HEAD")),
-        )
-        .default_service(web::route().to(no_route));
+    config.configure(problems_of_extractors);
+    for at in routes() {
+        config.service(at.into_service());
+    }
+    config.default_service(web::route().to(no_route));
+}
+
+/// All that is served.
+fn routes() -> Vec<At> {
+    vec![
+        At::new("/orders").get(orders::list).post(orders::place),
+        At::new("/order").post(orders::place),
+        At::new("/orders/batch").post(batch::place_all),
+        At::new("/orders/{id}").get(orders::show),
+        At::new("/orders/{id}/cancel").post(orders::cancel),
+        At::new("/products").get(products::list),
+        At::new("/products/{id}").get(products::show),
+        At::new("/products/{id}/movements").get(movements::list),
+        At::new("/vendors").get(vendors::list),
+        At::new("/vendors/{vendor}/products/{id}")
+            .get(vendors::show_product)
+            .put(vendors::put_product),
+        At::new("/vendors/{vendor}/stock-updates").post(vendors::apply_updates),
+        At::new("/admin/sync").post(admin::sync),
+        At::new("/admin/queues").get(admin::queues),
+        At::new("/admin/dead-letters/{queue}").get(dead_letters::list),
+        At::new("/admin/dead-letters/{queue}/replay").post(dead_letters::replay),
+        At::new("/admin/dead-letters/{queue}/drop").post(dead_letters::drop),
+        At::new("/admin/dead-letters/{queue}/{messageId}").get(dead_letters::show),
+        At::new("/healthz").get(health::alive),
+        At::new("/readyz").get(health::ready),
+        metrics::at(),
+        At::new("/openapi.json").get(docs::description),
+        At::new("/docs").of_type("text/html").get(docs::page),
+        At::new("/docs/rapidoc-min.js")
+            .of_type("text/javascript")
+            .get(docs::script),
+    ]
 }
 
 async fn no_route(request: HttpRequest) -> Result<HttpResponse, Problem> {
@@ -217,28 +168,13 @@ async fn no_route(request: HttpRequest) -> Result<HttpResponse, Problem> {
     )))
 }
 
-/// A GET, and the HEAD that goes with it: the server leaves the body of its answer out.
-fn get() -> Route {
-    web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
-}
-
-/// The answer to every method but those that are allowed.
-fn only(allowed: &'static str) -> Route {
-    web::route().to(move |request: HttpRequest| {
-        let detail = format!("{} does not answer {}", request.path(), request.method());
-        let mut response = Problem::new(problem::METHOD_NOT_ALLOWED, detail).error_response();
-        let headers = response.headers_mut();
-        headers.insert(ALLOW, HeaderValue::from_static(allowed));
-        std::future::ready(response)
-    })
-}
-
 /// Runs a use case to its end, also when the caller goes away meanwhile: one that is dropped in the middle of its
 /// transaction would keep its locks until the server notices.
 async fn detached<T: Send + 'static>(
     use_case: impl Future<Output = Result<T, app::Error>> + Send + 'static,
 ) -> Result<T, app::Error> {
-    tokio::spawn(use_case)
+    // Its lines of the log are the request's.
+    tokio::spawn(use_case.in_current_span())
         .await
         .unwrap_or_else(|error| Err(app::Error::Broken(error.to_string())))
 }

@@ -6,42 +6,71 @@ use actix_web::web::{Data, Path};
 use actix_web::{HttpRequest, HttpResponse};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::answer;
 use super::problem::Problem;
 use super::query::read_query;
 use super::{CURSOR_MICROS, State, limit, product_id};
 use crate::db;
 use crate::db::movements::Movement;
+use crate::domain::ids::ProductId;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ListQuery {
+    /// Items of one page.
+    #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<i64>,
+    /// The `nextCursor` of the page before.
     cursor: Option<String>,
 }
 
-#[derive(Serialize)]
+/// One change of what is available of a product.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Movement)]
 #[serde(rename_all = "camelCase")]
 struct MovementResponse {
     at: DateTime<Utc>,
     vendor_id: String,
+    /// Units more, or less.
     delta: i64,
+    /// `order` (taken), `return`, `rejection` (the vendor did not take it) or `sync` (the vendor's own change).
     cause: String,
+    /// The order whose change it was.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     order_id: Option<Uuid>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     update_id: Option<Uuid>,
 }
 
-#[derive(Serialize)]
+/// A page of movements.
+#[derive(Serialize, ToSchema)]
+#[schema(as = MovementPage)]
 #[serde(rename_all = "camelCase")]
 struct ListResponse {
     movements: Vec<MovementResponse>,
+    /// Where the next page begins, if there may be one.
+    #[schema(required = true)]
     next_cursor: Option<String>,
 }
 
-/// `GET /products/{id}/movements`
+/// What has become of a product's stock
+///
+/// Every change of what is available, newest first, with its cause.
+#[utoipa::path(
+    get, path = "/products/{id}/movements", tag = "products",
+    params(("id" = ProductId, Path, description = "The product's id"), ListQuery),
+    responses((status = 200, description = "A page",
+        headers(("Link" = Option<String>, description = "`<…>; rel=\"next\"`, if there may be a next page")), body = ListResponse, example = json!({"movements": [
+        {"at": "2026-11-26T01:42:16.696737Z", "vendorId": "vendorB", "delta": -3, "cause": "order", "orderId": "01a21584-8706-763e-b5e8-dd1039028028", "updateId": "01a21584-878a-705c-8fe2-9b76992cd5d3"},
+        {"at": "2026-11-26T01:42:15.715971Z", "vendorId": "vendorB", "delta": 5, "cause": "sync"}],
+        "nextCursor": null})))
+)]
 pub(super) async fn list(
     request: HttpRequest,
     id: Path<String>,
@@ -67,7 +96,7 @@ pub(super) async fn list(
     let has_more = movements.len() > wanted;
     movements.truncate(wanted);
     let next_cursor = movements.last().filter(|_| has_more).map(encode_cursor);
-    Ok(HttpResponse::Ok().json(ListResponse {
+    let list = ListResponse {
         movements: movements
             .into_iter()
             .map(|movement| MovementResponse {
@@ -80,7 +109,10 @@ pub(super) async fn list(
             })
             .collect(),
         next_cursor,
-    }))
+    };
+    let mut answer = answer::json(&request, &list)?;
+    answer::link_next(&request, &mut answer, list.next_cursor.as_deref());
+    Ok(answer)
 }
 
 /// A key is an update's or a vendor's id, and a word or a number.

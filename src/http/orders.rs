@@ -1,17 +1,22 @@
 //! `/orders`: place, show, list and cancel.
 
+use actix_web::http::StatusCode;
 use actix_web::http::header::LOCATION;
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::answer;
 use super::body::read_json;
+use super::prefer::Wait;
 use super::problem::{NOT_YET_VISIBLE, Problem};
 use super::query::read_query;
 use super::{BODY_BYTES_MAX, CURSOR_MICROS, State, detached, limit};
 use crate::app::accept::{self, Accepted};
+use crate::app::outcome::Waited;
 use crate::app::vouch::{self, Whereabouts};
 use crate::app::{Error, Kind, cancel as use_case};
 use crate::db;
@@ -33,17 +38,24 @@ const EVENTS_MAX: i64 = 200;
 /// Who asks, as long as there are no API keys: whoever reaches a loopback address.
 const LOCAL_CALLER: &str = "local";
 
-#[derive(Deserialize)]
+/// What is ordered: `lines`, or `productId` and `quantity` for one product.
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct OrderRequest {
-    lines: Option<Vec<Object<Line>>>,
-    product_id: Option<ProductId>,
-    quantity: Option<i64>,
-    reference: Option<String>,
+    /// Lines of the same product are summed.
+    #[schema(value_type = Option<Vec<Line>>, min_items = 1, max_items = 100)]
+    pub(super) lines: Option<Vec<Object<Line>>>,
+    #[schema(nullable = true)]
+    pub(super) product_id: Option<ProductId>,
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    pub(super) quantity: Option<i64>,
+    /// Your own remark; it is given back wherever the order is shown.
+    #[schema(max_length = 255)]
+    pub(super) reference: Option<String>,
 }
 
 impl OrderRequest {
-    fn parse(self) -> Result<(Lines, Option<String>), Problem> {
+    pub(super) fn parse(self) -> Result<(Lines, Option<String>), Problem> {
         let lines = match (self.lines, self.product_id, self.quantity) {
             (Some(lines), None, None) => {
                 Lines::parse(lines.into_iter().map(|line| line.0).collect())
@@ -106,56 +118,170 @@ fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {
         Some(quoted) => quoted.replace("\\\"", "\"").replace("\\\\", "\\"),
         None => text.to_owned(),
     };
+    check_key(&key).map_err(invalid)?;
+    Ok(Some(key))
+}
+
+/// Checks the length of an idempotency key, wherever it stood.
+pub(super) fn check_key(key: &str) -> Result<(), String> {
     let length = key.chars().count();
     if (1..=IDEMPOTENCY_KEY_CHARS_MAX).contains(&length) {
-        Ok(Some(key))
+        Ok(())
     } else {
-        Err(invalid(format!(
+        Err(format!(
             "must be 1 to {IDEMPOTENCY_KEY_CHARS_MAX} characters long, has {length}"
-        )))
+        ))
     }
 }
 
-/// `POST /orders`
-pub(super) async fn place(
-    request: HttpRequest,
-    payload: Payload,
-    state: Data<State>,
-) -> Result<HttpResponse, Problem> {
-    let key = idempotency_key(&request)?;
-    let body: OrderRequest = read_json(&request, payload, BODY_BYTES_MAX).await?;
-    let (lines, reference) = body.parse()?;
+/// An order as it is asked for now.
+pub(super) fn new_order(key: Option<String>, lines: Lines, reference: Option<String>) -> NewOrder {
     let id = match &key {
         Some(key) => derive_id(LOCAL_CALLER, key, &lines, reference.as_deref()),
         None => OrderId(Uuid::now_v7()),
     };
-    let order = NewOrder {
+    NewOrder {
         id,
         caller: LOCAL_CALLER.to_owned(),
         idempotency_key: key,
         lines,
         reference,
         accepted_at: accept::now(),
-    };
-    let (order, updates, replayed) = match state.accept.accept(order.clone()).await? {
-        Accepted::New | Accepted::ThroughBroker => (accept::pending(order), Vec::new(), false),
-        Accepted::Replayed(order) => {
-            let updates = load_updates(&state, &[order.request.id]).await?;
-            (*order, updates, true)
-        }
-    };
-    let mut response = HttpResponse::Accepted();
-    response.insert_header((LOCATION, format!("/orders/{id}")));
-    if replayed {
-        response.insert_header(("Idempotent-Replayed", "true"));
     }
-    Ok(response.json(OrderResponse::new(order, &updates)))
 }
 
-/// `GET /orders/{id}`
-pub(super) async fn show(id: Path<String>, state: Data<State>) -> Result<HttpResponse, Problem> {
+/// Place an order
+///
+/// It is accepted durably, and decided within moments: whole, or not at all. With an `Idempotency-Key` the same request is
+/// the same order, however often it comes; without one, each request is a new order.
+#[utoipa::path(
+    post, path = "/orders", tag = "orders",
+    params(("Idempotency-Key" = Option<String>, Header,
+        description = "Your name for this request: 1 to 255 characters of printable ASCII, bare or in quotes",
+        min_length = 1, max_length = 255, example = "checkout-4711"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: answer once the order is decided or failed, or after N seconds, 0 to 30", example = "wait=5")),
+    request_body(content = OrderRequest, examples(
+        ("several products" = (value = json!({"lines": [{"productId": "p1", "quantity": 2}, {"productId": "p3", "quantity": 1}], "reference": "cart 17"}))),
+        ("one product" = (value = json!({"productId": "p2", "quantity": 18}))),
+    )),
+    responses((status = 200, description = "With `Prefer: wait=N`: accepted, and decided or failed", body = OrderResponse,
+        headers(
+            ("Location" = String, description = "Where the order is: /orders/{id}"),
+            ("Idempotent-Replayed" = Option<String>, description = "`true` if this order had been accepted before"),
+            ("Preference-Applied" = String, description = "`wait=N`"),
+        ),
+        example = json!({"id": "01a21584-8706-763e-b5e8-dd1039028028", "status": "confirmed", "vendorSync": "pending", "lines": [{"productId": "p2", "quantity": 18}],
+            "updates": [{"id": "01a21584-878a-705c-8fe2-9b7561195789", "vendorId": "vendorA", "productId": "p2", "delta": -18, "state": "open"}],
+            "acceptedAt": "2026-11-26T01:42:16.582834Z", "decidedAt": "2026-11-26T01:42:16.696737Z",
+            "history": [{"at": "2026-11-26T01:42:16.582834Z", "event": "accepted"}, {"at": "2026-11-26T01:42:16.696737Z", "event": "confirmed", "updates": ["01a21584-878a-705c-8fe2-9b7561195789"]}]})),
+        (status = 202, description = "Accepted, and not decided yet", body = OrderResponse,
+        headers(
+            ("Location" = String, description = "Where the order is: /orders/{id}"),
+            ("Idempotent-Replayed" = Option<String>, description = "`true` if this order had been accepted before"),
+            ("Preference-Applied" = Option<String>, description = "`wait=N`, if it was waited for"),
+        ), example = json!({"id": "01a21584-8706-763e-b5e8-dd1039028028", "status": "pending", "vendorSync": "none", "lines": [{"productId": "p2", "quantity": 18}], "updates": [], "acceptedAt": "2026-11-26T01:42:16.582834Z"})))
+)]
+pub(super) async fn place(
+    request: HttpRequest,
+    payload: Payload,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
+    let key = idempotency_key(&request)?;
+    let wait = Wait::of(request.headers())?;
+    let body: OrderRequest = read_json(&request, payload, BODY_BYTES_MAX).await?;
+    let (lines, reference) = body.parse()?;
+    let order = new_order(key, lines, reference);
+    let id = order.id;
+    let accepted = state.accept.accept(order.clone()).await?;
+    let is_replayed = matches!(accepted, Accepted::Replayed(_));
+    // Only what is in PostgreSQL can be waited for.
+    let wait = wait.filter(|_| !matches!(accepted, Accepted::ThroughBroker));
+    let waited = match wait {
+        Some(wait) => Some((wait, state.outcomes.wait(id, wait.until()).await)),
+        None => None,
+    };
+    let (mut response, body) = match (waited, accepted) {
+        // With what has become of it, if that can be read; it is accepted, whatever happens to the reading.
+        (Some((_, Waited::Decided)), _) => match find(&state, id).await {
+            Ok(order) => (HttpResponse::Ok(), order),
+            Err(_) => (
+                HttpResponse::Accepted(),
+                OrderResponse::new(accept::pending(order), &[]),
+            ),
+        },
+        (_, Accepted::Replayed(order)) => {
+            let updates = load_updates(&state, &[order.request.id]).await?;
+            (
+                HttpResponse::Accepted(),
+                OrderResponse::new(*order, &updates),
+            )
+        }
+        (_, Accepted::New | Accepted::ThroughBroker) => (
+            HttpResponse::Accepted(),
+            OrderResponse::new(accept::pending(order), &[]),
+        ),
+    };
+    response.insert_header((LOCATION, format!("/orders/{id}")));
+    if is_replayed {
+        response.insert_header(("Idempotent-Replayed", "true"));
+    }
+    let mut response = response.json(body);
+    if let Some((wait, Waited::Decided | Waited::InVain)) = waited {
+        wait.applied(&mut response);
+    }
+    Ok(response)
+}
+
+/// One order
+///
+/// As it stands, with its history.
+#[utoipa::path(
+    get, path = "/orders/{id}", tag = "orders",
+    params(("id" = OrderId, Path, description = "The order's id"),
+        ("Prefer" = Option<String>, Header, description = "`wait=N`: answer once the order is decided or failed, or after N seconds, 0 to 30", example = "wait=5")),
+    responses((status = 202, description = "With `Prefer: wait=N`: it is pending still", body = OrderResponse,
+        headers(("Preference-Applied" = Option<String>, description = "`wait=N`, if it was waited for")),
+        example = json!({"id": "01a21584-8706-763e-b5e8-dd1039028028", "status": "pending", "vendorSync": "none", "lines": [{"productId": "p2", "quantity": 18}], "updates": [],
+            "acceptedAt": "2026-11-26T01:42:16.582834Z", "history": [{"at": "2026-11-26T01:42:16.582834Z", "event": "accepted"}]})),
+        (status = 200, description = "The order",
+        headers(("Preference-Applied" = Option<String>, description = "`wait=N`, if that was asked for")), body = OrderResponse, example = json!({
+        "id": "01a21584-8706-763e-b5e8-dd1039028028", "status": "confirmed", "vendorSync": "done",
+        "lines": [{"productId": "p2", "quantity": 18}],
+        "updates": [{"id": "01a21584-878a-705c-8fe2-9b7561195789", "vendorId": "vendorA", "productId": "p2", "delta": -18, "state": "acknowledged"}],
+        "acceptedAt": "2026-11-26T01:42:16.582834Z", "decidedAt": "2026-11-26T01:42:16.696737Z",
+        "history": [
+            {"at": "2026-11-26T01:42:16.582834Z", "event": "accepted"},
+            {"at": "2026-11-26T01:42:16.696737Z", "event": "confirmed", "updates": ["01a21584-878a-705c-8fe2-9b7561195789"]},
+            {"at": "2026-11-26T01:42:16.908346Z", "event": "pushed", "vendorId": "vendorA", "outcome": "applied", "updates": ["01a21584-878a-705c-8fe2-9b7561195789"]}
+        ]})))
+)]
+pub(super) async fn show(
+    request: HttpRequest,
+    id: Path<String>,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
     let id = order_id(&id)?;
-    Ok(HttpResponse::Ok().json(find(&state, id).await?))
+    let wait = Wait::of(request.headers())?;
+    let mut order = find(&state, id).await?;
+    let Some(wait) = wait else {
+        return answer::json(&request, &order);
+    };
+    let mut is_applied = true;
+    if order.status == Status::Pending {
+        match state.outcomes.wait(id, wait.until()).await {
+            Waited::Decided => order = find(&state, id).await?,
+            Waited::InVain => {}
+            Waited::NotAtAll => is_applied = false,
+        }
+    }
+    let mut answer = answer::json(&request, &order)?;
+    if order.status == Status::Pending {
+        *answer.status_mut() = StatusCode::ACCEPTED;
+    }
+    if is_applied {
+        wait.applied(&mut answer);
+    }
+    Ok(answer)
 }
 
 fn order_id(text: &str) -> Result<OrderId, Problem> {
@@ -237,30 +363,55 @@ fn not_yet_visible(id: OrderId) -> Problem {
     )
 }
 
-async fn load_updates(state: &State, ids: &[OrderId]) -> Result<Vec<Shown>, Problem> {
+pub(super) async fn load_updates(state: &State, ids: &[OrderId]) -> Result<Vec<Shown>, Problem> {
     Ok(state
         .context
         .with_connection(async |connection| Ok(db::updates::list_shown(connection, ids).await?))
         .await?)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ListQuery {
+    /// Only orders that stand so.
     status: Option<Status>,
+    /// Only orders with a line of this product.
     product_id: Option<ProductId>,
+    /// Items of one page.
+    #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<i64>,
+    /// The `nextCursor` of the page before.
     cursor: Option<String>,
 }
 
-#[derive(Serialize)]
+/// A page of orders.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OrderPage)]
 #[serde(rename_all = "camelCase")]
 struct ListResponse {
+    /// Without their histories.
     orders: Vec<OrderResponse>,
+    /// Where the next page begins, if there may be one.
+    #[schema(required = true)]
     next_cursor: Option<String>,
 }
 
-/// `GET /orders`
+/// Orders, the newest first
+///
+/// With a filter, a page reads the newest 100 000 orders at most: it may be short or empty, and `nextCursor` goes on
+/// behind them.
+#[utoipa::path(
+    get, path = "/orders", tag = "orders", params(ListQuery),
+    responses((status = 200, description = "A page",
+        headers(("Link" = Option<String>, description = "`<…>; rel=\"next\"`, if there may be a next page")),
+        body = ListResponse, example = json!({
+        "orders": [{"id": "01a21584-8b64-7602-b493-dd1c7fadafdb", "status": "rejected",
+            "reason": {"code": "insufficient_stock", "productId": "p1", "requested": 11, "available": 10}, "vendorSync": "none",
+            "lines": [{"productId": "p1", "quantity": 11}], "updates": [],
+            "acceptedAt": "2026-11-26T01:42:17.700159Z", "decidedAt": "2026-11-26T01:42:17.720829Z"}],
+        "nextCursor": null})))
+)]
 pub(super) async fn list(
     request: HttpRequest,
     state: Data<State>,
@@ -281,7 +432,7 @@ pub(super) async fn list(
             Ok((page, updates))
         })
         .await?;
-    Ok(HttpResponse::Ok().json(ListResponse {
+    let list = ListResponse {
         orders: page
             .orders
             .into_iter()
@@ -293,7 +444,10 @@ pub(super) async fn list(
             })
             .collect(),
         next_cursor: page.next.map(encode_cursor),
-    }))
+    };
+    let mut answer = answer::json(&request, &list)?;
+    answer::link_next(&request, &mut answer, list.next_cursor.as_deref());
+    Ok(answer)
 }
 
 fn encode_cursor((at, id): (DateTime<Utc>, OrderId)) -> String {
@@ -312,7 +466,18 @@ fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, OrderId), Problem> {
         })
 }
 
-/// `POST /orders/{id}/cancel`
+/// Cancel an order
+///
+/// A pending, failed or confirmed order is taken back, and its stock is returned.
+#[utoipa::path(
+    post, path = "/orders/{id}/cancel", tag = "orders",
+    params(("id" = OrderId, Path, description = "The order's id")),
+    responses((status = 200, description = "Cancelled", body = OrderResponse, example = json!({
+        "id": "01a21584-8706-763e-b5e8-dd1039028028", "status": "cancelled", "vendorSync": "none",
+        "lines": [{"productId": "p2", "quantity": 18}], "updates": [],
+        "acceptedAt": "2026-11-26T01:42:16.582834Z", "cancelledAt": "2026-11-26T01:42:16.696737Z",
+        "history": [{"at": "2026-11-26T01:42:16.582834Z", "event": "accepted"}, {"at": "2026-11-26T01:42:16.696737Z", "event": "cancelled", "updates": []}]})))
+)]
 pub(super) async fn cancel(id: Path<String>, state: Data<State>) -> Result<HttpResponse, Problem> {
     let id = order_id(&id)?;
     let cancel = || {
@@ -332,7 +497,7 @@ pub(super) async fn cancel(id: Path<String>, state: Data<State>) -> Result<HttpR
 }
 
 /// How far the vendors have been told of an order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum VendorSync {
     None,
@@ -341,44 +506,68 @@ enum VendorSync {
     Failed,
 }
 
-#[derive(Serialize)]
+/// An order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Order)]
 #[serde(rename_all = "camelCase")]
-struct OrderResponse {
+pub(super) struct OrderResponse {
     id: OrderId,
     status: Status,
+    /// Why it is rejected, failed or cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     reason: Option<Reason>,
     vendor_sync: VendorSync,
+    /// Sorted by product, each once.
     lines: Lines,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     reference: Option<String>,
     /// What was taken where, and returned.
     updates: Vec<UpdateResponse>,
     accepted_at: DateTime<Utc>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     decided_at: Option<DateTime<Utc>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     cancelled_at: Option<DateTime<Utc>>,
     /// What happened, oldest first; only where one order is shown.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     history: Option<Vec<Entry>>,
 }
 
-#[derive(Serialize)]
+/// One change of one product's stock at one vendor.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OrderUpdate)]
 #[serde(rename_all = "camelCase")]
 struct UpdateResponse {
     id: UpdateId,
     vendor_id: VendorId,
     product_id: ProductId,
+    /// Units; negative takes, positive returns.
     delta: i64,
+    /// `open`, until the vendor has answered `acknowledged`, `rejected` or `void`; `applied` once a sync has seen it there.
     state: &'static str,
     /// The take that a return gives back.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     reverses: Option<UpdateId>,
 }
 
+/// A reason, without what only the operator's log and dead letters may say.
+fn shown(reason: Reason) -> Reason {
+    match reason {
+        Reason::ProcessingFailed { .. } => Reason::ProcessingFailed {
+            error: "processing gave up; its dead letter says why".to_owned(),
+        },
+        other => other,
+    }
+}
+
 impl OrderResponse {
-    fn new(order: Order, updates: &[Shown]) -> Self {
+    pub(super) fn new(order: Order, updates: &[Shown]) -> Self {
         let vendor_sync = if updates.is_empty() {
             VendorSync::None
         } else if updates.iter().any(|update| update.dead) {
@@ -394,7 +583,7 @@ impl OrderResponse {
         Self {
             id: order.request.id,
             status: order.status,
-            reason: order.reason,
+            reason: order.reason.map(shown),
             vendor_sync,
             lines: order.request.lines,
             reference: order.request.reference,

@@ -1,16 +1,21 @@
 //! Errors as the caller sees them: `application/problem+json` (RFC 9457) with a stable `code`.
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{ContentType, RETRY_AFTER};
+use actix_web::http::header::{ALLOW, ContentType, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::request_id::RequestId;
 use crate::app::accept::NotAccepted;
 use crate::app::{self, Kind};
 use crate::domain::ids::OrderId;
 use crate::domain::order::Invalid;
+use crate::domain::tally::Tally;
 
 /// A kind of problem: its code, its status and its title never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,74 +26,74 @@ pub struct Code {
     pub status: u16,
     /// For people, the same for every occurrence.
     pub title: &'static str,
+    /// What its caller does about it.
+    pub advice: &'static str,
 }
 
-const fn code(status: u16, code: &'static str, title: &'static str) -> Code {
-    Code {
-        code,
-        status,
-        title,
-    }
+/// Makes a constant of each kind, and the table of all of them.
+macro_rules! codes {
+    ($($name:ident = $status:literal $code:literal, $title:literal, $advice:literal;)*) => {
+        $(
+            #[doc = $title]
+            pub const $name: Code = Code {
+                code: $code,
+                status: $status,
+                title: $title,
+                advice: $advice,
+            };
+        )*
+        /// Every kind of problem there is, by status.
+        pub const CODES: &[Code] = &[$($name),*];
+    };
 }
 
-/// The body is not JSON.
-pub const MALFORMED_JSON: Code = code(400, "malformed_json", "The body is not valid JSON");
-/// A parameter of the query or a header is not allowed.
-pub const INVALID_PARAMETER: Code = code(400, "invalid_parameter", "A parameter is not valid");
-/// There is nothing here.
-pub const NOT_FOUND: Code = code(404, "not_found", "There is no such thing");
-/// There is something here, but it does not answer this method.
-pub const METHOD_NOT_ALLOWED: Code =
-    code(405, "method_not_allowed", "The method is not allowed here");
-/// The body took too long.
-pub const REQUEST_TIMEOUT: Code = code(
-    408,
-    "request_timeout",
-    "The request took too long to arrive",
-);
-/// The state of the order forbids it.
-pub const NOT_CANCELLABLE: Code = code(409, "not_cancellable", "The order cannot be cancelled");
-/// `If-Match` names another version.
-pub const PRECONDITION_FAILED: Code = code(412, "precondition_failed", "It has changed meanwhile");
-/// The body is too large.
-pub const BODY_TOO_LARGE: Code = code(413, "body_too_large", "The body is too large");
-/// The body is of another type.
-pub const UNSUPPORTED_MEDIA_TYPE: Code = code(
-    415,
-    "unsupported_media_type",
-    "The body must be application/json",
-);
-/// The body is JSON, but not what is expected here.
-pub const VALIDATION_FAILED: Code = code(422, "validation_failed", "The request is not valid");
-/// The key was used before, with another body.
-pub const IDEMPOTENCY_CONFLICT: Code = code(
-    422,
-    "idempotency_conflict",
-    "The idempotency key belongs to another request",
-);
-/// Ours to mend.
-pub const INTERNAL: Code = code(500, "internal", "Something went wrong here");
-/// A store that is needed is down.
-pub const UNAVAILABLE: Code = code(503, "unavailable", "Temporarily unavailable");
-/// Too many requests wait.
-pub const BUSY: Code = code(503, "busy", "Too many orders are waiting");
-/// It is not known whether the order was accepted.
-pub const OUTCOME_UNKNOWN: Code = code(
-    503,
-    "outcome_unknown",
-    "Whether the order was accepted is not known",
-);
-/// The order may exist without being visible.
-pub const NOT_YET_VISIBLE: Code = code(503, "not_yet_visible", "The order may be on its way");
+codes! {
+    MALFORMED_JSON = 400 "malformed_json", "The body is not valid JSON",
+        "Mend the body; the pointer says how far it could be read.";
+    INVALID_PARAMETER = 400 "invalid_parameter", "A parameter is not valid",
+        "Mend the parameter of the query or the header that is named.";
+    NOT_FOUND = 404 "not_found", "There is no such thing",
+        "Check the path and the id.";
+    METHOD_NOT_ALLOWED = 405 "method_not_allowed", "The method is not allowed here",
+        "Use one of the methods in the header Allow.";
+    NOT_ACCEPTABLE = 406 "not_acceptable", "It cannot be had in that form",
+        "Accept the media type that is named.";
+    REQUEST_TIMEOUT = 408 "request_timeout", "The request took too long to arrive",
+        "Send it again, faster; nothing was done.";
+    NOT_CANCELLABLE = 409 "not_cancellable", "The order cannot be cancelled",
+        "Look at the order's status.";
+    PRECONDITION_FAILED = 412 "precondition_failed", "It has changed meanwhile",
+        "Read it again, and repeat the request with the new ETag.";
+    BODY_TOO_LARGE = 413 "body_too_large", "The body is too large",
+        "Send less at once; the limit is named.";
+    UNSUPPORTED_MEDIA_TYPE = 415 "unsupported_media_type", "The body must be application/json",
+        "Send JSON, as Content-Type: application/json.";
+    VALIDATION_FAILED = 422 "validation_failed", "The request is not valid",
+        "Mend the fields that the pointers name.";
+    IDEMPOTENCY_CONFLICT = 422 "idempotency_conflict", "The idempotency key belongs to another request",
+        "Use a new key for a new order.";
+    INTERNAL = 500 "internal", "Something went wrong here",
+        "Ours to mend: it is in the log under the request's id.";
+    UNAVAILABLE = 503 "unavailable", "Temporarily unavailable",
+        "Repeat it after Retry-After; nothing happens twice by that.";
+    BUSY = 503 "busy", "Too many orders are waiting",
+        "Nothing was accepted; repeat it after Retry-After, and more slowly.";
+    OUTCOME_UNKNOWN = 503 "outcome_unknown", "Whether the order was accepted is not known",
+        "Repeat it with the same Idempotency-Key, or look for the order by orderId.";
+    NOT_YET_VISIBLE = 503 "not_yet_visible", "The order may be on its way",
+        "Ask again after Retry-After.";
+}
 
 /// What is wrong with one field.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FieldProblem {
     /// A JSON pointer into the body.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub pointer: Option<String>,
     /// A parameter of the query, or a header.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub parameter: Option<String>,
     /// What is wrong, and what is allowed.
     pub detail: String,
@@ -96,24 +101,96 @@ pub struct FieldProblem {
 
 /// One occurrence of a problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct Problem(Box<Occurrence>);
+
+/// What there is to say about one. In a box, so that what may fail is no larger by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Occurrence {
     code: Code,
     detail: String,
     errors: Vec<FieldProblem>,
     order_id: Option<OrderId>,
     retry_after_s: Option<u32>,
+    allow: Option<String>,
+    /// Which request it was: the edge knows.
+    request_id: Option<RequestId>,
 }
 
 impl Problem {
     /// A problem with a text for this occurrence.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Occurrence {
             code,
             detail: detail.into(),
             errors: Vec::new(),
             order_id: None,
             retry_after_s: (code.status == 503).then_some(1),
+            allow: None,
+            request_id: None,
+        }))
+    }
+
+    /// The method is not among those that are allowed here.
+    pub fn method_not_allowed(detail: impl Into<String>, allow: String) -> Self {
+        let mut problem = Self::new(METHOD_NOT_ALLOWED, detail);
+        problem.0.allow = Some(allow);
+        problem
+    }
+
+    /// What the server itself answered with a status only.
+    pub(super) fn of_status(status: StatusCode) -> Self {
+        match CODES.iter().find(|code| code.status == status.as_u16()) {
+            Some(code) if status.is_client_error() => Self::new(*code, code.advice),
+            None if status.is_client_error() => Self::new(
+                INVALID_PARAMETER,
+                "the request cannot be understood as it stands",
+            ),
+            _ => Self::new(INTERNAL, LOGGED),
         }
+    }
+
+    /// The same problem of a part of the body: its pointers begin where that part is.
+    pub(super) fn within(mut self, place: &str) -> Self {
+        for error in &mut self.0.errors {
+            if let Some(pointer) = &mut error.pointer {
+                pointer.insert_str(0, place);
+            }
+        }
+        if self.0.code == VALIDATION_FAILED {
+            self.0.detail = told(&self.0.errors);
+        }
+        self
+    }
+
+    /// What it says.
+    pub(super) fn body(&self) -> ProblemBody<'_> {
+        ProblemBody {
+            r#type: format!("urn:stockctl:problem:{}", self.0.code.code),
+            title: self.0.code.title,
+            status: self.0.code.status,
+            detail: &self.0.detail,
+            instance: self
+                .0
+                .request_id
+                .as_ref()
+                .map(|id| format!("urn:stockctl:request:{id}")),
+            code: self.0.code.code,
+            errors: &self.0.errors,
+            order_id: self.0.order_id,
+        }
+    }
+
+    /// Of which kind it is.
+    pub(super) fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// The same problem, met by this request.
+    #[must_use]
+    pub(super) fn of_request(&self, id: RequestId) -> Self {
+        let mut problem = self.clone();
+        problem.0.request_id = Some(id);
+        problem
     }
 
     /// There is no such thing.
@@ -126,7 +203,7 @@ impl Problem {
         let detail = detail.into();
         let mut problem = Self::new(MALFORMED_JSON, detail.clone());
         if !pointer.is_empty() {
-            problem.errors.push(FieldProblem {
+            problem.0.errors.push(FieldProblem {
                 pointer: Some(pointer),
                 parameter: None,
                 detail,
@@ -139,7 +216,7 @@ impl Problem {
     pub fn invalid_parameter(parameter: &str, detail: impl Into<String>) -> Self {
         let detail = detail.into();
         let mut problem = Self::new(INVALID_PARAMETER, format!("{parameter}: {detail}"));
-        problem.errors.push(FieldProblem {
+        problem.0.errors.push(FieldProblem {
             pointer: None,
             parameter: Some(parameter.to_owned()),
             detail,
@@ -150,13 +227,7 @@ impl Problem {
     /// Fields of the body are not valid.
     #[must_use]
     pub fn invalid_fields(fields: Vec<Invalid>) -> Self {
-        let detail = fields
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join("; ");
-        let mut problem = Self::new(VALIDATION_FAILED, detail);
-        problem.errors = fields
+        let errors: Vec<FieldProblem> = fields
             .into_iter()
             .map(|invalid| FieldProblem {
                 pointer: Some(invalid.field),
@@ -164,60 +235,99 @@ impl Problem {
                 detail: invalid.problem,
             })
             .collect();
+        let mut problem = Self::new(VALIDATION_FAILED, told(&errors));
+        problem.0.errors = errors;
         problem
     }
 }
 
+fn told(errors: &[FieldProblem]) -> String {
+    errors
+        .iter()
+        .map(|error| {
+            let place = error.pointer.as_deref().unwrap_or_default();
+            format!("{place}: {}", error.detail)
+        })
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code.code, self.detail)
+        write!(f, "{}: {}", self.0.code.code, self.0.detail)
     }
 }
 
 impl std::error::Error for Problem {}
 
-#[derive(Serialize)]
+/// What went wrong (RFC 9457).
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
 #[serde(rename_all = "camelCase")]
-struct Body<'a> {
+pub(super) struct ProblemBody<'a> {
+    /// `urn:stockctl:problem:` and the code.
     r#type: String,
+    /// Of this kind of problem, for people.
     title: &'static str,
     status: u16,
+    /// Of this occurrence, for people.
     detail: &'a str,
+    /// `urn:stockctl:request:` and the request's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    instance: Option<String>,
+    /// Of this kind of problem, for programs: it never changes.
     code: &'static str,
+    /// The fields and parameters at fault.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     errors: &'a [FieldProblem],
+    /// The order that the problem is about, where that is not said otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     order_id: Option<OrderId>,
 }
 
 impl ResponseError for Problem {
     fn status_code(&self) -> StatusCode {
-        StatusCode::from_u16(self.code.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+        StatusCode::from_u16(self.0.code.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
     fn error_response(&self) -> HttpResponse {
-        let body = Body {
-            r#type: format!("urn:stockctl:problem:{}", self.code.code),
-            title: self.code.title,
-            status: self.code.status,
-            detail: &self.detail,
-            code: self.code.code,
-            errors: &self.errors,
-            order_id: self.order_id,
-        };
         let mut response = HttpResponse::build(self.status_code());
-        if let Some(seconds) = self.retry_after_s {
+        if let Some(seconds) = self.0.retry_after_s {
             response.insert_header((RETRY_AFTER, seconds.to_string()));
+        }
+        if let Some(allow) = &self.0.allow {
+            response.insert_header((ALLOW, allow.as_str()));
         }
         response
             .insert_header(ContentType(problem_json()))
-            .body(serde_json::to_vec(&body).unwrap_or_default())
+            .body(serde_json::to_vec(&self.body()).unwrap_or_default())
     }
 }
 
 #[expect(clippy::expect_used, reason = "the text is a constant")]
 fn problem_json() -> mime::Mime {
     "application/problem+json".parse().expect("a media type")
+}
+
+/// What a caller is told of a mistake of ours: the rest is nobody else's.
+pub(super) const LOGGED: &str = "this was logged under the request's id, and is ours to mend";
+
+/// Whoever asks is told each time; the log would drown in it.
+fn note_unavailable(error: &app::Error) {
+    static ANSWERED: Mutex<Tally> = Mutex::new(Tally::new());
+    let said = ANSWERED
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .add(1, Instant::now());
+    if let Some(answers) = said {
+        tracing::warn!(
+            answers,
+            %error,
+            "answered 503 so many times since this was last said; this is the newest cause"
+        );
+    }
 }
 
 impl From<app::Error> for Problem {
@@ -241,7 +351,7 @@ impl From<app::Error> for Problem {
             // Nothing is down, and its words say for what to wait.
             (_, app::Error::NotYet(detail)) => Self::new(UNAVAILABLE, detail),
             (Kind::Unavailable | Kind::Transient, _) => {
-                tracing::warn!(%error, "answered 503");
+                note_unavailable(&error);
                 Self::new(
                     UNAVAILABLE,
                     "a database or the broker cannot be reached; try again later",
@@ -249,7 +359,7 @@ impl From<app::Error> for Problem {
             }
             (Kind::Refused | Kind::Bug, _) => {
                 tracing::error!(%error, "answered 500");
-                Self::new(INTERNAL, "this was logged and is ours to mend")
+                Self::new(INTERNAL, LOGGED)
             }
         }
     }
@@ -268,15 +378,16 @@ impl From<NotAccepted> for Problem {
                 UNAVAILABLE,
                 "neither PostgreSQL nor RabbitMQ takes orders now; nothing was accepted",
             ),
-            NotAccepted::OutcomeUnknown(id) => Self {
-                order_id: Some(id),
-                ..Self::new(
+            NotAccepted::OutcomeUnknown(id) => {
+                let mut problem = Self::new(
                     OUTCOME_UNKNOWN,
                     "the order may have been accepted; repeat the request with the same Idempotency-Key, or look for \
                      the order by its id",
-                )
-            },
-            NotAccepted::Bug(_) => Self::new(INTERNAL, "this was logged and is ours to mend"),
+                );
+                problem.0.order_id = Some(id);
+                problem
+            }
+            NotAccepted::Bug(_) => Self::new(INTERNAL, LOGGED),
         }
     }
 }

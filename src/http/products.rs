@@ -4,33 +4,46 @@ use actix_web::web::{Data, Path};
 use actix_web::{HttpRequest, HttpResponse};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
+use super::answer;
 use super::problem::Problem;
 use super::query::read_query;
 use super::{State, limit, product_id};
+use crate::app::Context;
 use crate::db;
-use crate::db::stock::Shown;
-use crate::domain::ids::ProductId;
+use crate::db::stock::{Filter, Shown};
+use crate::domain::ids::{ProductId, VendorId};
 
-#[derive(Serialize)]
+/// A product, over all its vendors.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Product)]
 #[serde(rename_all = "camelCase")]
 struct ProductResponse {
     id: String,
+    /// That of its first vendor by id.
     name: String,
+    /// Units that can be ordered now.
     available: i64,
+    /// Units that vendors lack of what we had taken when they sold it themselves.
     shortfall: i64,
     vendors: Vec<AtVendor>,
 }
 
-#[derive(Serialize)]
+/// A product at one vendor.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ProductAtVendor)]
 #[serde(rename_all = "camelCase")]
 struct AtVendor {
     vendor_id: String,
     name: String,
+    /// What the vendor's database said at the last sync.
     on_hand: i64,
+    /// The sum of our changes that `onHand` does not include yet.
     open: i64,
     available: i64,
     shortfall: i64,
+    #[schema(required = true)]
     last_sync_at: Option<DateTime<Utc>>,
 }
 
@@ -68,56 +81,128 @@ fn products(rows: Vec<Shown>) -> Vec<ProductResponse> {
     products
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ListQuery {
+    /// Only products with this in their id or in a name of theirs, in upper or lower case.
+    #[param(min_length = 1, max_length = 100)]
+    q: Option<String>,
+    /// Only products that this vendor has listed.
+    vendor: Option<VendorId>,
+    /// Only products that are available, or that are not; with `vendor`, at that vendor.
+    in_stock: Option<bool>,
+    /// Items of one page.
+    #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<i64>,
+    /// The `nextCursor` of the page before.
+    #[param(value_type = Option<String>)]
     cursor: Option<ProductId>,
 }
 
-#[derive(Serialize)]
+/// The longest text that is searched for, in characters.
+const Q_CHARS_MAX: usize = 100;
+
+impl ListQuery {
+    fn filter(self, context: &Context) -> Result<Filter, Problem> {
+        if let Some(q) = &self.q
+            && (q.is_empty() || q.chars().count() > Q_CHARS_MAX || q.contains('\0'))
+        {
+            let detail = format!("must be 1 to {Q_CHARS_MAX} characters, without U+0000");
+            return Err(Problem::invalid_parameter("q", detail));
+        }
+        if let Some(vendor) = &self.vendor
+            && !context.vendors.contains_key(vendor)
+        {
+            let detail = "no vendor of that id is configured; GET /vendors lists them";
+            return Err(Problem::invalid_parameter("vendor", detail));
+        }
+        Ok(Filter {
+            vendors: context.vendor_ids(),
+            vendor: self.vendor,
+            text: self.q,
+            in_stock: self.in_stock,
+            after: self.cursor,
+        })
+    }
+}
+
+/// A page of products.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ProductPage)]
 #[serde(rename_all = "camelCase")]
 struct ListResponse {
     products: Vec<ProductResponse>,
+    /// Where the next page begins, if there may be one.
+    #[schema(required = true)]
     next_cursor: Option<String>,
 }
 
-/// `GET /products`
+/// Products, by id
+///
+/// With a filter, a page reads the next 20 000 rows (a product at a vendor) at most: it may be short or empty, and `nextCursor` goes
+/// on behind them.
+#[utoipa::path(
+    get, path = "/products", tag = "products",
+    params(ListQuery, ("If-None-Match" = Option<String>, Header, description = "The ETag of what you have")),
+    responses((status = 304, description = "You have it"), (status = 200, description = "A page", headers(
+        ("ETag" = String, description = "Its version"),
+        ("Link" = Option<String>, description = "`<…>; rel=\"next\"`, if there may be a next page"),
+    ), body = ListResponse, example = json!({"products": [{
+        "id": "p2", "name": "Product 2", "available": 20, "shortfall": 0, "vendors": [
+            {"vendorId": "vendorA", "name": "Product 2", "onHand": 15, "open": 0, "available": 15, "shortfall": 0, "lastSyncAt": "2026-11-26T01:42:15.714631Z"},
+            {"vendorId": "vendorB", "name": "Product 2", "onHand": 5, "open": 0, "available": 5, "shortfall": 0, "lastSyncAt": "2026-11-26T01:42:15.715971Z"}]}],
+        "nextCursor": null})))
+)]
 pub(super) async fn list(
     request: HttpRequest,
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
     let query: ListQuery = read_query(&request)?;
     let limit = limit(query.limit)?;
+    let filter = query.filter(&state.context)?;
+    let page = state
+        .context
+        .with_connection(async |connection| {
+            Ok(db::stock::list_products(connection, &filter, limit).await?)
+        })
+        .await?;
+    let list = ListResponse {
+        products: products(page.rows),
+        next_cursor: page.next.map(String::from),
+    };
+    let mut answer = answer::versioned(&request, &list)?;
+    answer::link_next(&request, &mut answer, list.next_cursor.as_deref());
+    Ok(answer)
+}
+
+/// One product
+///
+/// What is available of it, and at which vendors.
+#[utoipa::path(
+    get, path = "/products/{id}", tag = "products",
+    params(("id" = ProductId, Path, description = "The product's id"),
+        ("If-None-Match" = Option<String>, Header, description = "The ETag of what you have")),
+    responses((status = 304, description = "You have it"), (status = 200, description = "The product",
+        headers(("ETag" = String, description = "Its version")), body = ProductResponse, example = json!({
+        "id": "p1", "name": "Product 1", "available": 10, "shortfall": 0, "vendors": [
+            {"vendorId": "vendorA", "name": "Product 1", "onHand": 10, "open": 0, "available": 10, "shortfall": 0, "lastSyncAt": "2026-11-26T01:42:15.714631Z"}]})))
+)]
+pub(super) async fn show(
+    request: HttpRequest,
+    id: Path<String>,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
+    let id = product_id(&id)?;
+    let vendors = state.context.vendor_ids();
     let rows = state
         .context
         .with_connection(async |connection| {
-            Ok(db::stock::list_products(connection, query.cursor.as_ref(), limit + 1).await?)
+            Ok(db::stock::find_product(connection, &vendors, &id).await?)
         })
         .await?;
-    let mut products = products(rows);
-    let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
-    let has_more = products.len() > wanted;
-    products.truncate(wanted);
-    let next_cursor = products
-        .last()
-        .filter(|_| has_more)
-        .map(|product| product.id.clone());
-    Ok(HttpResponse::Ok().json(ListResponse {
-        products,
-        next_cursor,
-    }))
-}
-
-/// `GET /products/{id}`
-pub(super) async fn show(id: Path<String>, state: Data<State>) -> Result<HttpResponse, Problem> {
-    let id = product_id(&id)?;
-    let rows = state
-        .context
-        .with_connection(async |connection| Ok(db::stock::find_product(connection, &id).await?))
-        .await?;
     match products(rows).into_iter().next() {
-        Some(product) => Ok(HttpResponse::Ok().json(product)),
+        Some(product) => answer::versioned(&request, &product),
         None => Err(Problem::not_found(format!(
             "no vendor has ever listed product {id}"
         ))),

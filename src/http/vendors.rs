@@ -5,39 +5,64 @@ use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::answer;
 use super::body::read_json;
 use super::problem::Problem;
 use super::{BODY_BYTES_MAX, State, UPDATES_BODY_BYTES_MAX, detached, product_id, vendor_id};
 use crate::app::vendor_stock;
 use crate::db;
+use crate::domain::ids::{ProductId, VendorId};
 use crate::domain::listing::{NAME_CHARS_MAX, STOCK_MAX};
 use crate::domain::order::Invalid;
-use crate::domain::vendor_api::UpdatesRequest;
+use crate::domain::vendor_api::{UpdatesRequest, UpdatesResponse};
 use crate::vendors::database::Product;
 
-#[derive(Serialize)]
+/// A vendor, and how it takes what it is told.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Vendor)]
 #[serde(rename_all = "camelCase")]
 struct VendorResponse {
     id: String,
+    /// Whether its database has the ledger of handled updates.
     ledger: bool,
+    #[schema(required = true)]
     last_sync_at: Option<DateTime<Utc>>,
+    /// Which kind of failure ended the newest sync, if one did, such as `database_unavailable`; the log has the rest.
+    #[schema(required = true)]
     last_sync_error: Option<String>,
+    /// Updates that are not closed.
     open_updates: i64,
-    /// `ok`, `open` or `probing`; absent until it was first told of something.
+    /// `ok`, `open` (it is left alone for a while) or `probing`; null until it was first told of something.
+    #[schema(required = true)]
     push_state: Option<String>,
+    #[schema(required = true)]
     push_state_since: Option<DateTime<Utc>>,
+    /// Why it could not be told, if so: `api_unreachable`, `api_answered_503` and the like.
+    #[schema(required = true)]
     last_push_error: Option<String>,
 }
 
-#[derive(Serialize)]
+/// The configured vendors.
+#[derive(Serialize, ToSchema)]
+#[schema(as = VendorList)]
 struct ListResponse {
     vendors: Vec<VendorResponse>,
 }
 
-/// `GET /vendors`
-pub(super) async fn list(state: Data<State>) -> Result<HttpResponse, Problem> {
+/// The vendors
+#[utoipa::path(
+    get, path = "/vendors", tag = "vendors",
+    responses((status = 200, description = "All that are configured, by id", body = ListResponse, example = json!({"vendors": [
+        {"id": "vendorA", "ledger": true, "lastSyncAt": "2026-11-26T01:42:15.714631Z", "lastSyncError": null, "openUpdates": 1,
+         "pushState": "ok", "pushStateSince": "2026-11-26T01:42:16.908346Z", "lastPushError": null}]})))
+)]
+pub(super) async fn list(
+    request: HttpRequest,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
     let (rows, pushes) = state
         .context
         .with_connection(async |connection| {
@@ -58,18 +83,35 @@ pub(super) async fn list(state: Data<State>) -> Result<HttpResponse, Problem> {
                 id: id.to_string(),
                 ledger: vendor.has_ledger,
                 last_sync_at: row.and_then(|row| row.last_sync_at),
-                last_sync_error: row.and_then(|row| row.last_sync_error.clone()),
+                last_sync_error: row.and_then(|row| row.last_sync_error.as_deref()).map(code),
                 open_updates: row.map_or(0, |row| row.open_updates),
                 push_state: push.map(|push| push.state.clone()),
                 push_state_since: push.map(|push| push.since),
-                last_push_error: push.and_then(|push| push.error.clone()),
+                last_push_error: push.and_then(|push| push.error.as_deref()).map(code),
             }
         })
         .collect();
-    Ok(HttpResponse::Ok().json(ListResponse { vendors }))
+    answer::json(&request, &ListResponse { vendors })
 }
 
-/// `POST /vendors/{vendor}/stock-updates`
+/// A code, as this version writes them: an older one wrote the error itself, with hosts and statements.
+fn code(text: &str) -> String {
+    let is_code = text
+        .bytes()
+        .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+    if is_code { text } else { "failed" }.to_owned()
+}
+
+/// Change a vendor's stock
+///
+/// Each id is applied at most once: one that was handled before gets its recorded outcome again, whatever the stock is now.
+#[utoipa::path(
+    post, path = "/vendors/{vendor}/stock-updates", tag = "vendors",
+    params(("vendor" = VendorId, Path, description = "The vendor's id")),
+    request_body(content = UpdatesRequest, example = json!({"updates": [{"id": "0191b6c4-d1b8-7b0e-a0b9-d3f7c9c9a001", "productId": "p1", "delta": -2}]})),
+    responses((status = 200, description = "A result for each update, in the order of the request", body = UpdatesResponse,
+        example = json!({"results": [{"id": "0191b6c4-d1b8-7b0e-a0b9-d3f7c9c9a001", "outcome": "applied", "stock": 8}]})))
+)]
 pub(super) async fn apply_updates(
     request: HttpRequest,
     payload: Payload,
@@ -88,7 +130,9 @@ pub(super) async fn apply_updates(
     Ok(HttpResponse::Ok().json(response))
 }
 
-#[derive(Serialize)]
+/// A vendor's own figure.
+#[derive(Serialize, ToSchema)]
+#[schema(as = VendorProduct)]
 struct ProductResponse {
     id: String,
     name: String,
@@ -117,7 +161,15 @@ fn version(product: &Product) -> String {
     )
 }
 
-/// `GET /vendors/{vendor}/products/{id}`
+/// A vendor's own figure
+///
+/// Read from the vendor's database now.
+#[utoipa::path(
+    get, path = "/vendors/{vendor}/products/{id}", tag = "vendors",
+    params(("vendor" = VendorId, Path, description = "The vendor's id"), ("id" = ProductId, Path, description = "The product's id")),
+    responses((status = 200, description = "The product there", body = ProductResponse,
+        headers(("ETag" = String, description = "Its version, for If-Match")), example = json!({"id": "p2", "name": "Product 2", "stock": 2})))
+)]
 pub(super) async fn show_product(
     path: Path<(String, String)>,
     state: Data<State>,
@@ -127,14 +179,31 @@ pub(super) async fn show_product(
     Ok(product_response(HttpResponse::Ok(), product))
 }
 
-#[derive(Deserialize)]
+/// What a vendor is to list.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = VendorProductRequest)]
 #[serde(deny_unknown_fields)]
-struct ProductBody {
+pub(super) struct ProductBody {
+    /// Without U+0000.
+    #[schema(max_length = 1000)]
     name: String,
+    #[schema(minimum = 0, maximum = 1_000_000_000_000_000_u64)]
     stock: i64,
 }
 
-/// `PUT /vendors/{vendor}/products/{id}`
+/// Set a product at a vendor
+///
+/// A new product, a restock or a correction; with `If-Match`, only if it is still the version that was read.
+#[utoipa::path(
+    put, path = "/vendors/{vendor}/products/{id}", tag = "vendors",
+    params(("vendor" = VendorId, Path, description = "The vendor's id"), ("id" = ProductId, Path, description = "The product's id"),
+        ("If-Match" = Option<String>, Header, description = "An ETag that it must have, several with commas, or * for any")),
+    request_body(content = ProductBody, example = json!({"name": "Product 1", "stock": 10})),
+    responses(
+        (status = 200, description = "Set", body = ProductResponse, headers(("ETag" = String, description = "Its new version")), example = json!({"id": "p1", "name": "Product 1", "stock": 10})),
+        (status = 201, description = "New, and set", body = ProductResponse, headers(("ETag" = String, description = "Its version")), example = json!({"id": "p9", "name": "Product 9", "stock": 10})),
+    )
+)]
 pub(super) async fn put_product(
     request: HttpRequest,
     payload: Payload,

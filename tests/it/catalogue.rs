@@ -36,7 +36,7 @@ fn logged(ended: &Ended) -> String {
     lines.join("\n")
 }
 
-/// What a person is told of a sync that fails, and that `GET /vendors` tells the same.
+/// What a person is told of a sync that fails; `GET /vendors` tells in a word which kind of failure it was.
 async fn refusal(elsewhere: &Elsewhere) -> String {
     let ended = elsewhere.shop.run(&["sync", "--once"]).await;
     assert_eq!(ended.code, Some(5), "{ended:?}");
@@ -49,7 +49,16 @@ async fn refusal(elsewhere: &Elsewhere) -> String {
     let noted = answer["vendors"][0]["lastSyncError"]
         .as_str()
         .expect("an error");
-    assert_eq!(noted.replace(&elsewhere.role, "[role]"), told);
+    assert!(
+        [
+            "unreadable_table",
+            "unreadable_rows",
+            "repeated_product",
+            "replica"
+        ]
+        .contains(&noted),
+        "{noted}"
+    );
     told
 }
 

@@ -37,6 +37,7 @@ async fn the_help_texts_say_what_there_is() {
         "serve",
         "sync",
         "work",
+        "openapi",
         "bench",
         "migrate",
         "dlq",
@@ -66,6 +67,7 @@ async fn the_help_texts_say_what_there_is() {
       serve    Serve the HTTP API
       sync     Bring the vendors' stock in, by the schedule
       work     Work on the queues: decide orders, tell the vendors
+      openapi  Print the description of the HTTP API (OpenAPI 3.1)
       bench    Measure how fast an installation is: it places real orders
       migrate  Bring the database schema up to date
       dlq      Look at dead letters, replay or drop them
@@ -138,6 +140,16 @@ async fn the_help_texts_say_what_there_is() {
 
       -h, --help
               Print help (see a summary with '-h')
+
+    $ stockctl openapi --help
+    Print the description of the HTTP API (OpenAPI 3.1)
+
+    Usage: stockctl openapi [OPTIONS]
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+      -h, --help           Print help
 
     $ stockctl bench --help
     Measure how fast an installation is: it places real orders

@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrono::Utc;
 use serde::Serialize;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::app::{Context, Error};
@@ -118,16 +119,30 @@ impl Letter {
 }
 
 /// A letter as programs read it, over HTTP and on the command line.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DeadLetter)]
 #[serde(rename_all = "camelCase")]
 pub struct LetterDocument<'a> {
+    /// The id that its producer gave the message; may be empty.
     message_id: &'a str,
+    /// Why it is here, such as `retries_exhausted`.
+    #[schema(required = true)]
     reason: Option<&'a str>,
+    /// The error, for an operator.
+    #[schema(required = true)]
     error: Option<&'a str>,
+    /// When it was put here, RFC 3339.
+    #[schema(required = true)]
     dead_lettered_at: Option<&'a str>,
+    /// How many attempts it had.
+    #[schema(required = true)]
     attempts: Option<&'a str>,
+    /// Its headers, the broker's own among them; only where one letter is shown.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<std::collections::BTreeMap<String, serde_json::Value>>, nullable = false)]
     headers: Option<serde_json::Value>,
+    /// The message: JSON, or a text where it is none.
+    #[schema(value_type = serde_json::Value)]
     body: serde_json::Value,
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 
 use super::letter::{Found, Letter};
 use crate::app::{Error, Kind};
@@ -38,7 +39,8 @@ pub struct Effect {
 }
 
 /// A letter that was meant and stays in the queue.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = KeptDeadLetter)]
 #[serde(rename_all = "camelCase")]
 pub struct Kept {
     /// The letter's message id.
@@ -63,27 +65,41 @@ pub struct Report {
 }
 
 /// A report as programs read it, over HTTP and on the command line.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DeadLettersReport)]
 #[serde(rename_all = "camelCase")]
 pub struct Document<'a> {
+    /// Nothing was done: this is what doing it would come to.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     dry_run: bool,
+    /// Message ids that were sent again.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     replayed: Option<Vec<&'a str>>,
+    /// Message ids that were dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     dropped: Option<Vec<&'a str>>,
     /// Failed orders that are pending again.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     revived_orders: Option<Vec<OrderId>>,
+    /// Orders that are cancelled with what was dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     cancelled_orders: Option<Vec<OrderId>>,
+    /// Those that stay, with the reason.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     kept: &'a [Kept],
+    /// Message ids that were asked for and are not there.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     not_found: &'a [String],
+    /// Letters behind the last one that was looked at.
     #[serde(skip_serializing_if = "is_zero")]
     not_looked_at: u32,
+    /// Why it ended early.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     stopped: Option<String>,
 }
 

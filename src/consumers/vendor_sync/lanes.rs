@@ -158,7 +158,11 @@ impl Lanes {
                 lane.breaker.answered();
                 self.states.show(vendor_id, Phase::Ok, None);
             }
-            Said::Down { error, retry_after } => {
+            Said::Down {
+                error,
+                code,
+                retry_after,
+            } => {
                 let was_called = lane.breaker.phase() == Phase::Ok;
                 let pause = lane.breaker.failed(now, *retry_after, fastrand::f64());
                 if let Some(pause) = pause {
@@ -171,7 +175,7 @@ impl Lanes {
                         VENDORS.openings(vendor_id.as_str()).inc();
                     }
                     VENDORS.breaker(vendor_id.as_str()).set(1);
-                    self.states.show(vendor_id, Phase::Open, Some(error));
+                    self.states.show(vendor_id, Phase::Open, Some(code));
                 }
             }
         }
@@ -264,6 +268,7 @@ mod tests {
     fn down() -> Said {
         Said::Down {
             error: "refused".into(),
+            code: "api_unreachable".into(),
             retry_after: None,
         }
     }

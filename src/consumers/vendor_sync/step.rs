@@ -41,6 +41,8 @@ pub(super) enum Said {
     /// It cannot be reached, or says itself that it cannot serve.
     Down {
         error: String,
+        /// What anybody may read of it.
+        code: String,
         retry_after: Option<Duration>,
     },
 }
@@ -50,6 +52,7 @@ impl Said {
         match error {
             _ if error.is_vendor_down() => Self::Down {
                 error: error.to_string(),
+                code: error.code(),
                 retry_after: error.retry_after(),
             },
             Error::Vendor(_) => Self::Answer,

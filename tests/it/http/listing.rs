@@ -3,26 +3,39 @@
 use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
+use reqwest::Method;
 use serde_json::{Value, json};
-
 use stockctl::db::orders::READ_FOR_PAGE_MAX;
+use stockctl::db::stock;
 
-use super::{among_others, text};
+use super::{among_others, ask, send_raw, text};
 use crate::support::{Shop, ShopOptions};
 
-/// Reads all pages, and returns the items of each.
+/// Reads all pages, and returns the items of each; the header `Link` leads to the same next page as the cursor.
 async fn pages(shop: &Shop, path: &str, list: &str) -> Vec<Vec<Value>> {
     let mut pages = Vec::new();
     let mut cursor = String::new();
     loop {
-        let (status, page) = shop.get(&format!("{path}{cursor}")).await;
-        assert_eq!(status, 200, "{page}");
-        pages.push(page[list].as_array().expect("a list").clone());
-        match page["nextCursor"].as_str() {
-            Some(next) => cursor = format!("&cursor={next}"),
-            None => return pages,
+        let answer = ask(shop, Method::GET, &format!("{path}{cursor}"), &[], "").await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        pages.push(answer.body[list].as_array().expect("a list").clone());
+        let link = answer.header("link");
+        match answer.body["nextCursor"].as_str() {
+            Some(next) => {
+                cursor = format!("&cursor={}", encoded(next));
+                let expected = format!("<{path}{cursor}>; rel=\"next\"");
+                assert_eq!(link, Some(expected.as_str()));
+            }
+            None => {
+                assert_eq!(link, None);
+                return pages;
+            }
         }
     }
+}
+
+fn encoded(text: &str) -> String {
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,7 +112,7 @@ async fn orders_are_listed_by_status_and_product() {
         .post(&format!("/orders/{taken_back}/cancel"), json!({}))
         .await;
     assert_eq!(status, 200);
-    let encoded: String = url::form_urlencoded::byte_serialize(odd.as_bytes()).collect();
+    let encoded = encoded(odd);
     for (query, expected) in [
         (
             String::new(),
@@ -234,4 +247,190 @@ async fn products_are_listed_in_pages_with_all_their_vendors() {
       ]
     }
     "#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn products_are_found_by_text_vendor_and_stock_at_the_vendors_that_are_configured() {
+    let mut shop = Shop::with(ShopOptions {
+        vendors: vec![
+            (
+                "vendorA",
+                vec![("bolt-1", 3), ("bolt-2", 0), ("nut_1", 0), ("screw", 4)],
+            ),
+            ("vendorB", vec![("bolt-2", 7), ("nut_1", 0), ("NUT%2", 1)]),
+            ("vendorC", vec![("bolt-1", 5), ("only-c", 9)]),
+        ],
+        ..ShopOptions::default()
+    })
+    .await;
+    shop.run_at(
+        "vendorB",
+        "UPDATE products SET name = 'Sechskant M8' WHERE id = 'bolt-2'",
+    )
+    .await;
+    shop.sync().await;
+    let api = shop.serve().await;
+    let found = async |shop: &Shop, query: &str| {
+        let (status, page) = shop.get(&format!("/products{query}")).await;
+        assert_eq!(status, 200, "{query}: {page}");
+        let products = page["products"].as_array().expect("a list").clone();
+        let ids: Vec<String> = products
+            .iter()
+            .map(|product| text(&product["id"]))
+            .collect();
+        ids.join(" ")
+    };
+    for (query, expected) in [
+        ("", "NUT%2 bolt-1 bolt-2 nut_1 only-c screw"),
+        ("?q=nut", "NUT%2 nut_1"),
+        ("?q=%25", "NUT%2"),
+        ("?q=_", "nut_1"),
+        ("?q=sechskant%20m", "bolt-2"),
+        ("?q=PRODUCT%20S", "screw"),
+        ("?vendor=vendorB", "NUT%2 bolt-2 nut_1"),
+        ("?inStock=true", "NUT%2 bolt-1 bolt-2 only-c screw"),
+        ("?inStock=false", "nut_1"),
+        ("?vendor=vendorA&inStock=false", "bolt-2 nut_1"),
+        ("?vendor=vendorA&inStock=true&q=o", "bolt-1 screw"),
+        ("?q=nothing", ""),
+    ] {
+        assert_eq!(found(&shop, query).await, expected, "{query}");
+    }
+    let in_pages = pages(&shop, "/products?q=o&limit=2", "products").await;
+    assert_eq!(in_pages.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 2]);
+    for (query, problem) in [
+        (
+            "?vendor=vendorX",
+            "\"vendor\" no vendor of that id is configured; GET /vendors lists them",
+        ),
+        ("?q=", "\"q\" must be 1 to 100 characters, without U+0000"),
+        (
+            "?q=%00",
+            "\"q\" must be 1 to 100 characters, without U+0000",
+        ),
+        (
+            "?inStock=yes",
+            "\"inStock\" provided string was not `true` or `false`",
+        ),
+    ] {
+        let answer = ask(&shop, Method::GET, &format!("/products{query}"), &[], "").await;
+        assert_eq!(answer.problem(), format!("400 invalid_parameter {problem}"));
+    }
+    api.stop().await;
+    // Nobody can order what a vendor has that is not configured any more.
+    shop.reconfigure(|text| {
+        let (before, after) = text.split_once("[vendors.vendorC]\n").expect("its section");
+        let rest = after.find("[").map_or("", |end| &after[end..]);
+        format!("{before}{rest}")
+    });
+    let _api = shop.serve().await;
+    assert_eq!(found(&shop, "").await, "NUT%2 bolt-1 bolt-2 nut_1 screw");
+    let (_, bolt) = shop.get("/products/bolt-1").await;
+    assert_eq!(
+        (&bolt["available"], bolt["vendors"].as_array().map(Vec::len)),
+        (&json!(3), Some(1))
+    );
+    assert_eq!(shop.get("/products/only-c").await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_filtered_products_reads_so_many_and_says_where_the_next_one_goes_on() {
+    let shop = Shop::new().await;
+    shop.sync().await;
+    let _api = shop.serve().await;
+    // Two rows for each product, so that a page ends in the middle of one: it is the next page's, whole.
+    shop.run_here(&format!(
+        "INSERT INTO stock (product_id, vendor_id, name, on_hand, first_on_hand, first_listed_at)
+         SELECT to_char(n, 'FM0000000'), vendor, CASE WHEN n IN (0, {middle}, {last}) THEN 'rare' ELSE 'usual' END,
+             CASE WHEN vendor = 'vendorB' THEN 1 ELSE 0 END, 0, now()
+         FROM generate_series(0, {last}) n, unnest(ARRAY['vendorA', 'vendorB']) vendor
+         WHERE (n, vendor) <> (1, 'vendorA')",
+        middle = stock::READ_FOR_PAGE_MAX / 2,
+        last = stock::READ_FOR_PAGE_MAX / 2 + 10,
+    ))
+    .await;
+    let rare = pages(&shop, "/products?q=rare", "products").await;
+    let listed: Vec<Vec<(String, usize)>> = rare
+        .iter()
+        .map(|page| {
+            page.iter()
+                .map(|product| {
+                    (
+                        text(&product["id"]),
+                        product["vendors"].as_array().map_or(0, Vec::len),
+                    )
+                })
+                .collect()
+        })
+        .collect();
+    let of = |n: i64| (format!("{n:07}"), 2);
+    let middle = stock::READ_FOR_PAGE_MAX / 2;
+    assert_eq!(listed, [vec![of(0)], vec![of(middle), of(middle + 10)]]);
+    // All of these are in stock at the vendor whose row may be on the other side.
+    let none = pages(&shop, "/products?inStock=false", "products").await;
+    assert_eq!(none.iter().flatten().count(), 0, "{none:?}");
+    let of_one = pages(&shop, "/products?vendor=vendorB&q=rare", "products").await;
+    assert_eq!(of_one.iter().map(Vec::len).collect::<Vec<_>>(), [3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_has_the_newest_is_told_so_and_large_answers_are_compressed() {
+    let products: Vec<(&'static str, i64)> = vec![
+        ("a", 1),
+        ("b", 2),
+        ("c", 3),
+        ("d", 4),
+        ("e", 5),
+        ("f", 6),
+        ("g", 7),
+    ];
+    let shop = Shop::with(ShopOptions {
+        vendors: vec![("vendorA", products)],
+        ..ShopOptions::default()
+    })
+    .await;
+    shop.sync().await;
+    let _api = shop.serve().await;
+    for path in ["/products/a", "/products?limit=3"] {
+        let first = ask(&shop, Method::GET, path, &[], "").await;
+        let version = first.header("etag").expect("a version").to_owned();
+        assert_eq!(first.header("cache-control"), Some("private, no-cache"));
+        let known = [("if-none-match", version.as_str())];
+        let same = ask(&shop, Method::GET, path, &known, "").await;
+        assert_eq!(
+            (same.status, same.header("etag")),
+            (304, Some(version.as_str())),
+            "{path}"
+        );
+        let other = ask(&shop, Method::GET, path, &[("if-none-match", "\"x\"")], "").await;
+        assert_eq!((other.status, &other.body), (200, &first.body));
+        shop.run_here("UPDATE stock SET on_hand = on_hand + 1 WHERE product_id = 'a'")
+            .await;
+        let changed = ask(&shop, Method::GET, path, &known, "").await;
+        assert_eq!(changed.status, 200, "{path}");
+        assert_ne!(changed.header("etag"), Some(version.as_str()));
+    }
+    let head = async |path: &str, encoding: &str| {
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nAccept-Encoding: {encoding}\r\nConnection: close\r\n\r\n"
+        );
+        let answer = send_raw(&shop, request.as_bytes()).await;
+        answer
+            .split("\r\n\r\n")
+            .next()
+            .expect("a head")
+            .to_lowercase()
+    };
+    let packed = head("/products", "br, gzip;q=0.8").await;
+    assert!(
+        packed.contains("content-encoding: gzip") && packed.contains("vary: accept-encoding"),
+        "{packed}"
+    );
+    let plain = head("/products", "br").await;
+    assert!(
+        !plain.contains("content-encoding") && plain.contains("vary: accept-encoding"),
+        "{plain}"
+    );
+    let tiny = head("/products/a", "gzip").await;
+    assert!(!tiny.contains("content-encoding"), "{tiny}");
 }

@@ -1,13 +1,17 @@
 //! The HTTP door: what it takes, what it refuses and how it says so.
 
 mod bad_input;
+mod batch;
 mod cancel;
+mod described;
+mod edge;
 mod history;
 mod idempotency;
 mod listing;
 mod operations;
 mod outage;
 mod vendors;
+mod waiting;
 
 use reqwest::{Method, header::HeaderMap};
 use serde_json::Value;
@@ -41,6 +45,13 @@ impl Answer {
         assert_eq!(self.body["status"], self.status);
         let code = self.body["code"].as_str().expect("a code");
         assert_eq!(self.body["type"], format!("urn:stockctl:problem:{code}"));
+        let id = self.header("x-request-id").expect("a request id");
+        assert_eq!(
+            self.body["instance"],
+            format!("urn:stockctl:request:{id}"),
+            "{}",
+            self.body
+        );
         let errors = self.body["errors"].as_array().cloned().unwrap_or_default();
         let places: Vec<String> = errors
             .iter()
@@ -64,6 +75,7 @@ async fn ask(
     headers: &[(&str, &str)],
     body: impl Into<reqwest::Body>,
 ) -> Answer {
+    let described_method = method.clone();
     let mut request = shop
         .http
         .request(method, format!("{}{path}", shop.url))
@@ -74,6 +86,7 @@ async fn ask(
     let response = request.send().await.expect("an answer");
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let text = response.text().await.expect("a body");
+    described::check(&described_method, path, status, &headers, &text);
     Answer {
         status,
         headers,

@@ -11,7 +11,7 @@ use crate::support::{Process, Proxy, Running, Shop, eventually, reqwest_client};
 const NOBODY: &str = "127.0.0.1:1";
 
 /// Serves with a configuration in which some servers have the address of nobody.
-async fn serve_without(shop: &mut Shop, postgresql: bool, rabbitmq: bool) -> Running {
+pub(super) async fn serve_without(shop: &mut Shop, postgresql: bool, rabbitmq: bool) -> Running {
     let good = shop.config.clone();
     let mut text = std::fs::read_to_string(&shop.config_file).expect("written before");
     let urls = [

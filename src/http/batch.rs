@@ -1,0 +1,248 @@
+//! `/orders/batch`: many orders in one request, each by itself.
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::RETRY_AFTER;
+use actix_web::web::{Data, Payload};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse};
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::body::{parse, read_json};
+use super::orders::{OrderRequest, OrderResponse, check_key, load_updates, new_order};
+use super::problem::{BUSY, Problem, ProblemBody, UNAVAILABLE};
+use super::request_id::RequestId;
+use super::{State, answer};
+use crate::app::accept::{self, Accepted};
+use crate::db::orders::Order;
+use crate::db::updates::Shown;
+use crate::domain::ids::{OrderId, ProductId};
+use crate::domain::object::Object;
+use crate::domain::order::{Invalid, Line, NewOrder};
+
+/// Orders of one request: as many as one transaction accepts.
+const ORDERS_MAX: usize = 500;
+/// Largest body of a request: 500 orders of a dozen lines each.
+pub const BATCH_BODY_BYTES_MAX: usize = 1024 * 1024;
+
+/// Orders, each by itself: one that is not valid, or not accepted, fails no other.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = OrderBatchRequest)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BatchRequest {
+    #[schema(value_type = Vec<BatchOrder>, min_items = 1, max_items = 500)]
+    orders: Vec<Box<RawValue>>,
+}
+
+/// One of them.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct BatchOrder {
+    /// Lines of the same product are summed.
+    #[schema(value_type = Option<Vec<Line>>, min_items = 1, max_items = 100)]
+    lines: Option<Vec<Object<Line>>>,
+    #[schema(nullable = true)]
+    product_id: Option<ProductId>,
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    quantity: Option<i64>,
+    /// Your own remark; it is given back wherever the order is shown.
+    #[schema(max_length = 255)]
+    reference: Option<String>,
+    /// As the header `Idempotency-Key`: 1 to 255 characters of printable ASCII.
+    #[schema(min_length = 1, max_length = 255)]
+    idempotency_key: Option<String>,
+}
+
+impl BatchOrder {
+    fn parse(self) -> Result<NewOrder, Problem> {
+        let key = self.idempotency_key;
+        let problem = key.as_deref().and_then(|key| {
+            // What no header could carry would be another order there.
+            let is_printable = key.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
+            match check_key(key) {
+                Ok(()) if is_printable && key.trim() == key => None,
+                Ok(()) => Some("must be printable ASCII, without blanks around it".to_owned()),
+                Err(problem) => Some(problem),
+            }
+        });
+        if let Some(problem) = problem {
+            let invalid = Invalid::new("/idempotencyKey", problem);
+            return Err(Problem::invalid_fields(vec![invalid]));
+        }
+        let request = OrderRequest {
+            lines: self.lines,
+            product_id: self.product_id,
+            quantity: self.quantity,
+            reference: self.reference,
+        };
+        let (lines, reference) = request.parse()?;
+        Ok(new_order(key, lines, reference))
+    }
+}
+
+/// What has become of one order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OrderBatchResult)]
+struct BatchResult<'a> {
+    /// As `POST /orders` would have answered it: 202, or the problem's.
+    status: u16,
+    /// It had been accepted before.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    replayed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    order: Option<OrderResponse>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    problem: Option<ProblemBody<'a>>,
+}
+
+/// A result for each order, in their order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OrderBatchResponse)]
+struct BatchResponse<'a> {
+    /// Orders that were accepted, now or before.
+    accepted: usize,
+    /// Orders that were not.
+    failed: usize,
+    results: Vec<BatchResult<'a>>,
+}
+
+/// Place many orders
+///
+/// Up to 500 orders in a body of at most 1 MiB, each with a result of its own: one that is not valid, or not accepted, fails
+/// no other. It is 202 if each was accepted, and 207 otherwise: look at each `status`. If none was accepted because neither
+/// store takes orders now, it is 503. With an `idempotencyKey` for each order the whole may be repeated as it is.
+#[utoipa::path(
+    post, path = "/orders/batch", tag = "orders",
+    request_body(content = BatchRequest, example = json!({"orders": [
+        {"productId": "p1", "quantity": 1, "idempotencyKey": "import-1"},
+        {"lines": [{"productId": "p2", "quantity": 3}], "reference": "cart 18", "idempotencyKey": "import-2"}]})),
+    responses(
+        (status = 202, description = "Each was accepted", body = BatchResponse<'_>, example = json!({"accepted": 1, "failed": 0, "results": [
+            {"status": 202, "order": {"id": "01a21584-8706-763e-b5e8-dd1039028028", "status": "pending", "vendorSync": "none", "lines": [{"productId": "p1", "quantity": 1}], "updates": [], "acceptedAt": "2026-11-26T01:42:16.582834Z"}}]})),
+        (status = 207, description = "Some were not accepted",
+            headers(("Retry-After" = Option<i64>, description = "If some may be accepted later: seconds after which to try again")),
+            body = BatchResponse<'_>, example = json!({"accepted": 0, "failed": 1, "results": [
+                {"status": 422, "problem": {"type": "urn:stockctl:problem:validation_failed", "title": "The request is not valid", "status": 422,
+                    "detail": "/orders/0/lines/0/quantity: must be 1 to 1000000, is 0", "instance": "urn:stockctl:request:9f1c3a52-6f0b-4a56-8d0e-1f1d7a1c2b3d",
+                    "code": "validation_failed", "errors": [{"pointer": "/orders/0/lines/0/quantity", "detail": "must be 1 to 1000000, is 0"}]}}]})),
+    )
+)]
+pub(super) async fn place_all(
+    request: HttpRequest,
+    payload: Payload,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
+    let body: BatchRequest = read_json(&request, payload, BATCH_BODY_BYTES_MAX).await?;
+    let count = body.orders.len();
+    if count == 0 || count > ORDERS_MAX {
+        let problem = format!("must have 1 to {ORDERS_MAX} orders, has {count}");
+        return Err(Problem::invalid_fields(vec![Invalid::new(
+            "/orders", problem,
+        )]));
+    }
+    // All ask at once, and so share one transaction, as requests of their own would.
+    let outcomes = join_all(body.orders.iter().enumerate().map(|(index, text)| {
+        let state = &state;
+        async move {
+            let order: BatchOrder = parse(text.get().as_bytes())
+                .map_err(|problem| problem.within(&format!("/orders/{index}")))?;
+            let order = order
+                .parse()
+                .map_err(|problem| problem.within(&format!("/orders/{index}")))?;
+            let accepted = state.accept.accept(order.clone()).await?;
+            Ok::<_, Problem>((order, accepted))
+        }
+    }))
+    .await;
+    let replayed: Vec<OrderId> = outcomes
+        .iter()
+        .filter_map(|outcome| match outcome {
+            Ok((_, Accepted::Replayed(order))) => Some(order.request.id),
+            _ => None,
+        })
+        .collect();
+    let updates = if replayed.is_empty() {
+        Ok(Vec::new())
+    } else {
+        load_updates(&state, &replayed).await
+    };
+    let id = request.extensions().get::<RequestId>().cloned();
+    let outcomes = outcomes
+        .into_iter()
+        .map(|outcome| match outcome? {
+            (_, Accepted::Replayed(order)) => {
+                let updates = updates.as_ref().map_err(Clone::clone)?;
+                let of_order = of_order(updates, order.request.id);
+                Ok((*order, of_order, true))
+            }
+            (order, _) => Ok((accept::pending(order), Vec::new(), false)),
+        })
+        .map(|outcome: Outcome| {
+            outcome.map_err(|problem| match &id {
+                Some(id) => problem.of_request(id.clone()),
+                None => problem,
+            })
+        })
+        .collect();
+    respond(&request, outcomes)
+}
+
+/// An accepted order with its updates, and whether it had been accepted before.
+type Outcome = Result<(Order, Vec<Shown>, bool), Problem>;
+
+fn of_order(updates: &[Shown], id: OrderId) -> Vec<Shown> {
+    let mine = updates.iter().filter(|u| u.timed.update.order_id == id);
+    mine.cloned().collect()
+}
+
+fn respond(request: &HttpRequest, outcomes: Vec<Outcome>) -> Result<HttpResponse, Problem> {
+    let problems = || outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
+    let failed = problems().count();
+    let accepted = outcomes.len() - failed;
+    // Nothing at all was accepted, and the whole may be repeated: that is no success, whoever looks only at the status.
+    let is_nothing = |problem: &Problem| [UNAVAILABLE, BUSY].contains(&problem.code());
+    if accepted == 0
+        && problems().all(is_nothing)
+        && let Some(problem) = problems().next()
+    {
+        return Err(problem.clone());
+    }
+    let is_for_later = problems().any(|problem| problem.code().status == 503);
+    let body = BatchResponse {
+        accepted,
+        failed,
+        results: outcomes
+            .iter()
+            .map(|outcome| match outcome {
+                Ok((order, updates, replayed)) => BatchResult {
+                    status: 202,
+                    replayed: *replayed,
+                    order: Some(OrderResponse::new(order.clone(), updates)),
+                    problem: None,
+                },
+                Err(problem) => BatchResult {
+                    status: problem.code().status,
+                    replayed: false,
+                    order: None,
+                    problem: Some(problem.body()),
+                },
+            })
+            .collect(),
+    };
+    let mut answer = answer::json(request, &body)?;
+    *answer.status_mut() = if failed == 0 {
+        StatusCode::ACCEPTED
+    } else {
+        StatusCode::MULTI_STATUS
+    };
+    if is_for_later {
+        answer.headers_mut().insert(
+            RETRY_AFTER,
+            actix_web::http::header::HeaderValue::from_static("1"),
+        );
+    }
+    Ok(answer)
+}

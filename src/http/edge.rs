@@ -1,0 +1,300 @@
+//! What every request has around it: a name, an answer even if its handler panics, problems that say which request they
+//! are of, and headers that let no browser make something else of an answer.
+
+use std::any::Any;
+use std::future::Future;
+use std::future::ready;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use actix_web::body::BoxBody;
+use actix_web::dev::{Service, ServiceRequest, ServiceResponse};
+use actix_web::error::InternalError;
+use actix_web::http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
+use actix_web::{Error, HttpMessage, HttpResponse, ResponseError};
+use futures_util::FutureExt;
+use futures_util::future::Either;
+use tracing::Instrument;
+
+use super::cors::{self, Cors, is_preflight};
+use super::drain::Drain;
+use super::problem::{INTERNAL, LOGGED, Problem};
+use super::request_id::{RequestId, X_REQUEST_ID};
+
+/// What an answer has unless it says otherwise itself: it is data, for whoever asked, at that moment.
+const UNLESS_SAID: [(HeaderName, &str); 5] = [
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (X_FRAME_OPTIONS, "DENY"),
+    (REFERRER_POLICY, "no-referrer"),
+    (
+        CONTENT_SECURITY_POLICY,
+        "default-src 'none'; frame-ancestors 'none'",
+    ),
+    (CACHE_CONTROL, "no-store"),
+];
+
+/// What is around every request.
+#[derive(Debug, Clone)]
+pub(super) struct Edge(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    drain: Drain,
+    cors: Cors,
+}
+
+impl Edge {
+    pub(super) fn new(drain: Drain, cors: Cors) -> Self {
+        Self(Arc::new(Shared { drain, cors }))
+    }
+
+    /// Handles a request with all that is around it.
+    pub(super) fn around<S>(
+        &self,
+        request: ServiceRequest,
+        routes: &S,
+    ) -> impl Future<Output = Result<ServiceResponse<BoxBody>, Error>> + use<S>
+    where
+        S: Service<ServiceRequest, Response = ServiceResponse<BoxBody>, Error = Error>,
+    {
+        let origin = self.0.cors.origin(request.headers());
+        let is_asking = origin.is_some() && is_preflight(request.method(), request.headers());
+        let answering = if is_asking {
+            let mut answer = cors::preflight();
+            finish(
+                &mut answer,
+                &RequestId::of(request.headers()),
+                &self.0.drain,
+            );
+            Either::Left(ready(Ok(request.into_response(answer))))
+        } else {
+            Either::Right(answer(self.0.drain.clone(), request, routes))
+        };
+        let edge = self.clone();
+        async move {
+            let mut answer = answering.await?;
+            if edge.0.cors.is_on() {
+                cors::vary(answer.headers_mut());
+            }
+            if let Some(origin) = origin {
+                cors::allow(answer.headers_mut(), origin);
+            }
+            Ok(answer)
+        }
+    }
+}
+
+fn answer<S>(
+    drain: Drain,
+    request: ServiceRequest,
+    routes: &S,
+) -> impl Future<Output = Result<ServiceResponse<BoxBody>, Error>> + use<S>
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<BoxBody>, Error = Error>,
+{
+    let id = RequestId::of(request.headers());
+    // At the level of errors, so that whatever is logged at all has it.
+    let span = tracing::error_span!("request", request_id = %id);
+    // For handlers that tell of problems inside their answers.
+    request.extensions_mut().insert(id.clone());
+    let answering = routes.call(request);
+    async move {
+        // What a handler shares with others are handles, which a panic leaves usable.
+        let answered = AssertUnwindSafe(answering)
+            .catch_unwind()
+            .instrument(span.clone())
+            .await;
+        match answered {
+            Ok(answer) => {
+                let mut answer = answer?;
+                if let Some(problem) = span.in_scope(|| problem_of(&answer)) {
+                    let problem = problem.of_request(id.clone()).error_response();
+                    answer = answer.into_response(problem);
+                }
+                finish(answer.response_mut(), &id, &drain);
+                Ok(answer)
+            }
+            Err(panic) => {
+                span.in_scope(|| tracing::error!(panic = text_of(&*panic), "a handler panicked"));
+                let mut answer = Problem::new(INTERNAL, LOGGED)
+                    .of_request(id.clone())
+                    .error_response();
+                finish(&mut answer, &id, &drain);
+                // The request went with the handler, and an answer is made with its request or as an error.
+                Err(InternalError::from_response("a handler panicked", answer).into())
+            }
+        }
+    }
+}
+
+/// The problem that an answer tells of; what the server itself refuses becomes one.
+fn problem_of(answer: &ServiceResponse) -> Option<Problem> {
+    let status = answer.status();
+    if !status.is_client_error() && !status.is_server_error() {
+        return None;
+    }
+    let error = answer.response().error()?;
+    Some(match error.as_error::<Problem>() {
+        Some(problem) => problem.clone(),
+        None => {
+            if status.is_server_error() {
+                tracing::error!(%error, "answered {status}");
+            }
+            Problem::of_status(status)
+        }
+    })
+}
+
+fn finish(answer: &mut HttpResponse, id: &RequestId, drain: &Drain) {
+    let headers: &mut HeaderMap = answer.headers_mut();
+    headers.insert(X_REQUEST_ID, id.to_header());
+    for (name, value) in UNLESS_SAID {
+        if !headers.contains_key(&name) {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+    }
+    crate::metrics::HTTP.answered(answer.status().as_u16());
+    drain.mark(answer);
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a text")
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::http::StatusCode;
+    use actix_web::{App, test, web};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// What a server answers whose handlers are broken in this way and that.
+    async fn answer(path: &str) -> (StatusCode, HeaderMap, Value) {
+        #[expect(clippy::panic, reason = "that is what is tested")]
+        async fn panicking() -> HttpResponse {
+            panic!("by intention")
+        }
+        async fn typed(id: web::Path<u8>) -> String {
+            id.to_string()
+        }
+        async fn without_data(_: web::Data<u8>) -> &'static str {
+            "never"
+        }
+        let edge = Edge::new(Drain::default(), Cors::default());
+        let app = App::new()
+            .route("/panic", web::get().to(panicking))
+            .route("/typed/{id}", web::get().to(typed))
+            .route("/without-data", web::get().to(without_data))
+            .wrap_fn(move |request, routes| edge.around(request, routes));
+        let app = test::init_service(app).await;
+        let request = test::TestRequest::get()
+            .uri(path)
+            .insert_header(("x-request-id", "r-1"))
+            .to_request();
+        // As the server does with an error.
+        let response = match test::try_call_service(&app, request).await {
+            Ok(response) => response.into_parts().1,
+            Err(error) => error.error_response(),
+        };
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = actix_web::body::to_bytes(response.into_body())
+            .await
+            .expect("a body");
+        let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        (status, headers, body)
+    }
+
+    #[actix_web::test]
+    async fn a_handler_that_panics_or_is_broken_is_answered_for_with_a_problem() {
+        for path in ["/panic", "/without-data"] {
+            let (status, headers, body) = answer(path).await;
+            assert_eq!(status, 500, "{path}");
+            assert_eq!(
+                body,
+                json!({
+                    "type": "urn:stockctl:problem:internal",
+                    "title": INTERNAL.title,
+                    "status": 500,
+                    "detail": LOGGED,
+                    "instance": "urn:stockctl:request:r-1",
+                    "code": "internal",
+                }),
+                "{path}"
+            );
+            assert_eq!(headers.get("x-request-id").expect("its id"), "r-1");
+            assert_eq!(
+                headers.get("content-type").expect("a type"),
+                "application/problem+json"
+            );
+            assert_eq!(headers.get("cache-control").expect("a rule"), "no-store");
+        }
+    }
+
+    /// What is written to the log.
+    #[derive(Clone, Default)]
+    struct Written(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("whole").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[actix_web::test]
+    async fn every_line_of_the_log_names_its_request_also_those_of_what_it_leaves_running() {
+        async fn logging() -> HttpResponse {
+            tracing::warn!("in the handler");
+            let use_case = async {
+                tracing::warn!("in a use case");
+                Ok(())
+            };
+            let done = crate::http::detached(use_case).await;
+            assert!(done.is_ok());
+            HttpResponse::Ok().finish()
+        }
+        let written = Written::default();
+        let writer = written.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .with_max_level(tracing::Level::WARN)
+            .with_writer(move || writer.clone())
+            .finish();
+        let _logging = tracing::subscriber::set_default(subscriber);
+        let edge = Edge::new(Drain::default(), Cors::default());
+        let app = App::new()
+            .route("/", web::get().to(logging))
+            .wrap_fn(move |request, routes| edge.around(request, routes));
+        let app = test::init_service(app).await;
+        let request = test::TestRequest::get().insert_header(("x-request-id", "r-2"));
+        test::call_service(&app, request.to_request()).await;
+        let log = String::from_utf8(written.0.lock().expect("whole").clone()).expect("text");
+        let lines: Vec<&str> = log
+            .lines()
+            .filter(|line| line.contains("in the handler") || line.contains("in a use case"))
+            .collect();
+        assert_eq!(lines.len(), 2, "{log}");
+        for line in lines {
+            assert!(line.contains("\"request_id\":\"r-2\""), "{line}");
+        }
+    }
+
+    #[actix_web::test]
+    async fn what_the_server_refuses_by_itself_is_a_problem_too() {
+        let (status, _, body) = answer("/typed/x").await;
+        assert_eq!((status.as_u16(), &body["code"]), (404, &json!("not_found")));
+        assert_eq!(body["instance"], "urn:stockctl:request:r-1");
+    }
+}

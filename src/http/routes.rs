@@ -1,0 +1,194 @@
+//! What is served where. A route says its path, its methods and what it answers with once; the server, the header
+//! `Allow`, and the check that the API's description leaves none out all read that.
+
+use actix_web::dev::ServiceFactory;
+use actix_web::guard::{self, GuardContext};
+use actix_web::http::Method;
+use actix_web::http::header::ACCEPT;
+use actix_web::{FromRequest, Handler, HttpRequest, Resource, Responder, web};
+
+use super::problem::{NOT_ACCEPTABLE, Problem};
+
+/// What most routes answer with.
+const JSON: &str = "application/json";
+
+/// A path, and what is done there.
+pub(super) struct At {
+    #[cfg(test)]
+    path: &'static str,
+    methods: Vec<Method>,
+    media_type: &'static str,
+    resource: Resource,
+}
+
+impl At {
+    /// A path at which nothing is done yet; it answers with JSON.
+    pub(super) fn new(path: &'static str) -> Self {
+        Self {
+            #[cfg(test)]
+            path,
+            methods: Vec::new(),
+            media_type: JSON,
+            resource: web::resource(path),
+        }
+    }
+
+    /// It answers with something else than JSON. To be said before its methods.
+    pub(super) fn of_type(mut self, media_type: &'static str) -> Self {
+        self.media_type = media_type;
+        self
+    }
+
+    /// Where, and by which methods.
+    #[cfg(test)]
+    pub(super) fn methods(&self) -> (&'static str, &[Method]) {
+        (self.path, &self.methods)
+    }
+
+    /// A GET, and the HEAD that goes with it: the server leaves the body of its answer out.
+    pub(super) fn get<F, Args>(self, handler: F) -> Self
+    where
+        F: Handler<Args>,
+        Args: FromRequest + 'static,
+        F::Output: Responder + 'static,
+    {
+        self.on(&[Method::GET, Method::HEAD], handler)
+    }
+
+    /// A POST.
+    pub(super) fn post<F, Args>(self, handler: F) -> Self
+    where
+        F: Handler<Args>,
+        Args: FromRequest + 'static,
+        F::Output: Responder + 'static,
+    {
+        self.on(&[Method::POST], handler)
+    }
+
+    /// A PUT.
+    pub(super) fn put<F, Args>(self, handler: F) -> Self
+    where
+        F: Handler<Args>,
+        Args: FromRequest + 'static,
+        F::Output: Responder + 'static,
+    {
+        self.on(&[Method::PUT], handler)
+    }
+
+    fn on<F, Args>(mut self, methods: &'static [Method], handler: F) -> Self
+    where
+        F: Handler<Args>,
+        Args: FromRequest + 'static,
+        F::Output: Responder + 'static,
+    {
+        self.methods.extend_from_slice(methods);
+        let media_type = self.media_type;
+        let route = web::route()
+            .guard(guard::fn_guard(move |context| {
+                methods.contains(&context.head().method)
+            }))
+            .guard(guard::fn_guard(move |context| {
+                is_accepted(context, media_type)
+            }));
+        self.resource = self.resource.route(route.to(handler));
+        self
+    }
+
+    /// As the server takes it: every other request for this path is told what is wrong with it.
+    pub(super) fn into_service(
+        self,
+    ) -> Resource<
+        impl ServiceFactory<
+            actix_web::dev::ServiceRequest,
+            Config = (),
+            Response = actix_web::dev::ServiceResponse,
+            Error = actix_web::Error,
+            InitError = (),
+        >,
+    > {
+        let (methods, media_type) = (self.methods, self.media_type);
+        self.resource
+            .default_service(web::route().to(move |request: HttpRequest| {
+                std::future::ready(Err::<&str, _>(not_served(&request, &methods, media_type)))
+            }))
+    }
+}
+
+fn not_served(request: &HttpRequest, methods: &[Method], media_type: &str) -> Problem {
+    let path = request.path();
+    if methods.contains(request.method()) {
+        return Problem::new(
+            NOT_ACCEPTABLE,
+            format!("{path} answers with {media_type}, which the header Accept leaves out"),
+        );
+    }
+    let allowed: Vec<&str> = methods.iter().map(Method::as_str).collect();
+    Problem::method_not_allowed(
+        format!("{path} does not answer {}", request.method()),
+        allowed.join(", "),
+    )
+}
+
+/// Whether the caller takes such an answer; without a word about it, any.
+fn is_accepted(context: &GuardContext<'_>, media_type: &str) -> bool {
+    let mut asked = context.head().headers.get_all(ACCEPT).peekable();
+    asked.peek().is_none()
+        || asked
+            // What is no text says nothing that could be kept to.
+            .any(|value| {
+                value
+                    .to_str()
+                    .map_or(true, |text| accepts(text, media_type))
+            })
+}
+
+/// Whether a header `Accept` takes a media type. Ranges are not weighed against each other: there is one form to be had,
+/// which only a weight of 0 refuses.
+fn accepts(header: &str, media_type: &str) -> bool {
+    let kind = media_type.split('/').next().unwrap_or_default();
+    header.trim().is_empty()
+        || header.split(',').any(|range| {
+            let mut parts = range.split(';').map(str::trim);
+            let essence = parts.next().unwrap_or_default();
+            let is_refused = parts.any(|parameter| {
+                parameter
+                    .strip_prefix("q=")
+                    .and_then(|weight| weight.parse::<f32>().ok())
+                    == Some(0.0)
+            });
+            let is_meant = essence == "*/*"
+                || essence == "*"
+                || essence.eq_ignore_ascii_case(media_type)
+                || essence
+                    .strip_suffix("/*")
+                    .is_some_and(|of| of.eq_ignore_ascii_case(kind));
+            is_meant && !is_refused
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_accepted_by_its_name_or_by_a_range() {
+        for (header, expected) in [
+            ("", true),
+            ("*/*", true),
+            ("application/json", true),
+            ("Application/JSON; charset=utf-8", true),
+            ("application/*;q=0.1", true),
+            ("text/html, application/xml;q=0.9, */*;q=0.8", true),
+            // As java.net.URLConnection asks.
+            ("text/html, image/gif, *; q=.2, */*; q=.2", true),
+            ("text/html", false),
+            ("text/*, application/xml", false),
+            ("application/json;q=0", false),
+            ("application/json;q=0.0, text/html", false),
+            ("application/jsonp", false),
+            ("nonsense", false),
+        ] {
+            assert_eq!(accepts(header, JSON), expected, "{header:?}");
+        }
+    }
+}
