@@ -8,6 +8,7 @@ pub mod decide;
 mod error;
 pub mod gauges;
 pub mod outcome;
+pub mod overview;
 pub mod push;
 pub mod relay;
 mod save;

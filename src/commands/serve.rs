@@ -11,6 +11,7 @@ use super::{
 use crate::app::Context;
 use crate::app::accept::{self, Accept};
 use crate::app::outcome::Outcomes;
+use crate::app::overview::Overviews;
 use crate::app::relay::{self, Relay};
 use crate::config::{self, Config};
 use crate::http::{self, Listening, State};
@@ -113,6 +114,7 @@ pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> R
 
     let (outcomes, mut looking) = Outcomes::start(context.clone(), shutdown.clone());
     let state = State {
+        overviews: Overviews::new(context.clone()),
         context,
         accept,
         outcomes,

@@ -10,6 +10,7 @@ pub mod gauges;
 pub mod movements;
 pub mod orders;
 pub mod outbox;
+pub mod overview;
 pub mod stock;
 pub mod suspects;
 pub mod updates;

@@ -1,14 +1,17 @@
 //! `/admin`: what an operator asks for.
 
-use actix_web::HttpResponse;
 use actix_web::web::Data;
+use actix_web::{HttpRequest, HttpResponse};
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::State;
 use super::problem::Problem;
+use super::{State, answer, detached};
 use crate::app::Error;
+use crate::app::overview::BUCKET;
 use crate::db;
+use crate::db::overview::Bucket;
 use crate::mq;
 
 /// Asking the broker for the depth of six queues takes milliseconds.
@@ -76,4 +79,127 @@ pub(super) async fn queues(state: Data<State>) -> Result<HttpResponse, Problem> 
             })
             .collect(),
     }))
+}
+
+/// How things go right now.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Overview)]
+struct OverviewResponse {
+    at: DateTime<Utc>,
+    /// Orders accepted in a second, over the last ten seconds.
+    accepted_per_second: f64,
+    /// Seconds that the buckets reach back.
+    span_seconds: i64,
+    orders: Counts,
+    decision: Latency,
+    outbox: Outbox,
+    bucket_seconds: u64,
+    /// Of the newest 10 000 orders those of the last two minutes, by the time at which they were accepted; the oldest
+    /// first. Spans without an order are left out.
+    buckets: Vec<BucketResponse>,
+}
+
+/// Orders by status.
+#[derive(Serialize, ToSchema, Default, Clone, Copy)]
+struct Counts {
+    pending: i64,
+    confirmed: i64,
+    rejected: i64,
+    failed: i64,
+    cancelled: i64,
+}
+
+/// From acceptance to decision; null where nothing was decided.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Latency {
+    p50_ms: Option<f64>,
+    p95_ms: Option<f64>,
+    p99_ms: Option<f64>,
+}
+
+/// Messages that wait in PostgreSQL for the broker.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Outbox {
+    messages: i64,
+    oldest_seconds: f64,
+}
+
+/// The orders of one span of time.
+#[derive(Serialize, ToSchema)]
+struct BucketResponse {
+    at: DateTime<Utc>,
+    #[serde(flatten)]
+    orders: Counts,
+}
+
+impl From<&Bucket> for Counts {
+    fn from(bucket: &Bucket) -> Self {
+        Self {
+            pending: bucket.pending,
+            confirmed: bucket.confirmed,
+            rejected: bucket.rejected,
+            failed: bucket.failed,
+            cancelled: bucket.cancelled,
+        }
+    }
+}
+
+/// How things go
+///
+/// The newest orders summed up, read at most once a second however many look.
+#[utoipa::path(
+    get, path = "/admin/overview", tag = "operations",
+    responses((status = 200, description = "How things go", body = OverviewResponse, example = json!({
+        "at": "2026-11-26T01:42:20.5Z", "acceptedPerSecond": 0.2, "spanSeconds": 4,
+        "orders": {"pending": 0, "confirmed": 1, "rejected": 1, "failed": 0, "cancelled": 0},
+        "decision": {"p50Ms": 41.5, "p95Ms": 66.7, "p99Ms": 68.9}, "outbox": {"messages": 0, "oldestSeconds": 0.0}, "bucketSeconds": 2,
+        "buckets": [{"at": "2026-11-26T01:42:16Z", "pending": 0, "confirmed": 1, "rejected": 1, "failed": 0, "cancelled": 0}]})))
+)]
+pub(super) async fn overview(
+    request: HttpRequest,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
+    let overviews = state.overviews.clone();
+    // To its end, also when the caller goes away: the look belongs to all who look.
+    let overview = detached(async move { overviews.look().await }).await?;
+    let mut orders = Counts::default();
+    for bucket in &overview.buckets {
+        orders.pending += bucket.pending;
+        orders.confirmed += bucket.confirmed;
+        orders.rejected += bucket.rejected;
+        orders.failed += bucket.failed;
+        orders.cancelled += bucket.cancelled;
+    }
+    let since = overview.buckets.first().map(|bucket| bucket.at);
+    let ms = |seconds: Option<f64>| seconds.map(|seconds| seconds * 1000.0);
+    answer::json(
+        &request,
+        &OverviewResponse {
+            at: overview.at,
+            accepted_per_second: overview.accepted_per_second,
+            span_seconds: since.map_or(0, |since| overview.at.timestamp() - since),
+            orders,
+            decision: Latency {
+                p50_ms: ms(overview.waited.p50),
+                p95_ms: ms(overview.waited.p95),
+                p99_ms: ms(overview.waited.p99),
+            },
+            outbox: Outbox {
+                messages: overview.outbox.count,
+                oldest_seconds: overview.outbox.oldest_age,
+            },
+            bucket_seconds: BUCKET.as_secs(),
+            buckets: overview
+                .buckets
+                .iter()
+                .map(|bucket| BucketResponse {
+                    at: DateTime::from_timestamp(bucket.at, 0).unwrap_or_default(),
+                    orders: bucket.into(),
+                })
+                .collect(),
+        },
+    )
 }

@@ -15,6 +15,7 @@ mod metrics;
 mod movements;
 pub mod openapi;
 mod orders;
+mod page;
 mod prefer;
 pub mod problem;
 mod products;
@@ -32,6 +33,7 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use crate::app::accept::Accept;
 use crate::app::gauges::Gauges;
 use crate::app::outcome::Outcomes;
+use crate::app::overview::Overviews;
 use crate::app::relay::Relay;
 use crate::app::{self, Context};
 use crate::domain::ids::{IdError, ProductId, VendorId};
@@ -74,6 +76,8 @@ pub struct State {
     pub publisher: mq::Publisher,
     /// For an operator's own sessions with the broker.
     pub broker: mq::Settings,
+    /// For people who look.
+    pub overviews: Overviews,
     /// For `/metrics`.
     pub gauges: std::sync::Arc<Gauges>,
 }
@@ -130,7 +134,7 @@ fn configure(config: &mut web::ServiceConfig) {
 
 /// All that is served.
 fn routes() -> Vec<At> {
-    vec![
+    let mut routes = vec![
         At::new("/orders").get(orders::list).post(orders::place),
         At::new("/order").post(orders::place),
         At::new("/orders/batch").post(batch::place_all),
@@ -146,6 +150,7 @@ fn routes() -> Vec<At> {
         At::new("/vendors/{vendor}/stock-updates").post(vendors::apply_updates),
         At::new("/admin/sync").post(admin::sync),
         At::new("/admin/queues").get(admin::queues),
+        At::new("/admin/overview").get(admin::overview),
         At::new("/admin/dead-letters/{queue}").get(dead_letters::list),
         At::new("/admin/dead-letters/{queue}/replay").post(dead_letters::replay),
         At::new("/admin/dead-letters/{queue}/drop").post(dead_letters::drop),
@@ -158,7 +163,9 @@ fn routes() -> Vec<At> {
         At::new("/docs/rapidoc-min.js")
             .of_type("text/javascript")
             .get(docs::script),
-    ]
+    ];
+    routes.extend(page::at());
+    routes
 }
 
 async fn no_route(request: HttpRequest) -> Result<HttpResponse, Problem> {

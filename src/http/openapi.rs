@@ -41,6 +41,7 @@ use super::problem::{self, CODES, Code, ProblemBody};
         super::vendors::apply_updates,
         super::admin::sync,
         super::admin::queues,
+        super::admin::overview,
         super::dead_letters::list,
         super::dead_letters::show,
         super::dead_letters::replay,
@@ -48,6 +49,9 @@ use super::problem::{self, CODES, Code, ProblemBody};
         super::health::alive,
         super::health::ready,
         super::metrics::show,
+        super::page::page,
+        super::page::script,
+        super::page::style,
         super::docs::description,
         super::docs::page,
         super::docs::script,
@@ -159,9 +163,16 @@ fn problems(path: &str, method: &str, operation: &Value) -> Vec<&'static Code> {
         let parameters = operation["parameters"].as_array();
         parameters.is_some_and(|all| all.iter().any(|parameter| parameter["in"] == place))
     };
-    let is_ours_alone = ["/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"]
-        .iter()
-        .any(|ours| path.starts_with(ours));
+    let is_ours_alone = [
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+        "/docs",
+        "/page",
+    ]
+    .iter()
+    .any(|ours| path == "/" || path.starts_with(ours));
     let mut codes = vec![p::NOT_ACCEPTABLE, p::INTERNAL];
     if !is_ours_alone {
         codes.push(p::UNAVAILABLE);

@@ -10,6 +10,7 @@ mod idempotency;
 mod listing;
 mod operations;
 mod outage;
+mod page;
 mod vendors;
 mod waiting;
 

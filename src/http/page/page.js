@@ -1,0 +1,496 @@
+// The operator's page: it shows what the HTTP API says, and asks again every few seconds while somebody looks.
+// Text from outside is only ever set as text, never as markup.
+
+const LOOK_EVERY = 2000;      // ms between two looks
+const QUEUES_EVERY = 3;       // looks between two questions to the broker, each of which opens a connection
+const LETTERS_EVERY = 5;      // looks between two listings of dead letters
+const HISTORY = 120;          // seconds in the charts
+const ANSWER_WITHIN = 10000;  // ms
+const PAGE = 50;              // rows of a list
+
+const $ = (id) => document.getElementById(id);
+const main = $('main');
+
+// ---- elements -----------------------------------------------------------------------------------------------------
+
+const SVG = 'http://www.w3.org/2000/svg';
+const DRAWN = new Set(['svg', 'rect', 'path', 'text', 'line', 'title', 'g']);
+
+function h(tag, attributes, ...children) {
+  const drawn = DRAWN.has(tag);
+  const element = drawn ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith('on')) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? '' : value);
+  }
+  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+// Replaces what is in a place, unless it would come out the same: focus and selection stay where they are.
+function put(place, ...children) {
+  const next = h(place.localName === 'svg' ? 'g' : 'div', {}, ...children);
+  const shown = next.innerHTML;
+  if (place.dataset.shown === shown) return;
+  const focused = place.contains(document.activeElement) ? document.activeElement.id : '';
+  place.dataset.shown = shown;
+  place.replaceChildren(...next.childNodes);
+  if (focused) $(focused)?.focus();
+}
+
+const number = (value) => Number(value).toLocaleString('en');
+const card = (title, ...children) => h('section', { class: 'card', 'aria-label': title }, h('h2', {}, title), ...children);
+const note = (...text) => h('p', { class: 'note' }, ...text);
+const badge = (text, kind = '') => h('span', { class: `badge ${kind}` }, text);
+const code = (text) => h('code', {}, text);
+const orderLink = (id) => h('a', { href: `#/orders/${encodeURIComponent(id)}` }, code(id));
+
+function table(caption, columns, rows) {
+  const head = columns.map(([name, kind]) => h('th', { scope: 'col', class: kind }, name));
+  return h('div', { class: 'scroll' }, h('table', { class: 'stack' },
+    h('caption', {}, caption), h('thead', {}, h('tr', {}, head)),
+    h('tbody', {}, rows.map((cells) => h('tr', {}, cells.map((cell, at) =>
+      h('td', { class: columns[at][1], 'data-label': columns[at][0] }, cell)))))));
+}
+
+function ago(time) {
+  if (!time) return 'never';
+  const seconds = Math.max(0, (Date.now() - Date.parse(time)) / 1000);
+  if (seconds < 90) return `${Math.round(seconds)} s ago`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min ago`;
+  if (seconds < 129600) return `${Math.round(seconds / 3600)} h ago`;
+  return `${Math.round(seconds / 86400)} days ago`;
+}
+
+const clock = (time) => h('time', { datetime: time, title: time }, new Date(time).toLocaleTimeString('en-GB'));
+
+const STATUS = { confirmed: 'good', rejected: 'bad', failed: 'bad', pending: 'warn', cancelled: '' };
+const VENDOR_SYNC = { done: 'good', failed: 'bad', pending: 'warn', none: '' };
+
+// ---- the API ------------------------------------------------------------------------------------------------------
+
+class Refused extends Error {
+  constructor(status, problem) {
+    super(problem.detail || problem.title || `The server answered ${status}.`);
+    this.problem = problem;
+    this.status = status;
+  }
+}
+
+async function call(method, path, body, headers = {}) {
+  const options = { method, headers: { Accept: 'application/json', ...headers }, signal: AbortSignal.timeout(ANSWER_WITHIN) };
+  if (body !== undefined) {
+    options.headers['Content-Type'] = 'application/json';
+    options.body = JSON.stringify(body);
+  }
+  const response = await fetch(path, options);
+  const answer = await response.json().catch(() => ({}));
+  // What is not ready says why in its answer.
+  if (!response.ok && path !== '/readyz') throw new Refused(response.status, answer);
+  return answer;
+}
+
+const get = (path) => call('GET', path);
+
+function say(text) {
+  const toast = $('toast');
+  toast.textContent = text;
+  toast.hidden = false;
+  clearTimeout(say.timer);
+  say.timer = setTimeout(() => { toast.hidden = true; }, 6000);
+}
+
+// Runs what a button asks for, and says what went wrong.
+function doing(work) {
+  return async (event) => {
+    event.preventDefault();
+    const button = event.submitter ?? event.currentTarget;
+    button.disabled = true;
+    try {
+      await work(event);
+    } catch (error) {
+      say(error.message);
+    } finally {
+      button.disabled = false;
+      acted = true;
+      look();
+    }
+  };
+}
+
+function ask(title, content, action, kind, work) {
+  const dialog = $('dialog');
+  const close = () => dialog.close();
+  dialog.replaceChildren(
+    h('h2', { id: 'dialog-title' }, title), content,
+    h('div', { class: 'row' },
+      h('button', { type: 'button', class: kind, onclick: doing(async () => { await work(); close(); }) }, action),
+      h('button', { type: 'button', onclick: close }, 'Leave it')));
+  dialog.showModal();
+}
+
+// ---- what all pages share: readiness and the charts' past ---------------------------------------------------------
+
+const latencies = []; // [ms since 1970, p95]
+
+function showReadiness(ready) {
+  const live = $('live');
+  live.className = `live ${ready ? 'on' : 'off'}`;
+  live.lastElementChild.textContent = ready ? 'Live' : 'No answer from the server; trying again';
+  const banner = $('banner');
+  const said = !ready ? [] : [
+    ready.postgresql !== 'up' && ready.rabbitmq === 'up'
+      && 'PostgreSQL is down. Orders are accepted through RabbitMQ and decided once it is back; nothing can be read meanwhile.',
+    ready.postgresql === 'up' && ready.rabbitmq === 'down'
+      && 'RabbitMQ is down. Orders are accepted and wait in the outbox; they are decided once it is back.',
+    ready.rabbitmq === 'blocked'
+      && 'RabbitMQ blocks publishers (a memory or disk alarm). Orders wait in the outbox until the alarm is over.',
+    ready.rabbitmq === 'misdeclared'
+      && 'The queues in RabbitMQ have other arguments than this program needs. Its log says which, and the way out.',
+    ready.postgresql !== 'up' && ready.rabbitmq !== 'up'
+      && 'PostgreSQL and RabbitMQ are both down. Orders are refused with 503 until one of them is back.',
+    ready.consumers === 'stalled' && 'Messages wait and no consumer finishes any. Look at the log of “stockctl work”.',
+    ready.consumers === 'none' && 'Nobody consumes the work queues, so no order is decided. Start “stockctl work”.',
+  ].filter(Boolean);
+  banner.hidden = said.length === 0;
+  banner.className = ready && ready.postgresql === 'up' ? 'mild' : '';
+  if (banner.textContent !== said.join(' ')) banner.textContent = said.join(' ');
+}
+
+function bars(buckets, seconds) {
+  const now = Date.now();
+  const width = 600, height = 90, of = HISTORY / seconds, step = width / of;
+  const kinds = ['confirmed', 'rejected', 'failed', 'cancelled', 'pending'];
+  const most = Math.max(1, ...buckets.map((bucket) => kinds.reduce((sum, kind) => sum + bucket[kind], 0) / seconds));
+  const drawn = [];
+  for (const bucket of buckets) {
+    const x = width - ((now - Date.parse(bucket.at)) / 1000 / seconds) * step;
+    let y = height;
+    for (const kind of kinds) {
+      const tall = (bucket[kind] / seconds / most) * height;
+      y -= tall;
+      if (tall > 0 && x > -step) drawn.push(h('rect', { class: kind, x: x.toFixed(1), y: y.toFixed(1), width: Math.max(1, step - 1).toFixed(1), height: tall.toFixed(1) }));
+    }
+  }
+  const label = `Orders a second over the last ${HISTORY} seconds; at most ${number(most.toFixed(1))}`;
+  return chart(`up to ${number(most.toFixed(1))} a second`, label, drawn);
+}
+
+// What is as high as the chart is said in words beside it: text in it would be stretched.
+function chart(top, label, ...drawn) {
+  return h('figure', {}, h('figcaption', {}, top),
+    h('svg', { viewBox: '0 0 600 90', preserveAspectRatio: 'none', role: 'img', 'aria-label': label }, ...drawn));
+}
+
+function line() {
+  const now = Date.now();
+  const width = 600, height = 90;
+  const points = latencies.filter(([at]) => now - at < HISTORY * 1000);
+  const most = Math.max(10, ...points.map(([, ms]) => ms));
+  const path = points.map(([at, ms], place) => {
+    const x = width - ((now - at) / 1000 / HISTORY) * width;
+    return `${place ? 'L' : 'M'}${x.toFixed(1)} ${(height - (ms / most) * height).toFixed(1)}`;
+  }).join('');
+  const label = `Time from acceptance to decision, 95 % of orders; at most ${Math.round(most)} ms`;
+  return chart(`up to ${number(Math.round(most))} ms`, label, h('path', { class: 'latency', d: path || 'M0 0' }));
+}
+
+// ---- pages --------------------------------------------------------------------------------------------------------
+
+function overviewPage() {
+  const place = { orders: h('div'), latency: h('div'), queues: h('div'), vendors: h('div') };
+  const product = h('input', { name: 'product', required: true, list: 'products', autocomplete: 'off', maxlength: 200 });
+  const known = h('datalist', { id: 'products' });
+  const form = h('form', { onsubmit: doing(async () => {
+    const lines = [{ productId: product.value.trim(), quantity: Number(form.elements.quantity.value) }];
+    const order = await call('POST', '/orders', { lines }, { 'Idempotency-Key': crypto.randomUUID() });
+    location.hash = `#/orders/${order.id}`;
+  }) },
+  h('label', {}, 'Product', product), known,
+  h('label', {}, 'Quantity', h('input', { name: 'quantity', type: 'number', min: 1, max: 1000000, value: 1, required: true })),
+  h('button', { class: 'main' }, 'Place a test order'));
+  main.replaceChildren(h('div', { class: 'cards' },
+    card('Orders', place.orders), card('From acceptance to decision', place.latency),
+    h('section', { class: 'card wide', 'aria-label': 'Vendors' },
+      h('div', { class: 'row' }, h('h2', {}, 'Vendors'),
+        h('button', { type: 'button', id: 'sync-now', onclick: doing(async () => {
+          const { requested } = await call('POST', '/admin/sync', {});
+          say(`Asked for a sync of ${requested.join(', ')}.`);
+        }) }, 'Sync now')), place.vendors),
+    card('Queues', place.queues),
+    card('Try it', note('A test order is a real one: it takes stock, and the vendors are told.'), form)));
+  get('/products?limit=50').then(({ products }) => known.replaceChildren(...products.map((p) => h('option', { value: p.id }, p.name)))).catch(() => {});
+  let depths = [];
+  return async (turn) => {
+    const asked = turn % QUEUES_EVERY === 0 ? get('/admin/queues').then((answer) => { depths = answer.queues; }).catch((error) => { depths = error; }) : null;
+    const [overview, { vendors }] = await Promise.all([get('/admin/overview'), get('/vendors')]);
+    await asked;
+    showOrders(place, overview);
+    put(place.vendors, vendorTable(vendors));
+    put(place.queues, queueTable(depths, overview.outbox));
+  };
+}
+
+function showOrders(place, overview) {
+  const { orders, decision } = overview;
+  const figures = (pairs) => h('dl', { class: 'figures' }, pairs.map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value))));
+  if (decision.p95Ms !== null) {
+    latencies.push([Date.now(), decision.p95Ms]);
+    if (latencies.length > HISTORY) latencies.shift();
+  }
+  const total = Object.values(orders).reduce((sum, count) => sum + count, 0);
+  const key = (kind) => h('li', {}, h('svg', { viewBox: '0 0 1 1', 'aria-hidden': 'true' }, h('rect', { class: kind, width: 1, height: 1 })), kind);
+  put(place.orders,
+    figures([['accepted a second', number(overview.acceptedPerSecond.toFixed(1))], ['pending', number(orders.pending)], ['confirmed', number(orders.confirmed)], ['rejected', number(orders.rejected)], ['failed', number(orders.failed)]]),
+    bars(overview.buckets, overview.bucketSeconds),
+    h('ul', { class: 'legend' }, ['confirmed', 'rejected', 'pending', 'cancelled'].map(key)),
+    note(total === 0 ? 'No orders in the last two minutes. Place a test order below, or call POST /orders.'
+      : `Of the last ${number(total)} orders, accepted within ${overview.spanSeconds} s.`));
+  const ms = (value) => value === null ? '–' : `${number(value < 10 ? value.toFixed(1) : Math.round(value))} ms`;
+  put(place.latency, figures([['half of them', ms(decision.p50Ms)], ['95 %', ms(decision.p95Ms)], ['99 %', ms(decision.p99Ms)]]), line(),
+    note('The line is the 95 % figure since this page was opened.'));
+}
+
+function vendorTable(vendors) {
+  if (vendors.length === 0) return note('No vendor is configured: add a section [vendors.<id>] to the configuration.');
+  return table('What each vendor’s database and API say', [['Vendor'], ['Last sync'], ['Open updates', 'number'], ['Takes updates']], vendors.map((vendor) => [
+    h('b', {}, vendor.id),
+    [vendor.lastSyncError ? badge(vendor.lastSyncError, 'bad') : badge('ok', 'good'), ' ', h('span', { class: 'soft' }, ago(vendor.lastSyncAt))],
+    number(vendor.openUpdates),
+    pushState(vendor),
+  ]));
+}
+
+function pushState(vendor) {
+  if (vendor.pushState === 'open') return [badge('left alone', 'bad'), ' ', h('span', { class: 'soft' }, `${vendor.lastPushError ?? 'it does not answer'}; tried again by itself`)];
+  if (vendor.pushState === 'probing') return badge('being tried', 'warn');
+  if (vendor.pushState === 'ok') return badge('yes', 'good');
+  return h('span', { class: 'soft' }, 'not told anything yet');
+}
+
+const lastDepths = new Map();
+
+function queueTable(depths, outbox) {
+  if (depths instanceof Error) return h('p', { class: 'problem' }, `The queues cannot be looked at: ${depths.message}`);
+  const now = Date.now();
+  const rows = depths.map((queue) => {
+    const dead = queue.name.endsWith('_dlq');
+    const before = lastDepths.get(queue.name);
+    if (!before || before.ready !== queue.ready || now - before.at > 10000) lastDepths.set(queue.name, { at: now, ready: queue.ready, rate: before ? (queue.ready - before.ready) / ((now - before.at) / 1000) : 0 });
+    const rate = lastDepths.get(queue.name).rate;
+    return [
+      dead ? h('a', { href: `#/dead-letters/${queue.name}` }, queue.name) : queue.name,
+      dead && queue.ready > 0 ? badge(number(queue.ready), 'bad') : number(queue.ready),
+      rate === 0 ? '–' : `${rate > 0 ? '+' : '−'}${number(Math.abs(rate).toFixed(1))}/s`,
+      number(queue.consumers),
+    ];
+  });
+  rows.push(['outbox (PostgreSQL)', number(outbox.messages), outbox.messages ? `oldest ${Math.round(outbox.oldestSeconds)} s` : '–', '–']);
+  return table('Messages that wait; one may hold a hundred orders', [['Queue'], ['Waiting', 'number'], ['Change', 'number'], ['Consumers', 'number']], rows);
+}
+
+function productsPage() {
+  const rows = h('div');
+  const more = h('button', { type: 'button', hidden: true }, 'Show more');
+  let query = '', inStock = false, pages = 1;
+  const form = h('form', { role: 'search', onsubmit: doing(async () => { query = form.elements.q.value.trim(); inStock = form.elements.inStock.checked; pages = 1; }) },
+    h('label', {}, 'Id or name', h('input', { name: 'q', type: 'search', maxlength: 100, id: 'product-search' })),
+    h('label', { class: 'check' }, h('input', { name: 'inStock', type: 'checkbox' }), 'Only what is in stock'),
+    h('button', { class: 'main' }, 'Search'));
+  more.addEventListener('click', doing(async () => { pages += 1; }));
+  main.replaceChildren(card('Products', form, rows, more));
+  return async () => {
+    const found = [];
+    let cursor = null;
+    for (let page = 0; page < pages; page += 1) {
+      const parameters = new URLSearchParams({ limit: PAGE });
+      if (query) parameters.set('q', query);
+      if (inStock) parameters.set('inStock', 'true');
+      if (cursor) parameters.set('cursor', cursor);
+      const answer = await get(`/products?${parameters}`);
+      found.push(...answer.products);
+      cursor = answer.nextCursor;
+      if (!cursor) break;
+    }
+    more.hidden = !cursor;
+    put(rows, found.length === 0
+      ? note(query || inStock ? 'Nothing is like that.' : 'No products yet. They come with the first sync: is “stockctl sync” running, and do the vendors list any?')
+      : table('Available is what can be sold now: on hand at the vendors, less what is sold and not yet in their figures', [['Product'], ['Name'], ['Available', 'number'], ['At each vendor: on hand, open']], found.map((product) => [
+        code(product.id), product.name,
+        [product.shortfall > 0 ? badge(`${number(product.shortfall)} short`, 'bad') : null, ' ', number(product.available)],
+        product.vendors.map((at) => h('div', {}, `${at.vendorId}: ${number(at.onHand)}`, at.open ? h('span', { class: 'soft' }, `, ${number(at.open)} open`) : null)),
+      ])));
+  };
+}
+
+function ordersPage() {
+  const rows = h('div');
+  let status = '';
+  const find = h('form', { role: 'search', onsubmit: doing(async () => { location.hash = `#/orders/${encodeURIComponent(find.elements.id.value.trim())}`; }) },
+    h('label', {}, 'Order id', h('input', { name: 'id', required: true, size: 36, autocomplete: 'off' })), h('button', { class: 'main' }, 'Find'));
+  const choice = h('select', { id: 'order-status', onchange: doing(async () => { status = choice.value; }) },
+    ['', 'pending', 'confirmed', 'rejected', 'failed', 'cancelled'].map((value) => h('option', { value }, value || 'any')));
+  main.replaceChildren(card('Find an order', find), card('Newest orders', h('div', { class: 'row' }, h('label', {}, 'Status', choice)), rows));
+  return async () => {
+    const { orders, nextCursor } = await get(`/orders?limit=${PAGE}${status ? `&status=${status}` : ''}`);
+    put(rows, orders.length === 0
+      ? note(nextCursor ? 'None among the newest 100 000 orders.' : 'No orders yet. Place a test order on the overview, or call POST /orders.')
+      : table(`The newest ${PAGE}`, [['Order'], ['Accepted'], ['Status'], ['Vendors told'], ['Lines']], orders.map((order) => [
+        orderLink(order.id), clock(order.acceptedAt), badge(order.status, STATUS[order.status]), badge(order.vendorSync, VENDOR_SYNC[order.vendorSync]), linesOf(order),
+      ])));
+  };
+}
+
+const linesOf = (order) => order.lines.map((line) => `${number(line.quantity)} × ${line.productId}`).join(', ');
+
+function orderPage(id) {
+  const place = h('div');
+  main.replaceChildren(card('Order', h('p', {}, code(id)), place));
+  return async () => {
+    let order;
+    try {
+      order = await get(`/orders/${encodeURIComponent(id)}`);
+    } catch (error) {
+      if (!(error instanceof Refused)) throw error;
+      put(place, h('p', { class: 'problem' }, error.message), h('p', {}, h('a', { href: '#/orders' }, 'To the newest orders')));
+      return;
+    }
+    const can = ['pending', 'failed', 'confirmed'].includes(order.status);
+    const cancel = h('button', { type: 'button', class: 'danger', id: 'cancel-order', onclick: () => ask('Cancel this order?',
+      note('What was taken for it is returned to the vendors. This cannot be undone.'), 'Cancel the order', 'danger',
+      () => call('POST', `/orders/${order.id}/cancel`, {})) }, 'Cancel the order…');
+    const letters = order.status === 'failed' ? 'orders_dlq' : order.vendorSync === 'failed' ? 'vendor_sync_dlq' : null;
+    put(place,
+      h('p', {}, badge(order.status, STATUS[order.status]), ' ', linesOf(order), order.reference ? ` (${order.reference})` : null),
+      order.reason ? h('p', { class: 'problem' }, reasonOf(order.reason)) : null,
+      letters ? h('p', {}, h('a', { href: `#/dead-letters/${letters}/${order.id}` }, 'Its dead letter says why'), '; it can be replayed there.') : null,
+      h('h3', {}, 'History'),
+      h('ol', { class: 'history' }, (order.history ?? []).map((entry) => h('li', {}, clock(entry.at), ' ', h('b', {}, entry.event.replaceAll('_', ' ')),
+        entry.vendorId ? ` ${entry.vendorId}` : null, entry.outcome ? ` ${entry.outcome}` : null))),
+      order.updates.length ? table('What the vendors are told', [['Vendor'], ['Product'], ['Change', 'number'], ['State']], order.updates.map((update) => [
+        update.vendorId, code(update.productId), number(update.delta), badge(update.state, { open: 'warn', acknowledged: 'good', applied: 'good', rejected: 'bad', void: '' }[update.state])])) : null,
+      can ? h('p', {}, cancel) : null);
+  };
+}
+
+function reasonOf(reason) {
+  switch (reason.code) {
+    case 'insufficient_stock': return `Not enough stock: ${number(reason.requested)} of ${reason.productId} asked for, ${number(reason.available)} available.`;
+    case 'unknown_product': return `No vendor has the product ${reason.productId ?? ''}.`;
+    case 'vendor_rejected': return `The vendor had sold ${reason.productId} elsewhere, and no other vendor could serve it.`;
+    default: return [reason.code.replaceAll('_', ' '), reason.error].filter(Boolean).join(': ');
+  }
+}
+
+function deadLettersPage(queue = 'orders_dlq', order = '') {
+  const rows = h('div'), actions = h('div', { class: 'row' });
+  const chosen = new Set(), opened = new Set();
+  let letters = [];
+  const tabs = ['orders_dlq', 'vendor_sync_dlq'].map((name) => h('a', { href: `#/dead-letters/${name}`, 'aria-current': name === queue ? 'page' : null }, name));
+  const ids = () => [...chosen];
+  const act = (name, word, kind) => h('button', { type: 'button', class: kind, id: `${name}-chosen`, onclick: doing(async () => {
+    if (chosen.size === 0) { say('Choose letters first.'); return; }
+    const report = await call('POST', `/admin/dead-letters/${queue}/${name}`, { ids: ids(), dryRun: true });
+    const done = name === 'replay' ? report.replayed : report.dropped;
+    const orders = report.revivedOrders ?? report.cancelledOrders ?? [];
+    ask(`${word} ${number(done.length)} ${done.length === 1 ? 'letter' : 'letters'}?`,
+      h('div', {}, note(name === 'replay'
+        ? 'They go back to the queue they came from, as if they were new. What was tried in a dry run:'
+        : 'They are taken out for good and kept in the database. Their orders are cancelled, and what was taken is returned. What was tried in a dry run:'),
+      h('ul', {}, h('li', {}, `letters: ${number(done.length)}`), h('li', {}, `${name === 'replay' ? 'orders that become pending again' : 'orders that are cancelled'}: ${number(orders.length)}`)),
+      h('div', { class: 'scroll' }, h('ul', {}, orders.slice(0, 20).map((id) => h('li', {}, code(id)))))),
+      `${word} ${number(done.length)}`, name === 'drop' ? 'danger' : 'main', async () => {
+        const real = await call('POST', `/admin/dead-letters/${queue}/${name}`, { ids: ids() });
+        chosen.clear();
+        say(`${word === 'Replay' ? 'Replayed' : 'Dropped'}: ${number((real.replayed ?? real.dropped).length)}.`);
+      });
+  }) }, `${word} the chosen…`);
+  actions.append(act('replay', 'Replay', 'main'), act('drop', 'Drop', 'danger'));
+  main.replaceChildren(card('Dead letters', h('nav', { 'aria-label': 'Queues' }, tabs),
+    order ? note('Those of order ', code(order), '. ', h('a', { href: `#/dead-letters/${queue}` }, 'Show all')) : null, actions, rows));
+
+  const show = () => {
+    if (letters.length === 0) {
+      put(rows, note('Nothing here: every message was handled. What cannot be, ends here with its reason.'));
+      return;
+    }
+    const reasons = Map.groupBy ? Map.groupBy(letters, (letter) => letter.reason ?? 'no reason')
+      : letters.reduce((map, letter) => map.set(letter.reason ?? 'no reason', [...(map.get(letter.reason ?? 'no reason') ?? []), letter]), new Map());
+    rows.replaceChildren(...[...reasons].map(([reason, of]) => {
+      const all = h('input', { type: 'checkbox', 'aria-label': `Choose all with ${reason}`, onchange: () => { of.forEach((letter) => all.checked ? chosen.add(letter.messageId) : chosen.delete(letter.messageId)); show(); } });
+      all.checked = of.every((letter) => chosen.has(letter.messageId));
+      return h('section', { 'aria-label': reason }, h('h3', {}, h('label', { class: 'check' }, all, `${reason.replaceAll('_', ' ')} (${number(of.length)})`)),
+        table('', [['Choose'], ['Message'], ['Since'], ['Attempts', 'number'], ['What went wrong']], of.map((letter) => letterRow(letter))));
+    }));
+  };
+  const letterRow = (letter) => {
+    const id = letter.messageId;
+    const box = h('input', { type: 'checkbox', 'aria-label': `Choose ${id}`, onchange: () => { box.checked ? chosen.add(id) : chosen.delete(id); show(); } });
+    box.checked = chosen.has(id);
+    const inspect = h('button', { type: 'button', class: 'link', 'aria-expanded': String(opened.has(id)), onclick: () => { opened.has(id) ? opened.delete(id) : opened.add(id); show(); } }, code(id || 'no id'));
+    return [box, [inspect, opened.has(id) ? h('pre', {}, JSON.stringify(letter.body, null, 2)) : null,
+      opened.has(id) && queue === 'orders_dlq' ? h('p', {}, h('a', { href: `#/orders/${encodeURIComponent(id)}` }, 'To the order')) : null],
+    ago(letter.deadLetteredAt), letter.attempts ?? '–', letter.error ?? '–'];
+  };
+  let before = '';
+  return async (turn) => {
+    // A look takes the letters out and puts them back, and one session looks at a time.
+    if (turn % LETTERS_EVERY !== 0 && !acted) return;
+    acted = false;
+    const answer = await get(`/admin/dead-letters/${queue}?limit=200${order ? `&order=${encodeURIComponent(order)}` : ''}`);
+    letters = answer.deadLetters;
+    const now = JSON.stringify(letters);
+    // Redrawn only when something changed, so that it can be read and chosen from.
+    if (now !== before) { before = now; show(); }
+  };
+}
+
+// ---- which page, and when to look ---------------------------------------------------------------------------------
+
+let page = null, turn = 0, timer, looking = false, acted = false;
+
+function route() {
+  const [name = '', ...rest] = location.hash.replace(/^#\//, '').split('/').map(decodeURIComponent);
+  const pages = { '': overviewPage, products: productsPage, orders: rest[0] ? orderPage : ordersPage, 'dead-letters': deadLettersPage };
+  for (const link of document.querySelectorAll('header nav a')) {
+    if (link.getAttribute('href') === `#/${name}`) link.setAttribute('aria-current', 'page');
+    else link.removeAttribute('aria-current');
+  }
+  turn = 0;
+  page = (pages[name] ?? overviewPage)(...rest);
+  document.title = name ? `${name.replace('-', ' ')} – stockctl` : 'stockctl';
+  look();
+}
+
+// One look at a time: what is asked for meanwhile follows at once.
+async function look() {
+  if (looking) { look.again = true; return; }
+  looking = true;
+  clearTimeout(timer);
+  const showing = page;
+  try {
+    const ready = await get('/readyz').catch(() => null);
+    showReadiness(ready);
+    if (ready) await showing(turn);
+  } catch (error) {
+    if (showing === page && !main.querySelector('.problem')) main.prepend(h('p', { class: 'problem card', id: 'trouble' }, error.message));
+    looking = false;
+    schedule();
+    return;
+  }
+  if (showing === page) $('trouble')?.remove();
+  turn += 1;
+  looking = false;
+  schedule();
+}
+
+function schedule() {
+  if (look.again) { look.again = false; look(); return; }
+  clearTimeout(timer);
+  if (!document.hidden) timer = setTimeout(look, LOOK_EVERY);
+}
+
+addEventListener('hashchange', () => { route(); main.focus(); });
+document.addEventListener('visibilitychange', () => { if (!document.hidden) look(); });
+route();
