@@ -431,7 +431,7 @@ async fn what_is_nowhere_is_not_found() {
     let id = "0191b6c4-d1b8-7b0e-a0b9-d3f7c9c9a001";
     let of_vendor = |v: &str, p: &str| format!("/vendors/{v}/products/{p}");
     let paths = [
-        "/".to_owned(),
+        "/page/".to_owned(),
         "/nothing".into(),
         "/orders/".into(),
         "/Orders".into(),
