@@ -18,6 +18,7 @@ use std::time::Duration;
 
 pub use self::error::{ConfigError, Origin, Problem};
 pub use self::secret_url::SecretUrl;
+use crate::limit::Limit;
 use crate::telemetry;
 
 /// The file that is read when none is named, if it is there; `stockctl up` writes it.
@@ -100,7 +101,7 @@ pub struct Orders {
     /// Wait before each retry.
     pub retry_delay: Duration,
     /// Orders decided in one transaction.
-    pub batch_max: usize,
+    pub batch_max: Limit,
     /// Messages handed out ahead of their acknowledgement.
     pub prefetch: u16,
 }
@@ -117,7 +118,7 @@ pub struct VendorSync {
     /// How long one call of a vendor's API may take.
     pub timeout: Duration,
     /// Stock updates sent in one call.
-    pub updates_per_call_max: usize,
+    pub updates_per_call_max: Limit,
 }
 
 /// Section `work`.
@@ -133,7 +134,7 @@ pub struct Sync {
     /// When the vendors' stock is read, in UTC.
     pub schedule: cron::Schedule,
     /// Products written in one transaction.
-    pub chunk_rows: usize,
+    pub chunk_rows: Limit,
 }
 
 /// Section `metrics`.

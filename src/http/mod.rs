@@ -9,6 +9,7 @@ mod listening;
 mod metrics;
 mod movements;
 mod orders;
+mod probe;
 pub mod problem;
 mod products;
 mod query;
@@ -31,6 +32,7 @@ use drain::Drain;
 pub use drain::Ending;
 pub use listening::Listening;
 pub use metrics::MetricsListener;
+pub use probe::{Probe, SideDoor};
 use problem::{Problem, problems_of_extractors};
 
 /// Largest body of a request. An order with 100 lines of the longest product ids takes half of it.
@@ -62,20 +64,23 @@ pub struct State {
     pub gauges: std::sync::Arc<Gauges>,
 }
 
-/// Prepares a server on a listening socket, and its end. It runs when it is awaited.
+/// Prepares a server on a listening socket and a side door, its end, and what sees by the side door whether it answers.
+/// It runs when it is awaited.
 ///
 /// # Errors
 /// The socket cannot be used.
 pub fn server(
     listening: Listening,
+    side_door: SideDoor,
     state: State,
     shutdown_deadline: Duration,
-) -> std::io::Result<(Server, Ending)> {
+) -> std::io::Result<(Server, Ending, Probe)> {
     let (listener, closing) = listening.split()?;
     let gauges = web::Data::from(state.gauges.clone());
     let state = web::Data::new(state);
     let drain = Drain::default();
     let (for_app, for_connections) = (drain.clone(), drain.clone());
+    let (side_door, probe) = side_door.split(drain.clone());
     let server = HttpServer::new(move || {
         let drain = for_app.clone();
         App::new()
@@ -89,6 +94,7 @@ pub fn server(
                 async move {
                     let mut answer = answering.await?;
                     crate::metrics::HTTP.answered(answer.status().as_u16());
+                    drain.count_answer();
                     drain.mark(answer.response_mut());
                     Ok(answer)
                 }
@@ -106,9 +112,10 @@ pub fn server(
     // The process has its own signals.
     .disable_signals()
     .listen(listener)?
+    .listen_uds(side_door)?
     .run();
     let ending = Ending::new(server.handle(), drain, closing);
-    Ok((server, ending))
+    Ok((server, ending, probe))
 }
 
 fn configure(config: &mut web::ServiceConfig) {

@@ -22,6 +22,7 @@ mod queues;
 mod rejections;
 mod support;
 mod sync;
+mod systemd;
 mod up;
 mod vendor_calls;
 mod vendor_changes;
