@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::commands::configuration::ConfigCommand;
 use crate::commands::dlq::Dlq;
 use crate::commands::work::WorkQueue;
 
@@ -69,6 +70,27 @@ pub enum Command {
         /// Only this queue; may be given more than once
         #[arg(long = "queue", value_name = "QUEUE", value_enum)]
         queues: Vec<WorkQueue>,
+    },
+    /// Show the whole on one screen, and what needs a hand (exit code 5 when something does)
+    Status {
+        /// As JSON, a document for each look
+        #[arg(long)]
+        json: bool,
+        /// Again and again until SIGINT or SIGTERM, so many seconds apart; 2 when none are given
+        #[arg(
+            long,
+            value_name = "SECONDS",
+            num_args = 0..=1,
+            default_missing_value = "2",
+            value_parser = clap::value_parser!(u64).range(1..=86400)
+        )]
+        watch: Option<u64>,
+    },
+    /// Look at the configuration, and whether it will do
+    Config {
+        /// What to do.
+        #[command(subcommand)]
+        command: ConfigCommand,
     },
     /// Measure how fast an installation is: it places real orders
     Bench(crate::commands::bench::Options),

@@ -27,8 +27,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let label = if std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
-            {
+            let label = if std::io::stderr().is_terminal() && telemetry::colour_is_wanted() {
                 "\x1b[1;31merror:\x1b[0m"
             } else {
                 "error:"
@@ -110,6 +109,17 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             let worked = commands::work::run(&config, &queues, shutdown.clone(), &supervisor).await;
             supervisor.ending();
             worked
+        }
+        Command::Config { command } => {
+            commands::configuration::run(cli.config.as_deref(), &command)
+        }
+        Command::Status { json, watch } => {
+            let config = load()?;
+            let every = watch.map(std::time::Duration::from_secs);
+            if every.is_some() {
+                until_signal()?;
+            }
+            commands::status::run(&config, json, every, shutdown).await
         }
         Command::Migrate { vendors } => commands::migrate::run(&load()?, vendors).await,
         Command::Bench(options) => commands::bench::run(&options).await,

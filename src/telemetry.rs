@@ -121,8 +121,9 @@ fn may_be_written(metadata: &Metadata<'_>) -> bool {
     *metadata.level() <= LevelFilter::INFO || !metadata.target().starts_with(WRITES_PASSWORDS)
 }
 
-/// By the convention of no-color.org an empty `NO_COLOR` counts as not set.
-fn colour_is_wanted() -> bool {
+/// Whether `NO_COLOR` leaves colours on a terminal. By the convention of no-color.org an empty `NO_COLOR` counts as not set.
+#[must_use]
+pub fn colour_is_wanted() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 

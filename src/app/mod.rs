@@ -10,6 +10,7 @@ pub mod gauges;
 pub mod push;
 pub mod relay;
 mod save;
+pub mod status;
 pub mod sync;
 pub mod vendor_stock;
 pub mod vouch;

@@ -2,12 +2,15 @@
 
 pub mod audit;
 pub mod bench;
+pub mod configuration;
 pub mod dlq;
 mod metrics;
 pub mod migrate;
 pub mod reload;
 mod seed;
 pub mod serve;
+pub mod status;
+mod style;
 pub mod sync;
 pub mod up;
 pub mod work;

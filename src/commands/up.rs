@@ -227,8 +227,7 @@ fn write_config(path: &Path, servers: &Servers, address: SocketAddr) -> std::io:
 }
 
 fn greet(servers: &Servers, address: SocketAddr, config: &Path) {
-    let (bold, plain) = if std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
-    {
+    let (bold, plain) = if std::io::stdout().is_terminal() && telemetry::colour_is_wanted() {
         ("\x1b[1m", "\x1b[0m")
     } else {
         ("", "")

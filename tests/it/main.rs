@@ -20,6 +20,7 @@ mod ledgerless;
 mod metrics;
 mod queues;
 mod rejections;
+mod status;
 mod support;
 mod sync;
 mod systemd;
