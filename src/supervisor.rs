@@ -256,8 +256,11 @@ mod tests {
         let address = SocketAddr::from_abstract_name(name).expect("a name");
         let heard = UnixDatagram::bind_addr(&address).expect("bound");
         heard.set_nonblocking(true).expect("set");
+        let socket = UnixDatagram::unbound().expect("a socket");
+        // One that is fed too often fails, and does not wait for somebody to read.
+        socket.set_nonblocking(true).expect("set");
         let listener = Listener {
-            socket: UnixDatagram::unbound().expect("a socket"),
+            socket,
             address,
             watchdog,
         };
