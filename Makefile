@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test chaos chaos-mutants bench prove lint fmt
+.PHONY: help setup run test chaos chaos-mutants bench prove lint fmt install uninstall
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,45 @@ bench: setup ## How fast it is beside pgbench and COPY, as a table of ratios (an
 prove: export PROPTEST_CASES ?= 1000000
 prove: ## Drive the protocol through a million random histories (minutes; PROPTEST_CASES=N for another number)
 	cargo test --release --lib protocol_test
+
+# Where things go; DESTDIR is put in front of all of them, for packages and for trying out.
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+bindir := $(PREFIX)/bin
+docdir := $(PREFIX)/share/doc/stockctl
+unitdir := $(PREFIX)/lib/systemd/system
+sysusersdir := $(PREFIX)/lib/sysusers.d
+tmpfilesdir := $(PREFIX)/lib/tmpfiles.d
+units := $(notdir $(wildcard config/systemd/*.target config/systemd/*.socket config/systemd/*.service))
+in_place = sed -e 's|@bindir@|$(bindir)|g' -e 's|@sysconfdir@|$(SYSCONFDIR)|g'
+
+# A binary that is given is installed as it is; without one, a release is built first.
+ifeq ($(origin BINARY), undefined)
+BINARY := target/release/stockctl
+install: release
+endif
+
+.PHONY: release
+release:
+	cargo build --release
+
+install: ## Install the program and its systemd units (PREFIX=/usr/local, DESTDIR=, BINARY=FILE for one that is built)
+	@install -D -m 755 $(BINARY) $(DESTDIR)$(bindir)/stockctl
+	@for unit in $(units); do \
+		install -D -m 644 <($(in_place) "config/systemd/$$unit") "$(DESTDIR)$(unitdir)/$$unit"; done
+	@install -D -m 644 config/systemd/stockctl.sysusers $(DESTDIR)$(sysusersdir)/stockctl.conf
+	@install -D -m 644 <($(in_place) config/systemd/stockctl.tmpfiles) $(DESTDIR)$(tmpfilesdir)/stockctl.conf
+	@install -D -m 644 -t $(DESTDIR)$(docdir) README.md config/default.toml config/alerts.yml config/grafana-dashboard.json
+	@[ -e $(DESTDIR)$(SYSCONFDIR)/stockctl/stockctl.toml ] || \
+		install -D -m 640 config/stockctl.toml $(DESTDIR)$(SYSCONFDIR)/stockctl/stockctl.toml
+	@echo "Installed below $(DESTDIR)$(PREFIX); the configuration is $(DESTDIR)$(SYSCONFDIR)/stockctl/stockctl.toml."
+	@[ -n "$(DESTDIR)" ] || echo "Now: systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload, fill in the configuration, stockctl --config $(SYSCONFDIR)/stockctl/stockctl.toml migrate --vendors, systemctl enable --now stockctl.target"
+
+uninstall: ## Remove what install has installed; the configuration stays
+	@rm -f $(DESTDIR)$(bindir)/stockctl $(addprefix $(DESTDIR)$(unitdir)/,$(units)) \
+		$(DESTDIR)$(sysusersdir)/stockctl.conf $(DESTDIR)$(tmpfilesdir)/stockctl.conf
+	@rm -rf $(DESTDIR)$(docdir)
+	@echo "Removed from $(DESTDIR)$(PREFIX); $(DESTDIR)$(SYSCONFDIR)/stockctl is left."
 
 lint: ## Check formatting, lints and docs
 	cargo fmt --check

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::commands::configuration::ConfigCommand;
 use crate::commands::dlq::Dlq;
 use crate::commands::work::WorkQueue;
 
@@ -72,6 +73,27 @@ pub enum Command {
     },
     /// Print the description of the HTTP API (OpenAPI 3.1)
     Openapi,
+    /// Show the whole on one screen, and what needs a hand (exit code 5 when something does)
+    Status {
+        /// As JSON, a document for each look
+        #[arg(long)]
+        json: bool,
+        /// Again and again until SIGINT or SIGTERM, so many seconds apart; 2 when none are given
+        #[arg(
+            long,
+            value_name = "SECONDS",
+            num_args = 0..=1,
+            default_missing_value = "2",
+            value_parser = clap::value_parser!(u64).range(1..=86400)
+        )]
+        watch: Option<u64>,
+    },
+    /// Look at the configuration, and whether it will do
+    Config {
+        /// What to do.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
     /// Measure how fast an installation is: it places real orders
     Bench(crate::commands::bench::Options),
     /// Bring the database schema up to date

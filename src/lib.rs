@@ -19,8 +19,9 @@
 //! domain/          rules, pure: no async, no clock, no I/O
 //! ```
 //!
-//! `config`, `telemetry`, `metrics` (what is counted, in any room but `domain`) and `shutdown` stand beside them, and
-//! `fault_injection`, which is empty unless a build asks for planted bugs. Edges do not name each other, and `domain`
+//! `config`, `telemetry`, `metrics` (what is counted, in any room but `domain`), `shutdown`, `supervisor` (what systemd is
+//! told) and `limit` (bounds that change by a reload) stand beside them, and `fault_injection`, which is empty unless a
+//! build asks for planted bugs. Edges do not name each other, and `domain`
 //! names none of tokio, diesel, actix or amiquip; a test holds the directions.
 //!
 //! What never happens, and where that is kept:
@@ -42,11 +43,13 @@ pub mod db;
 pub mod domain;
 pub mod fault_injection;
 pub mod http;
+pub mod limit;
 pub mod local;
 pub mod metrics;
 pub mod mq;
 pub mod pg;
 pub mod schedule;
 pub mod shutdown;
+pub mod supervisor;
 pub mod telemetry;
 pub mod vendors;

@@ -1,6 +1,7 @@
 //! The executable: parses the command line, runs a command, and says why it failed.
 
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -8,6 +9,7 @@ use stockctl::cli::{Cli, Command};
 use stockctl::commands::{self, EXIT_CONFIGURATION, Failure};
 use stockctl::config::{self, Config};
 use stockctl::shutdown::{self, Shutdown};
+use stockctl::supervisor::Supervisor;
 use stockctl::telemetry;
 
 fn main() -> ExitCode {
@@ -25,8 +27,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let label = if std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none()
-            {
+            let label = if std::io::stderr().is_terminal() && telemetry::colour_is_wanted() {
                 "\x1b[1;31merror:\x1b[0m"
             } else {
                 "error:"
@@ -50,6 +51,10 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Ok(config)
     };
     let until_signal = || shutdown::on_signal(&shutdown).map_err(Failure::bug);
+    let supervised = |config: &Config| -> Result<Supervisor, Failure> {
+        until_signal()?;
+        supervise(cli.config.clone(), config, &shutdown)
+    };
     match cli.command {
         Command::Up {
             data_dir,
@@ -70,9 +75,12 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Serve => {
             let config = load()?;
-            until_signal()?;
+            let supervisor = supervised(&config)?;
             let listener = commands::serve::bind(&config)?;
-            commands::serve::run(&config, listener, shutdown).await
+            let served =
+                commands::serve::run(&config, listener, shutdown.clone(), &supervisor).await;
+            supervisor.ending();
+            served
         }
         Command::Sync {
             once,
@@ -88,14 +96,30 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             if once {
                 commands::sync::run_once(&config, &selection, json).await
             } else {
-                until_signal()?;
-                commands::sync::run(&config, &selection, shutdown).await
+                let supervisor = supervised(&config)?;
+                let synced =
+                    commands::sync::run(&config, &selection, shutdown.clone(), &supervisor).await;
+                supervisor.ending();
+                synced
             }
         }
         Command::Work { queues } => {
             let config = load()?;
-            until_signal()?;
-            commands::work::run(&config, &queues, shutdown).await
+            let supervisor = supervised(&config)?;
+            let worked = commands::work::run(&config, &queues, shutdown.clone(), &supervisor).await;
+            supervisor.ending();
+            worked
+        }
+        Command::Config { command } => {
+            commands::configuration::run(cli.config.as_deref(), &command)
+        }
+        Command::Status { json, watch } => {
+            let config = load()?;
+            let every = watch.map(std::time::Duration::from_secs);
+            if every.is_some() {
+                until_signal()?;
+            }
+            commands::status::run(&config, json, every, shutdown).await
         }
         Command::Migrate { vendors } => commands::migrate::run(&load()?, vendors).await,
         Command::Openapi => {
@@ -116,4 +140,19 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             }
         }
     }
+}
+
+/// For a process that runs until it is told to end: it reloads its configuration, and says to its supervisor how it is.
+fn supervise(
+    file: Option<PathBuf>,
+    config: &Config,
+    shutdown: &Shutdown,
+) -> Result<Supervisor, Failure> {
+    commands::reload::on_hangup(file, config)?;
+    let supervisor = Supervisor::from_environment().map_err(|error| {
+        let message = format!("NOTIFY_SOCKET names no socket: {error}");
+        Failure::new(EXIT_CONFIGURATION, message)
+    })?;
+    tokio::spawn(supervisor.clone().watch_until_stopped(shutdown.clone()));
+    Ok(supervisor)
 }

@@ -12,13 +12,19 @@ use crate::app::sync::{self, Options, Outcome};
 use crate::app::{Context, Error};
 use crate::db;
 use crate::domain::ids::VendorId;
+use crate::limit::Limit;
 use crate::metrics::{SYNCS, SyncRow, SyncRun};
 use crate::shutdown::Shutdown;
+use crate::supervisor::{Part, Supervisor};
 
 /// How often requests for a run at once are looked for.
 const REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 /// A sync of a large catalogue says how far it is after each so many products.
 const PROGRESS_ROWS: u64 = 100_000;
+/// A look for requests is over after 15 s, whatever PostgreSQL does.
+const REQUEST_LOOK_MAX: Duration = Duration::from_secs(120);
+/// Each step of a sync (its beginning, a chunk) has deadlines of its own, of minutes where they are configured so.
+const SYNC_STEP_MAX: Duration = Duration::from_secs(30 * 60);
 
 /// Syncs each vendor at once, then at every tick and on every request, until the shutdown. Each vendor has a loop of its
 /// own, so that a slow one holds up none; a tick that comes while a run is going is skipped.
@@ -26,21 +32,31 @@ pub async fn run_until_stopped(
     context: Context,
     schedule: cron::Schedule,
     vendors: Vec<VendorId>,
-    options: Options,
+    chunk_rows: Limit,
+    allow_empty: bool,
     shutdown: Shutdown,
+    supervisor: &Supervisor,
 ) {
     let wakes: BTreeMap<VendorId, Arc<Notify>> =
         vendors.into_iter().map(|id| (id, Arc::default())).collect();
     let mut loops = JoinSet::new();
     for (vendor_id, wake) in wakes.clone() {
         let (context, schedule, shutdown) = (context.clone(), schedule.clone(), shutdown.clone());
+        let chunk_rows = chunk_rows.clone();
+        let syncing = supervisor.part("the sync of a vendor", SYNC_STEP_MAX);
         loops.spawn(async move {
             while !shutdown.is_begun() {
+                let options = Options {
+                    chunk_rows: chunk_rows.get(),
+                    allow_empty,
+                };
+                syncing.moved();
                 tokio::select! {
                     // What is not written by then is written by the next run; what is, is right.
                     () = shutdown.begun() => return,
-                    () = sync_once(&context, &vendor_id, options) => {}
+                    () = sync_once(&context, &vendor_id, options, &syncing) => {}
                 }
+                syncing.rests();
                 tokio::select! {
                     () = shutdown.begun() => return,
                     () = next_tick(&schedule) => {}
@@ -49,7 +65,9 @@ pub async fn run_until_stopped(
             }
         });
     }
+    let looking = supervisor.part("the look for syncs that are asked for", REQUEST_LOOK_MAX);
     loop {
+        looking.moved();
         tokio::select! {
             // First, since the loops end by it too.
             biased;
@@ -86,9 +104,10 @@ async fn wake_requested(context: &Context, wakes: &BTreeMap<VendorId, Arc<Notify
     }
 }
 
-async fn sync_once(context: &Context, vendor_id: &VendorId, options: Options) {
+async fn sync_once(context: &Context, vendor_id: &VendorId, options: Options, syncing: &Part) {
     let started = std::time::Instant::now();
     let progress = |listed: u64| {
+        syncing.moved();
         if listed >= PROGRESS_ROWS && listed % PROGRESS_ROWS < options.chunk_rows as u64 {
             tracing::info!(vendor = %vendor_id, products = listed, "syncing");
         }

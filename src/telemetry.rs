@@ -2,12 +2,13 @@
 //! Records of crates that use `log` instead of `tracing` are taken in as well.
 
 use std::io::{self, IsTerminal};
+use std::sync::OnceLock;
 
 use tracing::Metadata;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt};
+use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, reload};
 
 /// At debug level this module of the broker's client writes its handshake out whole, with the password.
 const WRITES_PASSWORDS: &str = "amiquip::io_loop::handshake_state";
@@ -22,6 +23,11 @@ pub enum Format {
     /// One JSON object a line.
     Json,
 }
+
+type ChangeLevel = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+
+/// What changes the level of the log that was started.
+static CHANGE_LEVEL: OnceLock<ChangeLevel> = OnceLock::new();
 
 /// Why logging cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +48,7 @@ pub enum TelemetryError {
 /// # Errors
 /// When `level` is not understood, or when logging was started before.
 pub fn init(format: Format, level: &str) -> Result<(), TelemetryError> {
-    let filter = parse_level(level)?;
+    let (filter, handle) = reload::Layer::new(parse_level(level)?);
     let terminal = io::stderr().is_terminal();
     let lines = fmt::layer().with_writer(io::stderr);
     let lines = match (format, terminal) {
@@ -60,7 +66,23 @@ pub fn init(format: Format, level: &str) -> Result<(), TelemetryError> {
         .with(lines.with_filter(filter_fn(may_be_written)))
         .with(filter)
         .try_init()
-        .map_err(TelemetryError::Started)
+        .map_err(TelemetryError::Started)?;
+    let change = move |filter| handle.reload(filter).map_err(|error| error.to_string());
+    // Set once, since the line before fails the second time.
+    let _ = CHANGE_LEVEL.set(Box::new(change));
+    Ok(())
+}
+
+/// Another level from now on, in the whole process.
+///
+/// # Errors
+/// When `level` is not understood, or logging was not started.
+pub fn set_level(level: &str) -> Result<(), TelemetryError> {
+    let filter = parse_level(level)?;
+    let change = CHANGE_LEVEL.get().ok_or_else(|| {
+        TelemetryError::Level("logging was not started in this process".to_owned())
+    })?;
+    change(filter).map_err(TelemetryError::Level)
 }
 
 /// Reads a level or a list of directives.
@@ -99,8 +121,9 @@ fn may_be_written(metadata: &Metadata<'_>) -> bool {
     *metadata.level() <= LevelFilter::INFO || !metadata.target().starts_with(WRITES_PASSWORDS)
 }
 
-/// By the convention of no-color.org an empty `NO_COLOR` counts as not set.
-fn colour_is_wanted() -> bool {
+/// Whether `NO_COLOR` leaves colours on a terminal. By the convention of no-color.org an empty `NO_COLOR` counts as not set.
+#[must_use]
+pub fn colour_is_wanted() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 

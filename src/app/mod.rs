@@ -12,6 +12,7 @@ pub mod overview;
 pub mod push;
 pub mod relay;
 mod save;
+pub mod status;
 pub mod sync;
 pub mod vendor_stock;
 pub mod vouch;

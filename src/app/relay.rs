@@ -20,6 +20,7 @@ use crate::domain::order::Status;
 use crate::metrics::MESSAGES;
 use crate::mq::{Headers, Link, Message, PublishError, Publisher, Queue};
 use crate::shutdown::Shutdown;
+use crate::supervisor::Supervisor;
 
 /// Batches that wait to be published at once; more are left to the sweeper.
 const BATCHES_WAITING_MAX: usize = 256;
@@ -27,6 +28,8 @@ const BATCHES_WAITING_MAX: usize = 256;
 const PUBLISH_BATCH_MAX: usize = 2000;
 /// A confirm takes milliseconds; without one for this long, the sweeper tries again.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(10);
+/// A sweep is bounded by its deadlines, which add up to less.
+const SWEEP_MAX: Duration = Duration::from_secs(300);
 /// The sweeper looks this often.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// What has waited for longer has been forgotten by the process that wrote it.
@@ -177,7 +180,9 @@ pub async fn sweep_until_stopped(
     publisher: Publisher,
     relay: Relay,
     shutdown: Shutdown,
+    supervisor: Supervisor,
 ) {
+    let sweeping = supervisor.part("the sweeper of the outbox", SWEEP_MAX);
     let mut link = publisher.link();
     let mut slow_sweep_at = tokio::time::Instant::now() + SLOW_SWEEP_INTERVAL;
     let mut after = 0;
@@ -185,6 +190,7 @@ pub async fn sweep_until_stopped(
     let mut was_up = false;
     let mut is_gone = false;
     loop {
+        sweeping.moved();
         tokio::select! {
             () = shutdown.begun() => return,
             () = tokio::time::sleep(wait) => {}

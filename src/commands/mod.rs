@@ -2,12 +2,16 @@
 
 pub mod audit;
 pub mod bench;
+pub mod configuration;
 pub mod dlq;
 mod metrics;
 pub mod migrate;
 pub mod openapi;
+pub mod reload;
 mod seed;
 pub mod serve;
+pub mod status;
+mod style;
 pub mod sync;
 pub mod up;
 pub mod work;
@@ -20,6 +24,7 @@ use crate::config::{self, Config};
 use crate::domain::ids::VendorId;
 use crate::mq::{self, Link};
 use crate::shutdown::Shutdown;
+use crate::supervisor::Supervisor;
 use crate::vendors::catalogue::Catalogue;
 use crate::vendors::client::Client;
 use crate::{db, pg};
@@ -64,6 +69,8 @@ impl Failure {
 const VENDOR_POOL_SIZE: usize = 4;
 /// A database that is not ready is looked at this often.
 const READY_INTERVAL: Duration = Duration::from_secs(2);
+/// Such a look has the deadlines of the configuration, of minutes where they are configured so.
+const SCHEMA_LOOK_MAX: Duration = Duration::from_secs(15 * 60);
 
 fn database_settings(config: &Config) -> pg::Settings {
     pg::Settings {
@@ -170,9 +177,11 @@ async fn look_at_schema(config: &Config) -> Result<Vec<String>, String> {
 
 /// Waits until our database can be reached and has its schema, saying what is missing. One that is newer will do: while
 /// an older version runs, a schema is only added to. Returns whether it is so; the shutdown may come first.
-async fn wait_for_schema(config: &Config, shutdown: &Shutdown) -> bool {
+async fn wait_for_schema(config: &Config, shutdown: &Shutdown, supervisor: &Supervisor) -> bool {
+    let waiting = supervisor.part("the wait for the database", SCHEMA_LOOK_MAX);
     let mut said = String::new();
     loop {
+        waiting.moved();
         let problem = match look_at_schema(config).await {
             Ok(unknown) => {
                 if !unknown.is_empty() {
@@ -187,6 +196,7 @@ async fn wait_for_schema(config: &Config, shutdown: &Shutdown) -> bool {
         };
         if problem != said {
             tracing::warn!("waiting: {problem}");
+            supervisor.status(&format!("waiting: {problem}"));
             said = problem;
         }
         tokio::select! {

@@ -1,5 +1,6 @@
 //! `stockctl serve`: the HTTP API.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
@@ -14,10 +15,14 @@ use crate::app::outcome::Outcomes;
 use crate::app::overview::Overviews;
 use crate::app::relay::{self, Relay};
 use crate::config::{self, Config};
-use crate::http::{self, Listening, State};
+use crate::http::{self, Listening, Probe, SideDoor, State};
 use crate::mq::Publisher;
 use crate::pg;
 use crate::shutdown::Shutdown;
+use crate::supervisor::Supervisor;
+
+/// A server that has not answered its own probes for this long, on a machine that may be busy, is stuck.
+const HTTP_SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Takes the socket that a supervisor has passed, or else the configured address.
 ///
@@ -66,11 +71,47 @@ impl Deadlines {
     }
 }
 
+/// For accepting orders, a pool of its own: slow reads must not make PostgreSQL look down to those who order.
+fn with_own_pool(context: &Context) -> Result<Context, Failure> {
+    let settings = pg::Settings {
+        // One more, so that its word does not wait for a transaction.
+        pool_size: accept::TRANSACTIONS_MAX + 1,
+        ..context.database.settings().clone()
+    };
+    Ok(Context {
+        database: pg::Pool::new("accept", settings).map_err(Failure::bug)?,
+        ..context.clone()
+    })
+}
+
+/// Says that the server is ready once it has answered, and from then on that it gets on as long as it answers.
+async fn vouch_for_http(probe: Probe, address: SocketAddr, supervisor: Supervisor) {
+    let Some(every) = supervisor.look_every() else {
+        return;
+    };
+    let mut answers = None;
+    loop {
+        if probe.is_answered().await {
+            let answers = answers.get_or_insert_with(|| {
+                supervisor.ready(&format!("serving on {address}"));
+                supervisor.part("the HTTP server", HTTP_SILENCE_MAX)
+            });
+            answers.moved();
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
 /// Serves until the shutdown.
 ///
 /// # Errors
 /// See [`Failure`].
-pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> Result<(), Failure> {
+pub async fn run(
+    config: &Config,
+    listening: Listening,
+    shutdown: Shutdown,
+    supervisor: &Supervisor,
+) -> Result<(), Failure> {
     let context = context(config)?;
     let gauges = super::metrics::gauges(config, &context)?;
     // To the end: also while the last requests are answered.
@@ -78,19 +119,7 @@ pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> R
     let publisher = Publisher::start(broker_settings(config), "serve");
     let (relay, publishing) = Relay::new(context.clone(), publisher.clone());
     let mut publishing = tokio::spawn(publishing.run());
-    // A pool of its own: slow reads must not make PostgreSQL look down to those who order.
-    let for_accept = Context {
-        database: pg::Pool::new(
-            "accept",
-            pg::Settings {
-                // One more, so that its word does not wait for a transaction.
-                pool_size: accept::TRANSACTIONS_MAX + 1,
-                ..context.database.settings().clone()
-            },
-        )
-        .map_err(Failure::bug)?,
-        ..context.clone()
-    };
+    let for_accept = with_own_pool(&context)?;
     let (accept, committing, vouching) = Accept::new(
         for_accept,
         publisher.clone(),
@@ -105,11 +134,12 @@ pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> R
         publisher.clone(),
         relay.clone(),
         shutdown.clone(),
+        supervisor.clone(),
     ));
     // Orders are accepted also while PostgreSQL is down; this only says so.
     let warning = tokio::spawn({
         let (config, shutdown) = (config.clone(), shutdown.clone());
-        async move { super::wait_for_schema(&config, &shutdown).await }
+        async move { super::wait_for_schema(&config, &shutdown, &Supervisor::none()).await }
     });
 
     let (outcomes, mut looking) = Outcomes::start(context.clone(), shutdown.clone());
@@ -124,8 +154,10 @@ pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> R
         gauges,
     };
     let address = listening.local_addr().map_err(Failure::bug)?;
-    let (server, mut draining) = http::server(
+    let side_door = SideDoor::open().map_err(Failure::bug)?;
+    let (server, mut draining, probe) = http::server(
         listening,
+        side_door,
         state,
         config.http.shutdown_deadline,
         config.http.cors_origins.clone(),
@@ -133,6 +165,7 @@ pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> R
     .map_err(Failure::bug)?;
     let mut serving = tokio::spawn(server);
     tracing::info!(%address, "serving");
+    let vouching_for_http = tokio::spawn(vouch_for_http(probe, address, supervisor.clone()));
 
     let result = tokio::select! {
         // First, since the others end by it too.
@@ -151,6 +184,7 @@ pub async fn run(config: &Config, listening: Listening, shutdown: Shutdown) -> R
             Err(error) => error.to_string(),
         })),
     };
+    vouching_for_http.abort();
     if result.is_err() {
         shutdown.begin();
         return result;

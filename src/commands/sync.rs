@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::domain::ids::VendorId;
 use crate::schedule;
 use crate::shutdown::Shutdown;
+use crate::supervisor::Supervisor;
 
 /// What to sync.
 #[derive(Debug, Clone, Default)]
@@ -56,21 +57,26 @@ pub async fn run(
     config: &Config,
     selection: &Selection,
     shutdown: Shutdown,
+    supervisor: &Supervisor,
 ) -> Result<(), Failure> {
     let context = context(config)?;
     let vendors = select(&context, selection)?;
     let gauges = super::metrics::gauges(config, &context)?;
     let _metrics = super::metrics::listen(config, &gauges)?;
-    if !wait_for_schema(config, &shutdown).await {
+    supervisor.ready("starting");
+    if !wait_for_schema(config, &shutdown, supervisor).await {
         return Ok(());
     }
-    let options = options(config, selection);
+    let names: Vec<&str> = vendors.iter().map(VendorId::as_str).collect();
+    supervisor.status(&format!("syncing {}", names.join(", ")));
     schedule::run_until_stopped(
         context,
         config.sync.schedule.clone(),
         vendors,
-        options,
+        config.sync.chunk_rows.clone(),
+        selection.allow_empty,
         shutdown.clone(),
+        supervisor,
     )
     .await;
     if shutdown.is_begun() {
@@ -82,7 +88,7 @@ pub async fn run(
 
 fn options(config: &Config, selection: &Selection) -> Options {
     Options {
-        chunk_rows: config.sync.chunk_rows,
+        chunk_rows: config.sync.chunk_rows.get(),
         allow_empty: selection.allow_empty,
     }
 }

@@ -11,6 +11,7 @@ use crate::config::{self, Config};
 use crate::http::Listening;
 use crate::local::{self, Servers};
 use crate::shutdown::Shutdown;
+use crate::supervisor::Supervisor;
 use crate::telemetry;
 
 /// What `up` was asked for.
@@ -129,7 +130,7 @@ async fn prepare(
 async fn read_stock(config: &Config) -> Result<(), Failure> {
     let context = super::context(config)?;
     let options = sync::Options {
-        chunk_rows: config.sync.chunk_rows,
+        chunk_rows: config.sync.chunk_rows.get(),
         allow_empty: false,
     };
     for vendor_id in context.vendor_ids() {
@@ -152,16 +153,21 @@ async fn run_parts(
     shutdown: &Shutdown,
 ) -> Result<(), Failure> {
     let selection = super::sync::Selection::default();
+    // It is for trying out, from a terminal.
+    let nobody = Supervisor::none();
     let (served, synced, worked) = tokio::join!(
         ending(
-            super::serve::run(config, listener, shutdown.clone()),
+            super::serve::run(config, listener, shutdown.clone(), &nobody),
             shutdown
         ),
         ending(
-            super::sync::run(config, &selection, shutdown.clone()),
+            super::sync::run(config, &selection, shutdown.clone(), &nobody),
             shutdown
         ),
-        ending(super::work::run(config, &[], shutdown.clone()), shutdown),
+        ending(
+            super::work::run(config, &[], shutdown.clone(), &nobody),
+            shutdown
+        ),
     );
     served.and(synced).and(worked)
 }
@@ -221,8 +227,7 @@ fn write_config(path: &Path, servers: &Servers, address: SocketAddr) -> std::io:
 }
 
 fn greet(servers: &Servers, address: SocketAddr, config: &Path) {
-    let (bold, plain) = if std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
-    {
+    let (bold, plain) = if std::io::stdout().is_terminal() && telemetry::colour_is_wanted() {
         ("\x1b[1m", "\x1b[0m")
     } else {
         ("", "")

@@ -9,8 +9,9 @@ use crate::consumers::push_states::PushStates;
 use crate::consumers::vendor_sync::Limits;
 use crate::consumers::watchdog::Watchdog;
 use crate::consumers::{Door, orders, vendor_sync};
-use crate::mq::{Consumer, Publisher, Queue};
+use crate::mq::{Consumer, Publisher, Pulse, Queue};
 use crate::shutdown::Shutdown;
+use crate::supervisor::Supervisor;
 
 /// A queue that can be worked on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -25,12 +26,18 @@ pub enum WorkQueue {
 ///
 /// # Errors
 /// See [`Failure`].
-pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> Result<(), Failure> {
+pub async fn run(
+    config: &Config,
+    queues: &[WorkQueue],
+    shutdown: Shutdown,
+    supervisor: &Supervisor,
+) -> Result<(), Failure> {
     let context = context(config)?;
     let gauges = super::metrics::gauges(config, &context)?;
     // To the end: also while what is in hand is finished.
     let _metrics = super::metrics::listen(config, &gauges)?;
-    if !wait_for_schema(config, &shutdown).await {
+    supervisor.ready("starting");
+    if !wait_for_schema(config, &shutdown, supervisor).await {
         return Ok(());
     }
     let broker = broker_settings(config);
@@ -42,6 +49,7 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
         publisher.clone(),
         relay.clone(),
         shutdown.clone(),
+        supervisor.clone(),
     ));
     let door = |retries_max| Door {
         context: context.clone(),
@@ -60,7 +68,7 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
         consumers.spawn(orders::run_until_stopped(
             door(config.orders.retries_max),
             consumer,
-            config.orders.batch_max,
+            config.orders.batch_max.clone(),
             deadline,
         ));
     }
@@ -76,7 +84,7 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
         );
         let limits = Limits {
             prefetch,
-            updates_per_call_max: config.vendor_sync.updates_per_call_max,
+            updates_per_call_max: config.vendor_sync.updates_per_call_max.clone(),
             shutdown_deadline: deadline,
         };
         consumers.spawn(vendor_sync::run_until_stopped(
@@ -86,15 +94,17 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
             limits,
         ));
     }
-    let queues: Vec<&str> = pulses.iter().map(|(queue, _)| queue.base_name()).collect();
-    tracing::info!(queues = queues.join(", "), "working");
+    say_what_is_worked_on(&pulses, supervisor);
     let watchdog = Watchdog::new(
         context.clone(),
         publisher.link(),
         pulses,
         config.work.stalled_after,
     );
-    let mut watching = tokio::spawn(watchdog.run_until_stopped(shutdown.clone()));
+    let mut watching = tokio::spawn({
+        let (shutdown, supervisor) = (shutdown.clone(), supervisor.clone());
+        async move { watchdog.run_until_stopped(shutdown, &supervisor).await }
+    });
 
     let mut result = tokio::select! {
         // First, since the others end by it too.
@@ -114,11 +124,7 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
         shutdown.begin();
         return result;
     }
-    while let Some(ended) = consumers.join_next().await {
-        if let (Err(error), Ok(())) = (ended, &result) {
-            result = Err(Failure::bug(error));
-        }
-    }
+    result = result.and(all_ended(&mut consumers).await);
     let _ = sweeping.await;
     let _ = watching.await;
     drop(relay);
@@ -126,5 +132,21 @@ pub async fn run(config: &Config, queues: &[WorkQueue], shutdown: Shutdown) -> R
         tracing::warn!("not all was published within the deadline; the next process publishes it");
     }
     publisher.close(deadline).await;
+    result
+}
+
+fn say_what_is_worked_on(pulses: &[(Queue, Pulse)], supervisor: &Supervisor) {
+    let queues: Vec<&str> = pulses.iter().map(|(queue, _)| queue.base_name()).collect();
+    let queues = queues.join(", ");
+    tracing::info!(queues, "working");
+    supervisor.status(&format!("working on {queues}"));
+}
+
+/// Waits until the consumers have finished what they had in hand.
+async fn all_ended(consumers: &mut JoinSet<()>) -> Result<(), Failure> {
+    let mut result = Ok(());
+    while let Some(ended) = consumers.join_next().await {
+        result = result.and(ended.map_err(Failure::bug));
+    }
     result
 }

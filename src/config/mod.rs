@@ -7,6 +7,7 @@ mod limits;
 mod reader;
 mod secret_url;
 mod sections;
+mod shown;
 
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,8 @@ use std::time::Duration;
 
 pub use self::error::{ConfigError, Origin, Problem};
 pub use self::secret_url::SecretUrl;
+pub use self::shown::{Shown, list_from};
+use crate::limit::Limit;
 use crate::telemetry;
 
 /// The file that is read when none is named, if it is there; `stockctl up` writes it.
@@ -102,7 +105,7 @@ pub struct Orders {
     /// Wait before each retry.
     pub retry_delay: Duration,
     /// Orders decided in one transaction.
-    pub batch_max: usize,
+    pub batch_max: Limit,
     /// Messages handed out ahead of their acknowledgement.
     pub prefetch: u16,
 }
@@ -119,7 +122,7 @@ pub struct VendorSync {
     /// How long one call of a vendor's API may take.
     pub timeout: Duration,
     /// Stock updates sent in one call.
-    pub updates_per_call_max: usize,
+    pub updates_per_call_max: Limit,
 }
 
 /// Section `work`.
@@ -135,7 +138,7 @@ pub struct Sync {
     /// When the vendors' stock is read, in UTC.
     pub schedule: cron::Schedule,
     /// Products written in one transaction.
-    pub chunk_rows: usize,
+    pub chunk_rows: Limit,
 }
 
 /// Section `metrics`.
@@ -210,6 +213,18 @@ pub fn reachable_from_here_only(address: SocketAddr) -> Result<(), String> {
 /// # Errors
 /// When a file that was named cannot be read, when one is not TOML, or with every problem of the values at once.
 pub fn load(explicit: Option<&Path>) -> Result<Config, ConfigError> {
+    load_from(explicit, Path::new(DEFAULT_FILE), our_variables()?)
+}
+
+/// Reads the configuration of this process, and lists what it is made of.
+///
+/// # Errors
+/// As [`load`].
+pub fn list(explicit: Option<&Path>) -> Result<(Config, Vec<Shown>), ConfigError> {
+    list_from(explicit, Path::new(DEFAULT_FILE), our_variables()?)
+}
+
+fn our_variables() -> Result<Vec<(String, String)>, ConfigError> {
     let mut variables = Vec::new();
     for (name, value) in std::env::vars_os() {
         let Ok(name) = name.into_string() else {
@@ -223,7 +238,7 @@ pub fn load(explicit: Option<&Path>) -> Result<Config, ConfigError> {
             Err(_) => return Err(ConfigError::NotUnicode { variable: name }),
         }
     }
-    load_from(explicit, Path::new(DEFAULT_FILE), variables)
+    Ok(variables)
 }
 
 /// Reads the configuration from what is given only: the file `explicit`, else the one that `STOCKCTL_CONFIG` names

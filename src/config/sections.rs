@@ -9,6 +9,7 @@ use super::{
     Catalogue, Config, Database, Http, Log, Metrics, Orders, QueueType, RabbitMq, SecretUrl, Sync,
     TableName, Vendor, VendorSync, Work, limits,
 };
+use crate::limit::Limit;
 use crate::telemetry;
 
 /// Reads everything before it gives up, so that all problems are told at once.
@@ -97,7 +98,7 @@ fn orders(reader: &mut Reader) -> Option<Orders> {
     Some(Orders {
         retries_max: retries_max?,
         retry_delay: retry_delay?,
-        batch_max: batch_max?,
+        batch_max: Limit::new(batch_max?),
         prefetch: prefetch?,
     })
 }
@@ -122,7 +123,7 @@ fn vendor_sync(reader: &mut Reader) -> Option<VendorSync> {
         retry_delay: retry_delay?,
         prefetch: prefetch?,
         timeout: timeout?,
-        updates_per_call_max: updates_per_call_max?,
+        updates_per_call_max: Limit::new(updates_per_call_max?),
     })
 }
 
@@ -141,7 +142,7 @@ fn sync(reader: &mut Reader) -> Option<Sync> {
     let chunk_rows = reader.number(&Key::fixed("sync.chunk_rows"), limits::CHUNK_ROWS);
     Some(Sync {
         schedule: schedule?,
-        chunk_rows: chunk_rows?,
+        chunk_rows: Limit::new(chunk_rows?),
     })
 }
 

@@ -75,7 +75,7 @@ fn told_of_each(changes: &[(&str, &str)]) -> String {
 fn what_is_not_set_has_its_default() {
     let config = load_text(REQUIRED, &[]).unwrap();
     assert_eq!(config.sync.schedule.to_string(), "*/30 * * * * *");
-    assert_eq!(config.sync.chunk_rows, 5000);
+    assert_eq!(config.sync.chunk_rows.get(), 5000);
     let lines = [
         format!("{:?}", config.http),
         format!("{:?}", config.database),
@@ -106,7 +106,7 @@ fn a_variable_goes_before_the_file_and_the_file_before_the_default() {
     let config = load_text(&file, &[("STOCKCTL__ORDERS__RETRY_DELAY_MS", " 800 ")]).unwrap();
     assert_eq!(config.orders.retries_max, 7);
     assert_eq!(config.orders.retry_delay, Duration::from_millis(800));
-    assert_eq!(config.orders.batch_max, 500);
+    assert_eq!(config.orders.batch_max.get(), 500);
 }
 
 #[test]

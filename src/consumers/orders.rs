@@ -13,6 +13,7 @@ use crate::domain::messages;
 use crate::domain::order::{NewOrder, Reason};
 use crate::domain::retry::{self, Verdict};
 use crate::fault_injection::{Bug, is_planted};
+use crate::limit::Limit;
 use crate::metrics::{self, DECIDING, FAULTS, Fault};
 use crate::mq::{Consumer, Delivery, Queue, Tag};
 
@@ -26,10 +27,11 @@ type Part = (usize, NewOrder);
 pub async fn run_until_stopped(
     door: Door,
     mut consumer: Consumer,
-    batch_max: usize,
+    batch_max: Limit,
     deadline: Duration,
 ) {
     loop {
+        let batch_max = batch_max.get();
         let batch = tokio::select! {
             () = door.shutdown.begun() => break,
             batch = consumer.next_batch(batch_max, batch_max * ORDER_BYTES) => batch,

@@ -15,6 +15,7 @@ use crate::db;
 use crate::metrics::{FAULTS, Fault};
 use crate::mq::{Beat, Link, Pulse, Queue};
 use crate::shutdown::Shutdown;
+use crate::supervisor::Supervisor;
 
 /// How often is looked, at most; each look writes one row a consumer.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
@@ -24,6 +25,9 @@ const FIRST_LOOK_AFTER: Duration = Duration::from_secs(1);
 const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 /// Saying goodbye must not keep a process from its end.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
+/// A look at both consumers takes 40 s where PostgreSQL is open and silent, and nothing elsewhere. Who takes longer is
+/// stuck itself.
+const LOOK_MAX: Duration = Duration::from_secs(180);
 
 /// A consumer that no longer consumes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -99,7 +103,12 @@ impl Watchdog {
     ///
     /// # Errors
     /// A consumer is stalled.
-    pub async fn run_until_stopped(mut self, shutdown: Shutdown) -> Result<(), Stalled> {
+    pub async fn run_until_stopped(
+        mut self,
+        shutdown: Shutdown,
+        supervisor: &Supervisor,
+    ) -> Result<(), Stalled> {
+        let watching = supervisor.part("the watch over the consumers", LOOK_MAX);
         let interval = LOOK_INTERVAL.min(self.stalled_after / 4);
         let mut wait = FIRST_LOOK_AFTER.min(interval);
         let ended = loop {
@@ -108,6 +117,7 @@ impl Watchdog {
                 () = tokio::time::sleep(wait) => {}
             }
             let looked = self.look(wait).await;
+            watching.moved();
             wait = interval;
             if let Some(stalled) = looked {
                 tracing::error!("{stalled}");

@@ -13,6 +13,7 @@ pub mod messages;
 pub mod object;
 pub mod order;
 pub mod retry;
+pub mod status;
 pub mod tally;
 pub mod update;
 pub mod vendor_answer;

@@ -6,7 +6,7 @@
 //! connection, which the next process accepts. Only who sends nothing in all that time is closed while idle.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use actix_web::HttpResponse;
@@ -30,6 +30,7 @@ struct Shared {
     is_begun: AtomicBool,
     /// Connections that are open.
     open: watch::Sender<usize>,
+    answers: AtomicU64,
 }
 
 impl Drain {
@@ -53,6 +54,21 @@ impl Drain {
     pub(super) fn connection(&self) -> Connection {
         self.0.open.send_modify(|open| *open += 1);
         Connection(self.clone())
+    }
+
+    /// How many connections are open.
+    pub(super) fn open(&self) -> usize {
+        *self.0.open.borrow()
+    }
+
+    /// Counts an answer.
+    pub(super) fn count_answer(&self) {
+        self.0.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many answers there were.
+    pub(super) fn answers(&self) -> u64 {
+        self.0.answers.load(Ordering::Relaxed)
     }
 
     /// Waits until no connection is open.

@@ -157,6 +157,7 @@ fn finish(answer: &mut HttpResponse, id: &RequestId, drain: &Drain) {
         }
     }
     crate::metrics::HTTP.answered(answer.status().as_u16());
+    drain.count_answer();
     drain.mark(answer);
 }
 

@@ -17,6 +17,7 @@ pub mod openapi;
 mod orders;
 mod page;
 mod prefer;
+mod probe;
 pub mod problem;
 mod products;
 mod query;
@@ -45,6 +46,7 @@ pub use drain::Ending;
 use edge::Edge;
 pub use listening::Listening;
 pub use metrics::MetricsListener;
+pub use probe::{Probe, SideDoor};
 use problem::{Problem, problems_of_extractors};
 use routes::At;
 use tracing::Instrument;
@@ -82,22 +84,25 @@ pub struct State {
     pub gauges: std::sync::Arc<Gauges>,
 }
 
-/// Prepares a server on a listening socket, and its end. It runs when it is awaited.
+/// Prepares a server on a listening socket and a side door, its end, and what sees by the side door whether it answers.
+/// It runs when it is awaited.
 ///
 /// # Errors
 /// The socket cannot be used.
 pub fn server(
     listening: Listening,
+    side_door: SideDoor,
     state: State,
     shutdown_deadline: Duration,
     cors_origins: Vec<String>,
-) -> std::io::Result<(Server, Ending)> {
+) -> std::io::Result<(Server, Ending, Probe)> {
     let (listener, closing) = listening.split()?;
     let gauges = web::Data::from(state.gauges.clone());
     let state = web::Data::new(state);
     let drain = Drain::default();
     let edge = Edge::new(drain.clone(), Cors::new(cors_origins));
     let (for_app, for_connections) = (drain.clone(), drain.clone());
+    let (side_door, probe) = side_door.split(drain.clone());
     let server = HttpServer::new(move || {
         let (drain, edge) = (for_app.clone(), edge.clone());
         App::new()
@@ -119,9 +124,10 @@ pub fn server(
     // The process has its own signals.
     .disable_signals()
     .listen(listener)?
+    .listen_uds(side_door)?
     .run();
     let ending = Ending::new(server.handle(), drain, closing);
-    Ok((server, ending))
+    Ok((server, ending, probe))
 }
 
 fn configure(config: &mut web::ServiceConfig) {

@@ -4,13 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms of this crate that it may name.
-const MAY_NAME: [(&str, &[&str]); 18] = [
+const MAY_NAME: [(&str, &[&str]); 20] = [
     ("domain", &[]),
     ("metrics", &[]),
     ("pg", &["metrics"]),
+    ("limit", &[]),
     ("shutdown", &[]),
+    ("supervisor", &["shutdown"]),
     ("telemetry", &[]),
-    ("config", &["telemetry"]),
+    ("config", &["limit", "telemetry"]),
     ("fault_injection", &[]),
     ("mq", &["fault_injection", "metrics"]),
     ("local", &[]),
@@ -27,6 +29,7 @@ const MAY_NAME: [(&str, &[&str]); 18] = [
             "mq",
             "pg",
             "shutdown",
+            "supervisor",
             "vendors",
         ],
     ),
@@ -38,12 +41,25 @@ const MAY_NAME: [(&str, &[&str]); 18] = [
             "db",
             "domain",
             "fault_injection",
+            "limit",
             "metrics",
             "mq",
             "shutdown",
+            "supervisor",
         ],
     ),
-    ("schedule", &["app", "db", "domain", "metrics", "shutdown"]),
+    (
+        "schedule",
+        &[
+            "app",
+            "db",
+            "domain",
+            "limit",
+            "metrics",
+            "shutdown",
+            "supervisor",
+        ],
+    ),
     (
         "commands",
         &[
@@ -54,12 +70,14 @@ const MAY_NAME: [(&str, &[&str]); 18] = [
             "db",
             "domain",
             "http",
+            "limit",
             "local",
             "metrics",
             "mq",
             "pg",
             "schedule",
             "shutdown",
+            "supervisor",
             "telemetry",
             "vendors",
         ],

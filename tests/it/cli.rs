@@ -38,6 +38,9 @@ async fn the_help_texts_say_what_there_is() {
         "sync",
         "work",
         "openapi",
+        "status",
+        "config",
+        "config show",
         "bench",
         "migrate",
         "dlq",
@@ -68,6 +71,8 @@ async fn the_help_texts_say_what_there_is() {
       sync     Bring the vendors' stock in, by the schedule
       work     Work on the queues: decide orders, tell the vendors
       openapi  Print the description of the HTTP API (OpenAPI 3.1)
+      status   Show the whole on one screen, and what needs a hand (exit code 5 when something does)
+      config   Look at the configuration, and whether it will do
       bench    Measure how fast an installation is: it places real orders
       migrate  Bring the database schema up to date
       dlq      Look at dead letters, replay or drop them
@@ -149,6 +154,45 @@ async fn the_help_texts_say_what_there_is() {
     Options:
       -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
                            STOCKCTL_CONFIG=]
+      -h, --help           Print help
+
+    $ stockctl status --help
+    Show the whole on one screen, and what needs a hand (exit code 5 when something does)
+
+    Usage: stockctl status [OPTIONS]
+
+    Options:
+      -c, --config <FILE>      Configuration file [default: .stockctl/config.toml, if there is one]
+                               [env: STOCKCTL_CONFIG=]
+          --json               As JSON, a document for each look
+          --watch [<SECONDS>]  Again and again until SIGINT or SIGTERM, so many seconds apart; 2 when
+                               none are given
+      -h, --help               Print help
+
+    $ stockctl config --help
+    Look at the configuration, and whether it will do
+
+    Usage: stockctl config [OPTIONS] <COMMAND>
+
+    Commands:
+      check  Say whether the configuration will do; nothing is connected
+      show   Show each key with its value and where that comes from; passwords are hidden
+      help   Print this message or the help of the given subcommand(s)
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+      -h, --help           Print help
+
+    $ stockctl config show --help
+    Show each key with its value and where that comes from; passwords are hidden
+
+    Usage: stockctl config show [OPTIONS]
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+          --json           As JSON: for each key its value and its origin
       -h, --help           Print help
 
     $ stockctl bench --help

@@ -187,11 +187,8 @@ async fn data_survives_a_signal_at_any_time_a_stop_and_a_kill_and_fresh_starts_o
     assert_eq!(response.expect("an answer").status(), 202);
     synced(&up).await;
     let config = directory.join("config.toml");
-    assert_eq!(
-        config.metadata().expect("it is written").mode() & 0o777,
-        0o600,
-        "it holds passwords"
-    );
+    let mode = config.metadata().expect("it is written").mode();
+    assert_eq!(mode & 0o777, 0o600, "it holds passwords");
     // The other subcommands read it.
     let config = config.to_str().expect("UTF-8").to_owned();
     let ended = Process::run(&["--config", &config, "sync", "--once", "--vendor", "vendorB"]).await;

@@ -90,7 +90,7 @@ impl Lanes {
     /// What is to be done now.
     pub(super) fn start(&mut self, now: Instant) -> Vec<Started> {
         let share = self.share();
-        let updates_max = self.limits.updates_per_call_max;
+        let updates_max = self.limits.updates_per_call_max.get();
         let mut started = Vec::new();
         let mut put_off = Vec::new();
         for (vendor_id, lane) in &mut self.lanes {
@@ -213,13 +213,16 @@ mod tests {
 
     use super::*;
     use crate::domain::ids::UpdateId;
+    use crate::limit::Limit;
     use crate::mq::{Delivery, Headers};
 
-    const LIMITS: Limits = Limits {
-        prefetch: 20,
-        updates_per_call_max: 100,
-        shutdown_deadline: Duration::from_secs(1),
-    };
+    fn limits() -> Limits {
+        Limits {
+            prefetch: 20,
+            updates_per_call_max: Limit::new(100),
+            shutdown_deadline: Duration::from_secs(1),
+        }
+    }
 
     fn vendor(id: &str) -> VendorId {
         VendorId::parse(id).expect("an id")
@@ -228,7 +231,7 @@ mod tests {
     fn two_lanes() -> Lanes {
         Lanes::new(
             vec![vendor("a"), vendor("b")],
-            LIMITS,
+            limits(),
             PushStates::default(),
         )
     }

@@ -22,6 +22,7 @@ use super::{Door, HOLD_MAX, Subject, Waited};
 use crate::domain::ids::{UpdateId, VendorId};
 use crate::domain::messages;
 use crate::domain::retry::{self, Verdict};
+use crate::limit::Limit;
 use crate::metrics::{FAULTS, Fault};
 use crate::mq::{Consumer, Delivery, Queue};
 
@@ -29,12 +30,12 @@ use crate::mq::{Consumer, Delivery, Queue};
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Bounds of this consumer.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Limits {
     /// Deliveries that are held at once, over all lanes.
     pub prefetch: u16,
     /// Updates sent in one call.
-    pub updates_per_call_max: usize,
+    pub updates_per_call_max: Limit,
     /// For ending cleanly.
     pub shutdown_deadline: Duration,
 }
@@ -72,8 +73,8 @@ pub async fn run_until_stopped(
     limits: Limits,
 ) {
     let mut parts = Parts {
-        lanes: Lanes::new(door.context.vendor_ids(), limits, states),
-        vendor: Vendor::new(door.clone(), limits.updates_per_call_max),
+        lanes: Lanes::new(door.context.vendor_ids(), limits.clone(), states),
+        vendor: Vendor::new(door.clone(), limits.updates_per_call_max.clone()),
         door,
         tasks: JoinSet::new(),
         generation: 0,

@@ -15,6 +15,7 @@ use crate::db;
 use crate::domain::ids::{UpdateId, VendorId};
 use crate::domain::messages::{self, UpdateItem, UpdatesMessage};
 use crate::domain::retry::{self, Verdict};
+use crate::limit::Limit;
 use crate::mq::{Delivery, Queue, Tag};
 
 /// What a step has come to.
@@ -102,13 +103,13 @@ fn apart(delivery: &Delivery) -> Option<Vec<Delivery>> {
 #[derive(Clone)]
 pub(super) struct Vendor {
     door: Door,
-    updates_per_call_max: usize,
+    updates_per_call_max: Limit,
     /// Who we are in the vendors' ledgers, once it is known.
     source: Arc<OnceCell<String>>,
 }
 
 impl Vendor {
-    pub(super) fn new(door: Door, updates_per_call_max: usize) -> Self {
+    pub(super) fn new(door: Door, updates_per_call_max: Limit) -> Self {
         Self {
             door,
             updates_per_call_max,
@@ -284,7 +285,7 @@ impl Vendor {
             source,
             vendor_id,
             &ids,
-            self.updates_per_call_max,
+            self.updates_per_call_max.get(),
             until.into_std(),
         )
         .await?;

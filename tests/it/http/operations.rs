@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use stockctl::commands::sync::{self, Selection};
 use stockctl::commands::work::WorkQueue;
 use stockctl::shutdown::Shutdown;
+use stockctl::supervisor::Supervisor;
 
 use super::{ask, post_bytes, text};
 use crate::support::{Shop, ShopOptions, eventually};
@@ -32,8 +33,9 @@ async fn a_sync_that_is_asked_for_is_run_by_the_loop() {
     );
     let shutdown = Shutdown::new();
     let (config, until) = (shop.config.clone(), shutdown.clone());
-    let syncing =
-        tokio::spawn(async move { sync::run(&config, &Selection::default(), until).await });
+    let syncing = tokio::spawn(async move {
+        sync::run(&config, &Selection::default(), until, &Supervisor::none()).await
+    });
     let runs = "SELECT min(completed_run) AS n FROM vendors WHERE NOT sync_requested";
     eventually("the first run is done", || async {
         let done =

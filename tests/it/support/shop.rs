@@ -13,6 +13,7 @@ use stockctl::commands::{self, Failure};
 use stockctl::config::{self, Config};
 use stockctl::http::Listening;
 use stockctl::shutdown::Shutdown;
+use stockctl::supervisor::Supervisor;
 use stockctl::{mq, pg};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -189,8 +190,9 @@ impl Shop {
         let (config, until) = (self.config.clone(), shutdown.clone());
         // The shop holds it too.
         let listening = Listening::Passed(listener);
-        let task =
-            tokio::spawn(async move { commands::serve::run(&config, listening, until).await });
+        let task = tokio::spawn(async move {
+            commands::serve::run(&config, listening, until, &Supervisor::none()).await
+        });
         Running::new(shutdown, task)
     }
 
@@ -203,7 +205,9 @@ impl Shop {
     pub(crate) fn work_on(&self, queues: &[WorkQueue]) -> Running {
         let shutdown = Shutdown::new();
         let (config, until, queues) = (self.config.clone(), shutdown.clone(), queues.to_vec());
-        let task = tokio::spawn(async move { commands::work::run(&config, &queues, until).await });
+        let task = tokio::spawn(async move {
+            commands::work::run(&config, &queues, until, &Supervisor::none()).await
+        });
         Running::new(shutdown, task)
     }
 
@@ -224,8 +228,9 @@ impl Shop {
         let shutdown = Shutdown::new();
         let (config, until) = (self.config.clone(), shutdown.clone());
         let selection = commands::sync::Selection::default();
-        let task =
-            tokio::spawn(async move { commands::sync::run(&config, &selection, until).await });
+        let task = tokio::spawn(async move {
+            commands::sync::run(&config, &selection, until, &Supervisor::none()).await
+        });
         Running::new(shutdown, task)
     }
 
