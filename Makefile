@@ -2,19 +2,20 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test chaos chaos-mutants bench prove lint fmt install uninstall
+.PHONY: help setup run test test-api chaos chaos-mutants bench prove lint fmt install uninstall
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: ## Install PostgreSQL, RabbitMQ and promtool where they are missing
+setup: ## Install PostgreSQL, RabbitMQ, promtool and Python's venv where they are missing
 	@missing=(); \
 	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql); \
 	[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null || missing+=(rabbitmq-server); \
 	command -v promtool >/dev/null || missing+=(prometheus); \
+	python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
 	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \
 	if ! command -v apt-get >/dev/null; then \
-		echo "Please install: $${missing[*]} (PostgreSQL 14 or newer with initdb, RabbitMQ 3.10 or newer, promtool of Prometheus for the tests), then run make again." >&2; exit 1; fi; \
+		echo "Please install: $${missing[*]} (PostgreSQL 14 or newer with initdb, RabbitMQ 3.10 or newer, promtool of Prometheus and Python 3.10 or newer with venv for the tests), then run make again." >&2; exit 1; fi; \
 	sudo=(); if [ "$$(id -u)" -ne 0 ]; then \
 		command -v sudo >/dev/null || { echo "Please run as root: apt-get install $${missing[*]}" >&2; exit 1; }; sudo=(sudo); fi; \
 	echo "Installing $${missing[*]}"; \
@@ -36,6 +37,11 @@ run: setup ## Build, and run everything on this machine (stockctl up)
 test: export RUST_TEST_THREADS ?= 6
 test: setup ## Run every test, chaos included, on private servers
 	cargo test --all-targets
+
+# The executable that the tests were built with. Its dependencies come from PyPI, once.
+test-api: setup ## Try the running API by its description, and with a generated client (TEST_API_SECONDS=300 for long)
+	cargo test --all-targets --no-run
+	tests/api/run "$${CARGO_TARGET_DIR:-target}/debug/stockctl" "$${CARGO_TARGET_DIR:-target}/api"
 
 chaos: setup ## Real faults on real processes, then the books (CHAOS_FAULTS=200 for long, CHAOS_SEED=N to repeat)
 	cargo test --test chaos

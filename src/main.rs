@@ -1,7 +1,7 @@
 //! The executable: parses the command line, runs a command, and says why it failed.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -40,16 +40,7 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<(), Failure> {
     let shutdown = Shutdown::new();
-    let load = || -> Result<Config, Failure> {
-        let config = config::load(cli.config.as_deref()).map_err(|error| {
-            Failure::new(
-                EXIT_CONFIGURATION,
-                format!("{:#}", anyhow::Error::new(error)),
-            )
-        })?;
-        telemetry::init(config.log.format, &config.log.level).map_err(Failure::bug)?;
-        Ok(config)
-    };
+    let load = || load(cli.config.as_deref());
     let until_signal = || shutdown::on_signal(&shutdown).map_err(Failure::bug);
     let supervised = |config: &Config| -> Result<Supervisor, Failure> {
         until_signal()?;
@@ -140,6 +131,18 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             }
         }
     }
+}
+
+/// Reads the configuration, and begins to log as it says.
+fn load(file: Option<&Path>) -> Result<Config, Failure> {
+    let config = config::load(file).map_err(|error| {
+        Failure::new(
+            EXIT_CONFIGURATION,
+            format!("{:#}", anyhow::Error::new(error)),
+        )
+    })?;
+    telemetry::init(config.log.format, &config.log.level).map_err(Failure::bug)?;
+    Ok(config)
 }
 
 /// For a process that runs until it is told to end: it reloads its configuration, and says to its supervisor how it is.

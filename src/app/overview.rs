@@ -39,11 +39,14 @@ pub struct Overview {
     pub outbox: Waiting,
 }
 
+/// When it was read, and what.
+type Read = (Instant, Arc<Overview>);
+
 /// Where people look.
 #[derive(Clone)]
 pub struct Overviews {
     context: Context,
-    newest: Arc<Mutex<Option<(Instant, Arc<Overview>)>>>,
+    newest: Arc<Mutex<Option<Read>>>,
 }
 
 impl Overviews {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::task::JoinError;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +16,7 @@ use crate::app::outcome::Outcomes;
 use crate::app::overview::Overviews;
 use crate::app::relay::{self, Relay};
 use crate::config::{self, Config};
-use crate::http::{self, Listening, Probe, SideDoor, State};
+use crate::http::{self, Ending, Listening, Probe, SideDoor, State};
 use crate::mq::Publisher;
 use crate::pg;
 use crate::shutdown::Shutdown;
@@ -102,6 +103,25 @@ async fn vouch_for_http(probe: Probe, address: SocketAddr, supervisor: Superviso
     }
 }
 
+fn ended_by_itself(ended: Result<std::io::Result<()>, JoinError>) -> Failure {
+    Failure::bug(match ended {
+        Ok(Ok(())) => "the HTTP server ended by itself".to_owned(),
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    })
+}
+
+/// Lets the requests that are in hand be answered.
+async fn drain(draining: &mut Ending, deadlines: &Deadlines) {
+    draining.drain(deadlines.idle).await;
+    let all_closed = timeout_at(deadlines.requests, draining.all_closed()).await;
+    if all_closed.is_err() {
+        tracing::warn!(
+            "requests are in hand still after three quarters of http.shutdown_deadline_ms; their connections are closed"
+        );
+    }
+}
+
 /// Serves until the shutdown.
 ///
 /// # Errors
@@ -178,11 +198,7 @@ pub async fn run(
         _ = &mut sweeping => Err(Failure::bug("the sweeper ended by itself")),
         _ = &mut looking => Err(Failure::bug("the part that looks for outcomes ended by itself")),
         _ = &mut vouching => Err(Failure::bug("the part that vouches ended by itself")),
-        ended = &mut serving => Err(Failure::bug(match ended {
-            Ok(Ok(())) => "the HTTP server ended by itself".to_owned(),
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
-        })),
+        ended = &mut serving => Err(ended_by_itself(ended)),
     };
     vouching_for_http.abort();
     if result.is_err() {
@@ -192,15 +208,7 @@ pub async fn run(
     let deadlines = Deadlines::of(config.http.shutdown_deadline);
     // In this order: no new requests, those in hand are answered, what they committed is published.
     let ending = async {
-        draining.drain(deadlines.idle).await;
-        if timeout_at(deadlines.requests, draining.all_closed())
-            .await
-            .is_err()
-        {
-            tracing::warn!(
-                "requests are in hand still after three quarters of http.shutdown_deadline_ms; their connections are closed"
-            );
-        }
+        drain(&mut draining, &deadlines).await;
         serving.abort();
         let _ = serving.await;
         warning.abort();

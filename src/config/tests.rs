@@ -663,3 +663,28 @@ fn the_default_file_names_the_bounds() {
         assert!(comment.contains(&format!(": {bounds}.")), "{key}: {bounds}");
     }
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(64))]
+
+    #[test]
+    fn whatever_the_file_and_the_variables_hold_it_is_a_configuration_or_told(
+        text in proptest::prop_oneof![
+            "\\PC{0,60}",
+            "(\\[(http|database|vendors\\.[a-z.]{0,5})\\]\n)?(listen|url|[a-z_.]{1,8}) ?= ?(\"[^\"]{0,12}\"|-?[0-9]{1,20}|\\[\\]|\\{\\})\n",
+        ],
+        name in "STOCKCTL__(HTTP|DATABASE|SYNC|VENDORS__A|[A-Z_]{0,6})__[A-Z_]{0,8}",
+        value in "\\PC{0,30}",
+    ) {
+        match load_text(&format!("{text}\n{REQUIRED}"), &[(&name, &value)]) {
+            Ok(config) => {
+                super::reachable_from_here_only(config.http.listen).unwrap();
+                proptest::prop_assert!(!config.vendors.is_empty());
+            }
+            Err(error) => {
+                let told = error.to_string();
+                proptest::prop_assert!(!told.contains("hush"), "{told}");
+            }
+        }
+    }
+}

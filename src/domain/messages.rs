@@ -339,6 +339,8 @@ pub fn fingerprint(message_id: Option<&str>, body: &[u8]) -> Uuid {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn now() -> DateTime<Utc> {
@@ -451,5 +453,69 @@ mod tests {
             decode_updates(encode_updates(message).as_bytes()).as_ref(),
             Ok(message)
         );
+    }
+
+    /// Bytes, and what looks like a message but for a place or two.
+    fn bodies() -> impl Strategy<Value = Vec<u8>> {
+        let value = prop_oneof![
+            "[0-9.eE+-]{1,12}",
+            "\"[^\"\\\\]{0,20}\"",
+            Just("null".to_owned()),
+            Just("[]".to_owned())
+        ];
+        let quantity = prop_oneof![
+            (-2_i64..1_000_002).prop_map(|q| q.to_string()),
+            value.clone()
+        ];
+        let line = (value.clone(), quantity).prop_map(|(product, quantity)| {
+            format!(r#"{{"productId":{product},"quantity":{quantity}}}"#)
+        });
+        let own = (line.clone(), value.clone(), value.clone()).prop_map(|(line, caller, key)| {
+            format!(
+                r#"{{"id":"01a21584-8706-763e-b5e8-dd1039028028","caller":{caller},"idempotencyKey":{key},"lines":[{line}],"acceptedAt":"2026-11-26T01:42:16Z"}}"#
+            )
+        });
+        prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..60),
+            line.clone().prop_map(String::into_bytes),
+            own.clone().prop_map(String::into_bytes),
+            proptest::collection::vec(own, 0..4).prop_map(|orders| format!(
+                r#"{{"orders":[{}]}}"#,
+                orders.join(",")
+            )
+            .into_bytes()),
+            (value, proptest::collection::vec(line, 0..3)).prop_map(|(vendor, lines)| {
+                format!(r#"{{"vendorId":{vendor},"updates":[{}]}}"#, lines.join(",")).into_bytes()
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_in_orders_queue_what_is_taken_is_within_the_limits_and_survives_its_message(
+            body in bodies(),
+            message_id in proptest::option::of("\\PC{0,300}|m-[0-9]"),
+        ) {
+            if let Ok(orders) = decode_orders(&body, message_id.as_deref(), now()) {
+                prop_assert!((1..=ORDERS_PER_MESSAGE_MAX).contains(&orders.len()));
+                for order in orders {
+                    prop_assert!(!order.lines.as_slice().is_empty());
+                    prop_assert!(order.lines.as_slice().iter().all(|line| line.quantity > 0));
+                    let key = order.idempotency_key.as_deref().unwrap_or("-");
+                    prop_assert!((1..=IDEMPOTENCY_KEY_CHARS_MAX).contains(&key.chars().count()) && !key.contains('\0'));
+                    let again = decode_orders(encode_order(&order).as_bytes(), None, now());
+                    prop_assert_eq!(again.ok(), Some(vec![order]));
+                }
+            }
+        }
+
+        #[test]
+        fn whatever_is_in_vendor_sync_what_is_taken_survives_its_message(body in bodies()) {
+            if let Ok(message) = decode_updates(&body) {
+                prop_assert!(!message.updates.is_empty());
+                let again = decode_updates(encode_updates(&message).as_bytes());
+                prop_assert_eq!(again.ok(), Some(message));
+            }
+        }
     }
 }

@@ -185,4 +185,33 @@ mod tests {
             assert!(read(&[id(1)], body.as_bytes()).is_err(), "{body}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_a_vendor_answers_each_update_has_one_meaning_at_most_and_none_is_anothers(
+            bytes: Vec<u8>,
+            results in proptest::collection::vec(
+                (0_u128..5, "applied|rejected|void|conflict|x", "null|-?[1-9][0-9]{0,19}|\"[a-z]{0,9}\""),
+                0..8,
+            ),
+        ) {
+            let _ = read(&[id(1)], &bytes);
+            let results: Vec<String> = results
+                .iter()
+                .map(|(n, outcome, stock)| format!(r#"{{"id":"{}","outcome":"{outcome}","stock":{stock}}}"#, id(*n)))
+                .collect();
+            let body = format!(r#"{{"results":[{}]}}"#, results.join(","));
+            let sent = [id(1), id(2), id(3)];
+            let answers = read(&sent, body.as_bytes()).expect("it has results");
+            let mut told: Vec<UpdateId> = answers
+                .recorded
+                .iter()
+                .map(|answer| answer.id)
+                .chain(answers.conflicts)
+                .chain(answers.unusable.into_keys())
+                .collect();
+            told.sort();
+            proptest::prop_assert_eq!(told, sent);
+        }
+    }
 }

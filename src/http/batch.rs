@@ -246,3 +246,32 @@ fn respond(request: &HttpRequest, outcomes: Vec<Outcome>) -> Result<HttpResponse
     }
     Ok(answer)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_the_body_a_key_that_is_taken_could_stand_in_a_header(
+            bytes: Vec<u8>,
+            key in "\\PC{0,20}|[ -~]{0,300}",
+            quantity in -1_i64..3,
+        ) {
+            let _ = parse::<BatchRequest>(&bytes);
+            let order = serde_json::json!({ "productId": "p1", "quantity": quantity, "idempotencyKey": key });
+            let body = serde_json::json!({ "orders": [order] }).to_string();
+            let batch: BatchRequest = parse(body.as_bytes()).expect("one order");
+            prop_assert_eq!(batch.orders.len(), 1);
+            let parsed: Result<BatchOrder, Problem> = parse(batch.orders[0].get().as_bytes());
+            if let Ok(order) = parsed.and_then(BatchOrder::parse) {
+                prop_assert!(quantity >= 1);
+                prop_assert!((1..=255).contains(&key.len()) && key.trim() == key);
+                prop_assert!(key.bytes().all(|byte| (0x20..=0x7e).contains(&byte)));
+                prop_assert_eq!(order.idempotency_key, Some(key));
+            }
+        }
+    }
+}

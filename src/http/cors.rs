@@ -1,10 +1,11 @@
-//! Pages of other origins (CORS): none may call the API from a browser unless the configuration names it.
+//! Pages of other origins: none may call the API from a browser unless the configuration names it. CORS keeps such a page
+//! from reading an answer, but not from sending a simple request; that one is refused by what the browser says of it.
 
 use actix_web::HttpResponse;
 use actix_web::http::Method;
 use actix_web::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, HOST,
     HeaderMap, HeaderName, HeaderValue, ORIGIN, VARY,
 };
 
@@ -39,10 +40,39 @@ impl Cors {
         is_known.then(|| origin.clone())
     }
 
+    /// Whether a browser says that a page of another origin would change something. Programs send neither header.
+    pub(super) fn is_foreign_change(&self, method: &Method, headers: &HeaderMap) -> bool {
+        if method.is_safe() || self.origin(headers).is_some() {
+            return false;
+        }
+        let is_elsewhere = headers
+            .get_all(SEC_FETCH_SITE)
+            // `none` is a person, who typed the address.
+            .any(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"));
+        is_elsewhere
+            || headers
+                .get_all(ORIGIN)
+                .any(|origin| !is_ours(origin, headers))
+    }
+
     /// Whether answers depend on who asks.
     pub(super) fn is_on(&self) -> bool {
         !self.0.is_empty()
     }
+}
+
+/// Where a browser says whose page sends a request.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Whether an origin is the server that was asked, by the name that it was asked by.
+fn is_ours(origin: &HeaderValue, headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(HOST) else {
+        return false;
+    };
+    [&b"http://"[..], b"https://"]
+        .iter()
+        .filter_map(|scheme| origin.as_bytes().strip_prefix(*scheme))
+        .any(|named| named.eq_ignore_ascii_case(host.as_bytes()))
 }
 
 /// Whether a browser asks what a page may do, before it does it.
@@ -76,4 +106,60 @@ pub(super) fn allow(headers: &mut HeaderMap, origin: HeaderValue) {
 pub(super) fn vary(headers: &mut HeaderMap) {
     let name: HeaderName = VARY;
     headers.append(name, HeaderValue::from_static("Origin"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_refused(method: &Method, sent: &[(&'static str, &'static str)]) -> bool {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("host", "127.0.0.1:8080")].iter().chain(sent) {
+            headers.append(
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            );
+        }
+        Cors::new(vec!["https://shop.example".to_owned()]).is_foreign_change(method, &headers)
+    }
+
+    #[test]
+    fn only_our_own_and_configured_pages_and_programs_change_anything() {
+        for (sent, refused) in [
+            (&[][..], false),
+            (&[("origin", "http://127.0.0.1:8080")], false),
+            (&[("origin", "https://shop.example")], false),
+            (
+                &[
+                    ("origin", "https://shop.example"),
+                    ("sec-fetch-site", "cross-site"),
+                ],
+                false,
+            ),
+            (&[("sec-fetch-site", "same-origin")], false),
+            (&[("sec-fetch-site", "none")], false),
+            (&[("sec-fetch-site", "cross-site")], true),
+            (&[("sec-fetch-site", "same-site")], true),
+            (&[("origin", "null")], true),
+            (&[("origin", "http://127.0.0.1:8081")], true),
+            (&[("origin", "http://127.0.0.1")], true),
+            (&[("origin", "http://127.0.0.1:8080.evil.example")], true),
+            (&[("origin", "https://shop.example.evil.example")], true),
+            (&[("origin", "ftp://127.0.0.1:8080")], true),
+            (
+                &[
+                    ("origin", "http://127.0.0.1:8080"),
+                    ("origin", "https://evil.example"),
+                ],
+                true,
+            ),
+        ] {
+            for method in [Method::POST, Method::PUT, Method::DELETE] {
+                assert_eq!(is_refused(&method, sent), refused, "{method} {sent:?}");
+            }
+            for method in [Method::GET, Method::HEAD, Method::OPTIONS] {
+                assert!(!is_refused(&method, sent), "{method} {sent:?}");
+            }
+        }
+    }
 }

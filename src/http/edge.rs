@@ -21,7 +21,7 @@ use tracing::Instrument;
 
 use super::cors::{self, Cors, is_preflight};
 use super::drain::Drain;
-use super::problem::{INTERNAL, LOGGED, Problem};
+use super::problem::{CROSS_ORIGIN, INTERNAL, LOGGED, Problem};
 use super::request_id::{RequestId, X_REQUEST_ID};
 
 /// What an answer has unless it says otherwise itself: it is data, for whoever asked, at that moment.
@@ -35,6 +35,10 @@ const UNLESS_SAID: [(HeaderName, &str); 5] = [
     ),
     (CACHE_CONTROL, "no-store"),
 ];
+
+/// What a page is told that may not.
+const FOREIGN_CHANGE: &str = "the browser says that this comes from a page of another origin, and http.cors_origins does not \
+                              name it";
 
 /// What is around every request.
 #[derive(Debug, Clone)]
@@ -62,13 +66,20 @@ impl Edge {
     {
         let origin = self.0.cors.origin(request.headers());
         let is_asking = origin.is_some() && is_preflight(request.method(), request.headers());
-        let answering = if is_asking {
-            let mut answer = cors::preflight();
-            finish(
-                &mut answer,
-                &RequestId::of(request.headers()),
-                &self.0.drain,
-            );
+        let is_foreign = self
+            .0
+            .cors
+            .is_foreign_change(request.method(), request.headers());
+        let answering = if is_asking || is_foreign {
+            let id = RequestId::of(request.headers());
+            let mut answer = if is_asking {
+                cors::preflight()
+            } else {
+                Problem::new(CROSS_ORIGIN, FOREIGN_CHANGE)
+                    .of_request(id.clone())
+                    .error_response()
+            };
+            finish(&mut answer, &id, &self.0.drain);
             Either::Left(ready(Ok(request.into_response(answer))))
         } else {
             Either::Right(answer(self.0.drain.clone(), request, routes))

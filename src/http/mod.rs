@@ -213,6 +213,12 @@ fn vendor_id(text: &str) -> Result<VendorId, Problem> {
 /// Times that a cursor can name, in microseconds: 1970 to 9999. PostgreSQL refuses some that a cursor could spell.
 const CURSOR_MICROS: RangeInclusive<i64> = 0..=253_402_300_799_999_999;
 
+/// The time in a cursor, as we write it and in no other way: a cursor is taken from an answer, not made.
+fn cursor_micros(text: &str) -> Option<i64> {
+    let micros: i64 = text.parse().ok()?;
+    (CURSOR_MICROS.contains(&micros) && micros.to_string() == text).then_some(micros)
+}
+
 /// Items of one page of a list.
 const LIMIT_DEFAULT: i64 = 50;
 const LIMIT_MAX: i64 = 200;

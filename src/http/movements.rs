@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::answer;
 use super::problem::Problem;
 use super::query::read_query;
-use super::{CURSOR_MICROS, State, limit, product_id};
+use super::{State, cursor_micros, limit, product_id};
 use crate::db;
 use crate::db::movements::Movement;
 use crate::domain::ids::ProductId;
@@ -128,8 +128,10 @@ fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, &str), Problem> {
             KEY_BYTES.contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic())
         })
         .and_then(|(micros, key)| {
-            let micros = micros.parse().ok().filter(|m| CURSOR_MICROS.contains(m))?;
-            Some((DateTime::from_timestamp_micros(micros)?, key))
+            Some((
+                DateTime::from_timestamp_micros(cursor_micros(micros)?)?,
+                key,
+            ))
         })
         .ok_or_else(|| {
             Problem::invalid_parameter("cursor", "must be a nextCursor of an earlier answer")

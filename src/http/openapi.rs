@@ -70,6 +70,7 @@ pub fn document() -> Value {
     }
     what_cannot_be_derived(&mut document);
     older_path(&mut document);
+    links(&mut document);
     let examples: Map<String, Value> = CODES
         .iter()
         .map(|code| (code.code.to_owned(), json!({ "value": example_of(code) })))
@@ -81,8 +82,8 @@ pub fn document() -> Value {
     }});
     document["components"]["parameters"] = json!({ "X-Request-Id": {
         "name": "X-Request-Id", "in": "header", "required": false,
-        "description": "Your name for this request, to find it in our log; another one is not taken over",
-        "schema": { "type": "string", "pattern": "^[A-Za-z0-9._~:=+@-]{1,64}$" },
+        "description": "Your name for this request, to find it in our log: 1 to 64 of A-Z a-z 0-9 - . _ ~ : = + @; another one is not taken over",
+        "schema": { "type": "string" },
     }});
     let paths = document["paths"].as_object_mut();
     for (path, operations) in paths.into_iter().flatten() {
@@ -94,7 +95,8 @@ pub fn document() -> Value {
     document
 }
 
-/// The body of an order has one of two forms, and what was summed is not bounded as what was asked for.
+/// What types do not say: which fields go together, how a cursor looks, and what was summed is not bounded as what was
+/// asked for.
 fn what_cannot_be_derived(document: &mut Value) {
     let schemas = &mut document["components"]["schemas"];
     schemas["Lines"]["items"] = json!({
@@ -105,10 +107,164 @@ fn what_cannot_be_derived(document: &mut Value) {
             "quantity": { "type": "integer", "format": "int64", "minimum": 1, "description": "Units, summed" },
         },
     });
+    schemas["ProductId"]["pattern"] = json!(WITHOUT_CONTROLS);
     for request in ["OrderRequest", "BatchOrder"] {
-        schemas[request]["oneOf"] =
-            json!([{ "required": ["lines"] }, { "required": ["productId", "quantity"] }]);
+        in_two_forms(schemas, request);
     }
+    when_of_each_event(schemas);
+    for (field, schema) in [
+        ("reference", json!({ "pattern": WITHOUT_NUL })),
+        ("idempotencyKey", json!({ "pattern": KEY })),
+    ] {
+        for schemas in schemas.as_object_mut().into_iter().flatten() {
+            let property = schemas.1.pointer_mut(&format!("/properties/{field}"));
+            if let Some(property) = property.and_then(Value::as_object_mut) {
+                property.extend(schema.as_object().cloned().unwrap_or_default());
+            }
+        }
+    }
+    let update = &mut schemas["StockUpdate"];
+    update["if"] = json!({ "properties": { "delta": { "exclusiveMinimum": 0 } } });
+    update["then"] =
+        json!({ "required": ["reverses"], "properties": { "reverses": { "type": "string" } } });
+    update["else"] = json!({ "properties": { "reverses": { "type": "null" } } });
+    update["properties"]["delta"]["not"] = json!({ "const": 0 });
+    let selecting = ["id", "ids", "reason", "order", "limit"];
+    let none: Map<String, Value> = selecting
+        .iter()
+        .map(|field| ((*field).to_owned(), json!({ "type": "null" })))
+        .collect();
+    let some: Vec<Value> = selecting
+        .iter()
+        .map(|field| json!({ "required": [field], "properties": { *field: { "not": { "type": "null" } } } }))
+        .collect();
+    let selection = &mut schemas["DeadLettersSelection"];
+    selection["if"] = json!({ "required": ["all"], "properties": { "all": { "const": true } } });
+    selection["then"] = json!({ "properties": none });
+    selection["else"] = json!({ "anyOf": some });
+    selection["properties"]["ids"]["items"]["minLength"] = json!(1);
+    for (path, schema) in [
+        (
+            "/orders",
+            json!({ "type": "string", "pattern": "^(0|[1-9][0-9]{0,16})\\.[0-9a-f]{32}$" }),
+        ),
+        (
+            "/products",
+            json!({ "$ref": "#/components/schemas/ProductId" }),
+        ),
+        (
+            "/products/{id}/movements",
+            json!({ "type": "string", "pattern": "^(0|[1-9][0-9]{0,16})\\.[!-~]{1,100}$" }),
+        ),
+    ] {
+        set_parameter(&mut document["paths"][path]["get"], "cursor", &schema);
+    }
+    set_parameter(
+        &mut document["paths"]["/products"]["get"],
+        "q",
+        &json!({ "type": "string", "minLength": 1, "maxLength": 100, "pattern": WITHOUT_NUL }),
+    );
+    let key = json!({ "type": "string", "minLength": 1, "maxLength": 255, "pattern": KEY });
+    let place = &mut document["paths"]["/orders"]["post"];
+    set_parameter(place, "Idempotency-Key", &key);
+    let dead_letter_queues = json!({ "type": "string", "enum": ["orders_dlq", "vendor_sync_dlq"] });
+    let paths = document["paths"].as_object_mut();
+    for operation in paths
+        .into_iter()
+        .flatten()
+        .flat_map(|(_, o)| o.as_object_mut().into_iter().flatten())
+    {
+        set_parameter(operation.1, "queue", &dead_letter_queues);
+    }
+}
+
+/// As `ProductId` checks it.
+const WITHOUT_CONTROLS: &str = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$";
+/// An idempotency key: printable ASCII, without blanks around it.
+const KEY: &str = "^[!-~]([ -~]*[!-~])?$";
+/// What PostgreSQL can hold as text.
+const WITHOUT_NUL: &str = "^[^\\u0000]*$";
+
+fn set_parameter(operation: &mut Value, name: &str, schema: &Value) {
+    let parameters = operation["parameters"].as_array_mut();
+    for parameter in parameters.into_iter().flatten() {
+        if parameter["name"] == name {
+            parameter["schema"] = schema.clone();
+        }
+    }
+}
+
+/// An entry is an event and its time: said of each kind of event, since generators of clients know no sum of a choice and
+/// an object.
+fn when_of_each_event(schemas: &mut Value) {
+    let mut events = schemas["HistoryEvent"]["oneOf"].take();
+    let at = schemas["HistoryEntry"]["allOf"][1]["properties"]["at"].take();
+    for event in events.as_array_mut().into_iter().flatten() {
+        event["properties"]["at"] = at.clone();
+        if let Some(required) = event["required"].as_array_mut() {
+            required.push(json!("at"));
+        }
+    }
+    schemas["HistoryEntry"] = json!({ "description": "Something that happened.", "oneOf": events });
+    if let Some(schemas) = schemas.as_object_mut() {
+        schemas.remove("HistoryEvent");
+    }
+}
+
+/// An order has one of two forms, each a schema with a name, so that generated clients have a type for each.
+fn in_two_forms(schemas: &mut Value, request: &str) {
+    let whole = schemas[request].clone();
+    let form = |fields: &[&str], others: &[&str]| {
+        let mut form = whole.clone();
+        for field in fields {
+            // A field that is meant is there, and is not null.
+            let property = &mut form["properties"][*field];
+            if property["type"].is_array() {
+                property["type"] = property["type"][0].clone();
+            } else {
+                *property = property["oneOf"][0].clone();
+            }
+        }
+        for field in others {
+            form["properties"][*field] = json!({ "type": "null" });
+        }
+        form["required"] = json!(fields);
+        form
+    };
+    let names = [
+        format!("{request}OfLines"),
+        format!("{request}OfOneProduct"),
+    ];
+    let references = names
+        .each_ref()
+        .map(|name| json!({ "$ref": format!("#/components/schemas/{name}") }));
+    let [of_lines, of_one] = names;
+    schemas[of_lines] = form(&["lines"], &["productId", "quantity"]);
+    schemas[of_one] = form(&["productId", "quantity"], &["lines"]);
+    schemas[request] = json!({ "description": whole["description"], "oneOf": references });
+}
+
+/// Where to go with an answer: to the order, and to its cancellation.
+fn links(document: &mut Value) {
+    let to =
+        |operation: &str, id: &str| json!({ "operationId": operation, "parameters": { "id": id } });
+    let of_one = json!({
+        "theOrder": to("getOrdersById", "$response.body#/id"),
+        "itsCancellation": to("postOrdersByIdCancel", "$response.body#/id"),
+    });
+    for (path, method, statuses) in [
+        ("/orders", "post", &["200", "202"][..]),
+        ("/order", "post", &["200", "202"]),
+        ("/orders/{id}", "get", &["200", "202"]),
+    ] {
+        for status in statuses {
+            document["paths"][path][method]["responses"][*status]["links"] = of_one.clone();
+        }
+    }
+    document["paths"]["/orders"]["get"]["responses"]["200"]["links"] =
+        json!({ "theNewest": to("getOrdersById", "$response.body#/orders/0/id") });
+    document["paths"]["/products"]["get"]["responses"]["200"]["links"] =
+        json!({ "theFirst": to("getProductsById", "$response.body#/products/0/id") });
 }
 
 /// `POST /order` is `POST /orders`.
@@ -176,6 +332,9 @@ fn problems(path: &str, method: &str, operation: &Value) -> Vec<&'static Code> {
     let mut codes = vec![p::NOT_ACCEPTABLE, p::INTERNAL];
     if !is_ours_alone {
         codes.push(p::UNAVAILABLE);
+    }
+    if method != "get" {
+        codes.push(p::CROSS_ORIGIN);
     }
     if has_parameter("path") {
         codes.push(p::NOT_FOUND);

@@ -14,7 +14,7 @@ use super::body::read_json;
 use super::prefer::Wait;
 use super::problem::{NOT_YET_VISIBLE, Problem};
 use super::query::read_query;
-use super::{BODY_BYTES_MAX, CURSOR_MICROS, State, detached, limit};
+use super::{BODY_BYTES_MAX, State, cursor_micros, detached, limit};
 use crate::app::accept::{self, Accepted};
 use crate::app::outcome::Waited;
 use crate::app::vouch::{self, Whereabouts};
@@ -457,10 +457,11 @@ fn encode_cursor((at, id): (DateTime<Utc>, OrderId)) -> String {
 fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, OrderId), Problem> {
     text.split_once('.')
         .and_then(|(micros, id)| {
-            let micros = micros.parse().ok().filter(|m| CURSOR_MICROS.contains(m))?;
-            let at = DateTime::from_timestamp_micros(micros)?;
+            let at = DateTime::from_timestamp_micros(cursor_micros(micros)?)?;
             Some((at, OrderId(Uuid::try_parse(id).ok()?)))
         })
+        // Spelt as we spell it.
+        .filter(|cursor| encode_cursor(*cursor) == text)
         .ok_or_else(|| {
             Problem::invalid_parameter("cursor", "must be a nextCursor of an earlier answer")
         })
@@ -603,6 +604,78 @@ impl OrderResponse {
             decided_at: order.decided_at,
             cancelled_at: order.cancelled_at,
             history: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+    use proptest::prelude::*;
+
+    use super::super::body::parse;
+    use super::*;
+
+    /// Bytes, and what looks like an order but for a place or two.
+    fn bodies() -> impl Strategy<Value = Vec<u8>> {
+        let value = prop_oneof![
+            "[0-9.eE+-]{1,9}",
+            "\"[^\"\\\\]{0,20}\"",
+            (-2_i64..1_000_002).prop_map(|number| number.to_string()),
+            Just("null".to_owned()),
+        ];
+        let pair = (value.clone(), value.clone());
+        let line = pair.prop_map(|(product, quantity)| {
+            format!(r#"{{"productId":{product},"quantity":{quantity}}}"#)
+        });
+        prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..60),
+            line.clone().prop_map(String::into_bytes),
+            (proptest::collection::vec(line, 0..4), value).prop_map(|(lines, reference)| {
+                format!(
+                    r#"{{"lines":[{}],"reference":{reference}}}"#,
+                    lines.join(",")
+                )
+                .into_bytes()
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_body_an_order_that_is_taken_is_within_the_limits(body in bodies()) {
+            if let Ok((lines, reference)) = parse::<OrderRequest>(&body).and_then(OrderRequest::parse) {
+                let lines = lines.as_slice();
+                prop_assert!((1..=100).contains(&lines.len()));
+                prop_assert!(lines.iter().all(|line| line.quantity >= 1));
+                prop_assert!(lines.is_sorted_by(|a, b| a.product_id < b.product_id));
+                let reference = reference.unwrap_or_default();
+                prop_assert!(reference.chars().count() <= 255 && !reference.contains('\0'));
+            }
+        }
+
+        #[test]
+        fn whatever_the_key_one_that_is_taken_is_printable_and_not_long(
+            value in prop_oneof![proptest::collection::vec(any::<u8>(), 0..300), "\"?[ -~]{0,258}\"?".prop_map(String::into_bytes)],
+        ) {
+            let request = TestRequest::default();
+            let Ok(value) = actix_web::http::header::HeaderValue::from_bytes(&value) else {
+                return Ok(());
+            };
+            let request = request.insert_header(("idempotency-key", value)).to_http_request();
+            if let Ok(Some(key)) = idempotency_key(&request) {
+                prop_assert!((1..=IDEMPOTENCY_KEY_CHARS_MAX).contains(&key.len()));
+                prop_assert!(key.bytes().all(|byte| (0x20..=0x7e).contains(&byte)));
+            }
+        }
+
+        #[test]
+        fn a_cursor_is_taken_as_it_was_written_and_in_no_other_spelling(
+            text in "\\PC{0,50}|[+0-9-]{1,20}\\.[0-9a-fA-F-]{30,38}|[1-9][0-9]{0,15}\\.[0-9a-f]{32}",
+        ) {
+            if let Ok(cursor) = decode_cursor(&text) {
+                prop_assert_eq!(encode_cursor(cursor), text);
+            }
         }
     }
 }

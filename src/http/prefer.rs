@@ -54,6 +54,8 @@ impl Wait {
 
 #[cfg(test)]
 mod tests {
+    use proptest::strategy::Strategy;
+
     use super::*;
 
     fn read(values: &[&str]) -> Result<Option<Wait>, Problem> {
@@ -92,6 +94,27 @@ mod tests {
             "wait=4294967296",
         ] {
             assert!(read(&[value]).is_err(), "{value}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_preferred_no_wait_is_longer_than_the_longest(
+            values in proptest::collection::vec(
+                proptest::prop_oneof![
+                    proptest::collection::vec(proptest::num::u8::ANY, 0..40),
+                    "[Ww]ait ?= ?\"?[0-9]{0,12}\"?[;,a-z= ]{0,12}".prop_map(String::into_bytes),
+                ],
+                0..4,
+            ),
+        ) {
+            let mut headers = HeaderMap::new();
+            for value in values.iter().filter_map(|value| HeaderValue::from_bytes(value).ok()) {
+                headers.append(PREFER, value);
+            }
+            if let Ok(Some(Wait(seconds))) = Wait::of(&headers) {
+                proptest::prop_assert!(seconds <= WAIT_S_MAX);
+            }
         }
     }
 }

@@ -52,6 +52,8 @@ codes! {
         "Mend the body; the pointer says how far it could be read.";
     INVALID_PARAMETER = 400 "invalid_parameter", "A parameter is not valid",
         "Mend the parameter of the query or the header that is named.";
+    CROSS_ORIGIN = 403 "cross_origin", "A page of another origin may not do that",
+        "Call from a page of this server, from an origin in http.cors_origins, or from a program.";
     NOT_FOUND = 404 "not_found", "There is no such thing",
         "Check the path and the id.";
     METHOD_NOT_ALLOWED = 405 "method_not_allowed", "The method is not allowed here",

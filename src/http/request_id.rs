@@ -100,4 +100,22 @@ mod tests {
         let different: std::collections::BTreeSet<&String> = made.iter().collect();
         assert_eq!(different.len(), made.len());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_a_caller_sends_the_name_is_short_and_clean(value: Vec<u8>) {
+            let mut headers = HeaderMap::new();
+            if let Ok(value) = HeaderValue::from_bytes(&value) {
+                headers.insert(X_REQUEST_ID, value);
+            }
+            let name = RequestId::of(&headers);
+            let text = name.to_string();
+            proptest::prop_assert!(is_clean(text.as_bytes()), "{text}");
+            let header = name.to_header();
+            proptest::prop_assert_eq!(header.as_bytes(), text.as_bytes());
+            if is_clean(&value) {
+                proptest::prop_assert_eq!(text.as_bytes(), value);
+            }
+        }
+    }
 }

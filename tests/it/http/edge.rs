@@ -223,3 +223,54 @@ async fn only_pages_of_a_configured_origin_may_call_from_a_browser() {
     .await;
     assert_eq!(other.problem(), "405 method_not_allowed");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_another_origin_changes_nothing() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let order = r#"{"productId":"p1","quantity":1}"#;
+    let id = "/orders/0191b6c4-d1b8-7b0e-a0b9-d3f7c9c9a001/cancel";
+    let letters = r#"{"all":true}"#;
+    let elsewhere = [
+        ("sec-fetch-site", "cross-site"),
+        ("origin", "https://evil.example"),
+        ("origin", "null"),
+    ];
+    for (method, path, body) in [
+        (Method::POST, "/orders", order),
+        (Method::POST, "/order", order),
+        (Method::POST, id, ""),
+        (Method::PUT, "/vendors/vendorA/products/p1", "{}"),
+        (Method::POST, "/admin/sync", ""),
+        (
+            Method::POST,
+            "/admin/dead-letters/orders_dlq/replay",
+            letters,
+        ),
+        (Method::POST, "/admin/dead-letters/orders_dlq/drop", letters),
+    ] {
+        for said in elsewhere {
+            // A form can send this type without asking first.
+            for kind in [JSON, ("content-type", "text/plain")] {
+                let answer = ask(&shop, method.clone(), path, &[said, kind], body).await;
+                assert_eq!(
+                    answer.problem(),
+                    "403 cross_origin",
+                    "{method} {path} {said:?}"
+                );
+            }
+        }
+    }
+    assert_eq!(super::orders_written(&shop).await, 0);
+    let ours = format!("http://{}", shop.config.http.listen);
+    for said in [
+        ("origin", ours.as_str()),
+        ("sec-fetch-site", "same-origin"),
+        ("user-agent", "a program"),
+    ] {
+        let answer = ask(&shop, Method::POST, "/orders", &[said, JSON], order).await;
+        assert_eq!(answer.status, 202, "{said:?}");
+    }
+    let looked = ask(&shop, Method::GET, "/orders", &[elsewhere[0]], "").await;
+    assert_eq!(looked.status, 200);
+}

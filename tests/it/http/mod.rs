@@ -6,6 +6,7 @@ mod cancel;
 mod described;
 mod edge;
 mod history;
+mod hostile;
 mod idempotency;
 mod listing;
 mod operations;

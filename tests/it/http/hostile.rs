@@ -1,0 +1,221 @@
+//! Requests that mean to be read in two ways, and texts that mean to be code: none is more than it says.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::json;
+
+use super::{JSON, ask, orders_written, send_raw};
+use crate::support::Shop;
+
+const HEAD: &str = "POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+const BODY: &str = r#"{"productId":"p1","quantity":1}"#;
+/// What would be smuggled in: it is answered 200 by whoever takes it for a request.
+const SECOND: &str = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+/// A server that waits for more instead of refusing would wait as long as it keeps idle connections.
+const LONG_ENOUGH: Duration = Duration::from_secs(30);
+
+/// Where one reader may see the end of the request, and another may not.
+fn ambiguous() -> Vec<(&'static str, String)> {
+    let length = format!("Content-Length: {}\r\n", BODY.len());
+    let chunks = format!("\r\n{:x}\r\n{BODY}\r\n0\r\n\r\n", BODY.len());
+    let of_length = |headers: &str| format!("{HEAD}{headers}\r\n{BODY}");
+    let chunked = |headers: &str| format!("{HEAD}{headers}{chunks}");
+    let te = "Transfer-Encoding: chunked\r\n";
+    vec![
+        (
+            "a length and chunks",
+            format!("{HEAD}{length}{te}\r\n0\r\n\r\n"),
+        ),
+        ("chunks and a length", chunked(&format!("{te}{length}"))),
+        (
+            "two lengths",
+            of_length(&format!("{length}Content-Length: 5\r\n")),
+        ),
+        ("a length twice", of_length(&format!("{length}{length}"))),
+        ("a list of lengths", of_length("Content-Length: 31, 31\r\n")),
+        ("a length with a sign", of_length("Content-Length: +31\r\n")),
+        ("a negative length", of_length("Content-Length: -1\r\n")),
+        (
+            "a hexadecimal length",
+            of_length("Content-Length: 0x1f\r\n"),
+        ),
+        (
+            "a length that overflows",
+            of_length("Content-Length: 18446744073709551647\r\n"),
+        ),
+        (
+            "a folded header",
+            of_length(&format!("{length}X-A: b\r\n c\r\n")),
+        ),
+        ("a folded length", of_length("Content-Length:\r\n 31\r\n")),
+        (
+            "a bare CR",
+            of_length(&format!("X-A: b\rX-B: c\r\n{length}")),
+        ),
+        (
+            "a blank before the colon",
+            of_length("Content-Length : 31\r\n"),
+        ),
+        (
+            "a blank before the colon of chunks",
+            chunked("Transfer-Encoding : chunked\r\n"),
+        ),
+        (
+            "an unknown coding",
+            chunked("Transfer-Encoding: xchunked\r\n"),
+        ),
+        (
+            "chunks that are not last",
+            chunked("Transfer-Encoding: chunked, identity\r\n"),
+        ),
+        (
+            "two codings",
+            chunked(&format!("{te}Transfer-Encoding: identity\r\n")),
+        ),
+        (
+            "identity beside a length",
+            of_length(&format!("Transfer-Encoding: identity\r\n{length}")),
+        ),
+        (
+            "chunks in HTTP/1.0",
+            chunked(te).replace("HTTP/1.1", "HTTP/1.0"),
+        ),
+        (
+            "a chunk with a prefix",
+            chunked(te).replace("\r\n1f\r\n", "\r\n0x1f\r\n"),
+        ),
+        (
+            "a negative chunk",
+            chunked(te).replace("\r\n1f\r\n", "\r\n-1\r\n"),
+        ),
+        (
+            "a chunk that overflows",
+            chunked(te).replace("\r\n1f\r\n", "\r\nfffffffffffffffff1f\r\n"),
+        ),
+        (
+            "chunks with bare LF",
+            chunked(te).replace("\r\n1f\r\n", "\r\n1f\n"),
+        ),
+        (
+            "a bare LF in a chunk's extension",
+            chunked(te).replace("\r\n1f\r\n", "\r\n1f;a=\n\r\n"),
+        ),
+        (
+            "NUL in a header",
+            of_length(&format!("X-A: \0\r\n{length}")),
+        ),
+    ]
+}
+
+/// Heads that lack something, or have too much.
+fn broken_heads() -> Vec<(&'static str, String)> {
+    vec![
+        ("no host", "GET /healthz HTTP/1.1\r\n\r\n".to_owned()),
+        (
+            "two hosts",
+            "GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_owned(),
+        ),
+        (
+            "201 headers",
+            format!(
+                "GET /healthz HTTP/1.1\r\nHost: x\r\n{}\r\n",
+                "X-A: a\r\n".repeat(200)
+            ),
+        ),
+        (
+            "a URL of 200 kB",
+            format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(200_000)),
+        ),
+        (
+            "a header of 200 kB",
+            format!(
+                "GET / HTTP/1.1\r\nHost: x\r\nX-A: {}\r\n\r\n",
+                "a".repeat(200_000)
+            ),
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_could_be_read_in_two_ways_is_refused_and_the_connection_closed() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    for (name, request) in ambiguous().into_iter().chain(broken_heads()) {
+        let sent = format!("{request}{SECOND}");
+        let answer = tokio::time::timeout(LONG_ENOUGH, send_raw(&shop, sent.as_bytes()))
+            .await
+            .unwrap_or_else(|_| panic!("{name}: the connection was kept"));
+        assert_eq!(answer.matches("HTTP/1.").count(), 1, "{name}: {answer}");
+        let expected = if request.len() > 1000 { "431" } else { "400" };
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {expected} ")),
+            "{name}: {answer}"
+        );
+    }
+    assert_eq!(orders_written(&shop).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_that_means_to_be_code_is_a_text() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    shop.knows_what_is_unknown().await;
+    let texts = [
+        "'; DROP TABLE orders; --",
+        "p1' OR '1'='1",
+        "\" OR 1=1 --",
+        "$1 %s {} \\x00 \\' E'\\\\'",
+        "x</script><script>alert(1)</script>",
+        "%0d%0aSet-Cookie: a=b",
+        "../../etc/passwd",
+    ];
+    for (n, text) in texts.into_iter().enumerate() {
+        let body = json!({ "productId": text, "quantity": 1, "reference": text }).to_string();
+        let headers = [JSON, ("idempotency-key", text), ("x-request-id", text)];
+        let placed = ask(&shop, Method::POST, "/orders", &headers, body.clone()).await;
+        assert_eq!(placed.status, 202, "{text}: {}", placed.body);
+        assert_eq!(placed.header("set-cookie"), None);
+        assert_ne!(placed.header("x-request-id"), Some(text));
+        let place = placed.header("location").expect("a place");
+        let shown = ask(&shop, Method::GET, place, &[], "").await;
+        assert_eq!(shown.body["lines"][0]["productId"], text);
+        assert_eq!(shown.body["reference"], text);
+        let again = ask(&shop, Method::POST, "/orders", &headers, body).await;
+        assert_eq!(again.header("idempotent-replayed"), Some("true"), "{text}");
+        let named: String = url::form_urlencoded::byte_serialize(text.as_bytes()).collect();
+        let path_segment = named.replace('+', "%20");
+        for path in [
+            format!("/products?q={named}"),
+            format!("/products?cursor={named}"),
+            format!("/orders?productId={named}"),
+            format!("/orders?cursor={named}"),
+            format!("/orders?status={named}"),
+            format!("/products?vendor={named}"),
+            format!("/products/{path_segment}"),
+            format!("/products/{path_segment}/movements?cursor={named}"),
+            format!("/vendors/{path_segment}/products/{path_segment}"),
+            format!("/vendors/vendorA/products/{path_segment}"),
+            format!("/orders/{path_segment}"),
+        ] {
+            let answer = ask(&shop, Method::GET, &path, &[], "").await;
+            assert!(answer.status < 500, "{path}: {}", answer.body);
+            assert_eq!(answer.header("set-cookie"), None, "{path}");
+        }
+        let found = ask(
+            &shop,
+            Method::GET,
+            &format!("/orders?productId={named}"),
+            &[],
+            "",
+        )
+        .await;
+        assert_eq!(
+            found.body["orders"].as_array().map(Vec::len),
+            Some(1),
+            "{text}"
+        );
+        let orders = shop.count("SELECT count(*) AS n FROM orders").await;
+        assert_eq!(orders, i64::try_from(n + 1).expect("few"), "{text}");
+    }
+}
