@@ -7,12 +7,13 @@ SHELL := /bin/bash
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: ## Install PostgreSQL, RabbitMQ, promtool and Python's venv where they are missing
+# Whoever only runs it needs the servers; the tests need promtool besides, and test-api Python.
+setup: ## Install PostgreSQL and RabbitMQ where they are missing
 	@missing=(); \
 	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql); \
 	[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null || missing+=(rabbitmq-server); \
-	command -v promtool >/dev/null || missing+=(prometheus); \
-	python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
+	[ -z "$${SETUP_PROMTOOL:-}" ] || command -v promtool >/dev/null || missing+=(prometheus); \
+	[ -z "$${SETUP_PYTHON:-}" ] || python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
 	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \
 	if ! command -v apt-get >/dev/null; then \
 		echo "Please install: $${missing[*]} (PostgreSQL 14 or newer with initdb, RabbitMQ 3.10 or newer, promtool of Prometheus and Python 3.10 or newer with venv for the tests), then run make again." >&2; exit 1; fi; \
@@ -35,10 +36,12 @@ run: setup ## Build, and run everything on this machine (stockctl up)
 
 # Tests mostly wait for servers, so more of them run at once than there are cores.
 test: export RUST_TEST_THREADS ?= 6
+test: export SETUP_PROMTOOL := yes
 test: setup ## Run every test, chaos included, on private servers
 	cargo test --all-targets
 
 # The executable that the tests were built with. Its dependencies come from PyPI, once.
+test-api: export SETUP_PYTHON := yes
 test-api: setup ## Try the running API by its description, and with a generated client (TEST_API_SECONDS=300 for long)
 	cargo test --all-targets --no-run
 	tests/api/run "$${CARGO_TARGET_DIR:-target}/debug/stockctl" "$${CARGO_TARGET_DIR:-target}/api"

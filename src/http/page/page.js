@@ -417,18 +417,21 @@ function deadLettersPage(queue = 'orders_dlq', order = '') {
     }
     const reasons = Map.groupBy ? Map.groupBy(letters, (letter) => letter.reason ?? 'no reason')
       : letters.reduce((map, letter) => map.set(letter.reason ?? 'no reason', [...(map.get(letter.reason ?? 'no reason') ?? []), letter]), new Map());
+    // Whoever chooses with the keyboard stays where they are.
+    const focused = document.activeElement?.id;
     rows.replaceChildren(...[...reasons].map(([reason, of]) => {
-      const all = h('input', { type: 'checkbox', 'aria-label': `Choose all with ${reason}`, onchange: () => { of.forEach((letter) => all.checked ? chosen.add(letter.messageId) : chosen.delete(letter.messageId)); show(); } });
+      const all = h('input', { type: 'checkbox', id: `all-${reason}`, 'aria-label': `Choose all with ${reason}`, onchange: () => { of.forEach((letter) => all.checked ? chosen.add(letter.messageId) : chosen.delete(letter.messageId)); show(); } });
       all.checked = of.every((letter) => chosen.has(letter.messageId));
       return h('section', { 'aria-label': reason }, h('h3', {}, h('label', { class: 'check' }, all, `${reason.replaceAll('_', ' ')} (${number(of.length)})`)),
         table('', [['Choose'], ['Message'], ['Since'], ['Attempts', 'number'], ['What went wrong']], of.map((letter) => letterRow(letter))));
     }));
+    if (focused) $(focused)?.focus();
   };
   const letterRow = (letter) => {
     const id = letter.messageId;
-    const box = h('input', { type: 'checkbox', 'aria-label': `Choose ${id}`, onchange: () => { box.checked ? chosen.add(id) : chosen.delete(id); show(); } });
+    const box = h('input', { type: 'checkbox', id: `choose-${id}`, 'aria-label': `Choose ${id}`, onchange: () => { box.checked ? chosen.add(id) : chosen.delete(id); show(); } });
     box.checked = chosen.has(id);
-    const inspect = h('button', { type: 'button', class: 'link', 'aria-expanded': String(opened.has(id)), onclick: () => { opened.has(id) ? opened.delete(id) : opened.add(id); show(); } }, code(id || 'no id'));
+    const inspect = h('button', { type: 'button', id: `inspect-${id}`, class: 'link', 'aria-expanded': String(opened.has(id)), onclick: () => { opened.has(id) ? opened.delete(id) : opened.add(id); show(); } }, code(id || 'no id'));
     return [box, [inspect, opened.has(id) ? h('pre', {}, JSON.stringify(letter.body, null, 2)) : null,
       opened.has(id) && queue === 'orders_dlq' ? h('p', {}, h('a', { href: `#/orders/${encodeURIComponent(id)}` }, 'To the order')) : null],
     ago(letter.deadLetteredAt), letter.attempts ?? '–', letter.error ?? '–'];
