@@ -1,5 +1,7 @@
 //! `/orders/batch`: many orders in one request, each by itself.
 
+use std::collections::HashSet;
+
 use actix_web::http::StatusCode;
 use actix_web::http::header::RETRY_AFTER;
 use actix_web::web::{Data, Payload};
@@ -143,20 +145,12 @@ pub(super) async fn place_all(
             "/orders", problem,
         )]));
     }
-    // All ask at once, and so share one transaction, as requests of their own would.
-    let outcomes = join_all(body.orders.iter().enumerate().map(|(index, text)| {
-        let state = &state;
-        async move {
-            let order: BatchOrder = parse(text.get().as_bytes())
-                .map_err(|problem| problem.within(&format!("/orders/{index}")))?;
-            let order = order
-                .parse()
-                .map_err(|problem| problem.within(&format!("/orders/{index}")))?;
-            let accepted = state.accept.accept(order.clone()).await?;
-            Ok::<_, Problem>((order, accepted))
-        }
-    }))
-    .await;
+    let orders = body.orders.iter().enumerate().map(|(index, text)| {
+        parse(text.get().as_bytes())
+            .and_then(BatchOrder::parse)
+            .map_err(|problem| problem.within(&format!("/orders/{index}")))
+    });
+    let outcomes = accept_all(&state, orders.collect()).await;
     let replayed: Vec<OrderId> = outcomes
         .iter()
         .filter_map(|outcome| match outcome {
@@ -188,6 +182,35 @@ pub(super) async fn place_all(
         })
         .collect();
     respond(&request, outcomes)
+}
+
+/// All ask at once, and so share one transaction, as requests of their own would. Those whose key an earlier one of the
+/// batch has ask after it: who of two that ask at once comes first is left to chance.
+async fn accept_all(
+    state: &State,
+    orders: Vec<Result<NewOrder, Problem>>,
+) -> Vec<Result<(NewOrder, Accepted), Problem>> {
+    let ask = async |(index, order): (usize, Result<NewOrder, Problem>)| {
+        let accepted = async {
+            let order = order?;
+            let accepted = state.accept.accept(order.clone()).await?;
+            Ok((order, accepted))
+        };
+        (index, accepted.await)
+    };
+    let mut keys = HashSet::new();
+    let (first, repeated): (Vec<_>, Vec<_>) =
+        orders.into_iter().enumerate().partition(|(_, order)| {
+            let key = order
+                .as_ref()
+                .ok()
+                .and_then(|order| order.idempotency_key.clone());
+            key.is_none_or(|key| keys.insert(key))
+        });
+    let mut outcomes = join_all(first.into_iter().map(ask)).await;
+    outcomes.extend(join_all(repeated.into_iter().map(ask)).await);
+    outcomes.sort_unstable_by_key(|(index, _)| *index);
+    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
 /// An accepted order with its updates, and whether it had been accepted before.
