@@ -11,7 +11,7 @@ use serde_json::json;
 use stockctl::mq::Queue;
 
 use crate::support::messages::ready;
-use crate::support::{Process, Shop, ShopOptions, eventually};
+use crate::support::{Process, Shop, ShopOptions, eventually, reqwest_client};
 
 /// More than the load can sell, so that most orders are confirmed; p9 is soon sold out, so that some are rejected.
 const INITIAL: [(&str, &str, i64); 4] = [
@@ -48,7 +48,7 @@ impl Load {
             let (stop, count) = (Arc::clone(&load.stop), Arc::clone(&load.count));
             let (accepted, url) = (Arc::clone(&load.accepted), format!("{url}/orders"));
             load.callers.push(tokio::spawn(async move {
-                let http = reqwest::Client::new();
+                let http = reqwest_client();
                 let mut number = 0;
                 while !stop.load(Ordering::Relaxed) {
                     number += 1;
