@@ -1,4 +1,5 @@
-//! `stockctl up` as a process. Each start takes seconds, so each test sees as much as it can in few of them.
+//! `stockctl up` as a process. Each start takes seconds, so each test sees as much as it can in few of them; and since the
+//! tests begin in the order of their names, these, which mostly wait, wait beside others and not after them.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -3,6 +3,7 @@
 
 #![expect(clippy::panic, reason = "a test that fails panics")]
 
+mod all_in_one;
 mod architecture;
 mod audit;
 mod bench;
@@ -24,7 +25,6 @@ mod status;
 mod support;
 mod sync;
 mod systemd;
-mod up;
 mod vendor_calls;
 mod vendor_changes;
 mod vendor_stock;
