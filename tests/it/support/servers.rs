@@ -22,6 +22,7 @@ pub(crate) struct Servers {
     database_url: String,
     pub(crate) amqp_url: String,
     administrator: Administrator,
+    left: Mutex<Vec<Left>>,
     /// Holds the servers: they end when its standard input closes, which the end of this process does, whatever ends it.
     _holder: Option<Child>,
 }
@@ -30,15 +31,14 @@ pub(crate) struct Servers {
 const ORDERS_TEMPLATE: &str = "template_orders";
 const VENDOR_TEMPLATE: &str = "template_vendor";
 
-/// So many databases that no test needs any more are left before they are dropped, together: each drop writes a checkpoint,
-/// and only the first has much to write.
-const LEFT_MAX: usize = 45;
+/// So many shops that no test needs any more are left before their databases are dropped, together: each drop writes a
+/// checkpoint, and only the first has much to write.
+const SHOPS_LEFT_MAX: usize = 15;
 
 /// Creates and drops databases, one at a time, since two copies of a template disturb each other: through one connection,
 /// on a thread that outlives each test's runtime.
 struct Administrator {
     jobs: mpsc::UnboundedSender<Job>,
-    left: Mutex<Vec<String>>,
 }
 
 struct Job {
@@ -67,10 +67,7 @@ impl Administrator {
                 }
             });
         });
-        Self {
-            jobs,
-            left: Mutex::default(),
-        }
+        Self { jobs }
     }
 
     /// Begins to execute statements; what is returned ends with the last of them.
@@ -83,19 +80,12 @@ impl Administrator {
     async fn execute(&self, sql: Vec<String>) {
         self.begin(sql).await.expect("executed");
     }
+}
 
-    /// Takes databases that are not needed any more, to be dropped some time.
-    fn leave(&self, databases: impl IntoIterator<Item = String>) {
-        let mut left = self.left.lock().expect("no panic");
-        left.extend(databases);
-        if left.len() >= LEFT_MAX {
-            // Parts of a test that is over may still be connected.
-            let drop = left
-                .drain(..)
-                .map(|name| format!("DROP DATABASE {name} WITH (FORCE)"));
-            let _not_waited_for = self.begin(drop.collect());
-        }
-    }
+/// What a shop that no test needs any more has left at the servers.
+struct Left {
+    databases: Vec<String>,
+    queues: Vec<String>,
 }
 
 impl Servers {
@@ -167,6 +157,7 @@ impl Servers {
             administrator: Administrator::start(Self::settings(database_url.clone())),
             database_url,
             amqp_url,
+            left: Mutex::default(),
             _holder: holder,
         }
     }
@@ -215,7 +206,7 @@ impl Servers {
         let of_vendors: Vec<String> = (0..vendors)
             .map(|index| format!("{name}_{index}"))
             .collect();
-        let copy = |name: &String, template| format!("CREATE DATABASE {name} TEMPLATE {template}");
+        let copy = |name: &String, template| format!("CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy");
         let mut sql = vec![copy(&name.to_owned(), ORDERS_TEMPLATE)];
         sql.extend(of_vendors.iter().map(|name| copy(name, VENDOR_TEMPLATE)));
         self.administrator.execute(sql).await;
@@ -223,10 +214,29 @@ impl Servers {
         (self.database_url(name), urls.collect())
     }
 
-    /// Takes databases, by URL, that are not needed any more.
-    pub(crate) fn leave<'a>(&self, databases: impl IntoIterator<Item = &'a String>) {
+    /// Takes what is not needed any more, to be removed some time: databases, by URL, and queues.
+    pub(crate) fn leave<'a>(
+        &self,
+        databases: impl IntoIterator<Item = &'a String>,
+        queues: Vec<String>,
+    ) {
         let name = |url: &'a String| url.rsplit('/').next().unwrap_or_default().to_owned();
-        self.administrator.leave(databases.into_iter().map(name));
+        let databases = databases.into_iter().map(name).collect();
+        let mut left = self.left.lock().expect("no panic");
+        left.push(Left { databases, queues });
+        if left.len() < SHOPS_LEFT_MAX {
+            return;
+        }
+        let (mut sql, mut queues) = (Vec::new(), Vec::new());
+        for shop in left.drain(..) {
+            // Parts of a test that is over may still be connected.
+            let drop = |name: String| format!("DROP DATABASE {name} WITH (FORCE)");
+            sql.extend(shop.databases.into_iter().map(drop));
+            queues.extend(shop.queues);
+        }
+        let _not_waited_for = self.administrator.begin(sql);
+        let url = self.amqp_url.clone();
+        std::thread::spawn(move || delete_queues(&url, queues).expect("deleted"));
     }
 
     /// A new database without any schema.
@@ -242,4 +252,15 @@ impl Servers {
             .await;
         self.database_url(&name)
     }
+}
+
+/// Deletes queues, where they exist. One that is left looks after itself every five seconds, as long as the broker runs.
+fn delete_queues(amqp_url: &str, queues: Vec<String>) -> amiquip::Result<()> {
+    let mut connection = amiquip::Connection::insecure_open(amqp_url)?;
+    let channel = connection.open_channel(None)?;
+    for queue in queues {
+        channel.queue_delete_nowait(queue, amiquip::QueueDeleteOptions::default())?;
+    }
+    channel.close()?;
+    connection.close()
 }

@@ -567,7 +567,9 @@ impl Shop {
 
 impl Drop for Shop {
     fn drop(&mut self) {
-        self.servers.leave(self.databases.values());
+        let broker = self.broker();
+        let queues = mq::Queue::ALL.map(|queue| queue.name(&broker)).to_vec();
+        self.servers.leave(self.databases.values(), queues);
     }
 }
 
