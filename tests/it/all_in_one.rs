@@ -130,7 +130,7 @@ async fn data_survives_a_signal_at_any_time_a_stop_and_a_kill_and_fresh_starts_o
     let listen = ["--listen", "127.0.0.1:0"];
     let process = Process::start(&["up", "--data-dir", path, "--fresh"], &[]);
     process
-        .writes_within("preparing the databases", START_DEADLINE)
+        .writes_within("starting RabbitMQ", START_DEADLINE)
         .await;
     process.signal(Signal::SIGINT);
     let ended = process.ended().await;

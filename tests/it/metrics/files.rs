@@ -7,7 +7,10 @@ use super::promtool;
 
 const ALERTS: &str = "config/alerts.yml";
 const DASHBOARD: &str = "config/grafana-dashboard.json";
-const UNIT_TESTS: &str = "tests/it/metrics/alerts.yml";
+const UNIT_TESTS: [&str; 2] = [
+    "tests/it/metrics/alerts.yml",
+    "tests/it/metrics/alerts-of-days.yml",
+];
 
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -79,13 +82,14 @@ async fn each_alert_fires_when_it_should_and_not_before() {
     )
     .await;
     assert!(is_content, "{said}");
-    let unit_tests = path(UNIT_TESTS);
-    let (is_content, said) =
-        promtool(&["test", "rules", unit_tests.to_str().expect("UTF-8")], "").await;
-    assert!(is_content, "{said}");
+    for unit_tests in UNIT_TESTS.map(path) {
+        let unit_tests = unit_tests.to_str().expect("UTF-8");
+        let (is_content, said) = promtool(&["test", "rules", unit_tests], "").await;
+        assert!(is_content, "{said}");
+    }
 
     // Each is tried in both ways: firing, and silent.
-    let (tests, rules) = (text(UNIT_TESTS), text(ALERTS));
+    let (tests, rules) = (UNIT_TESTS.map(text).concat(), text(ALERTS));
     for alert in alerts() {
         let tried: Vec<&str> = tests
             .split("alertname: ")

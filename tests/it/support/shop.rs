@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use diesel_async::pooled_connection::PoolableConnection;
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::FileBasedMigrations;
 use serde_json::{Value, json};
@@ -433,8 +434,20 @@ impl Shop {
 
     /// Executes SQL at a vendor, as the vendor's own business.
     pub(crate) async fn run_at(&self, vendor: &str, sql: &str) {
-        let mut connection = self.connect(vendor).await;
+        // As for questions, through the one that is kept, where it is free.
+        let mut kept = self.asking[vendor].try_lock().ok();
+        let mut free = kept.as_mut().and_then(|kept| kept.take());
+        if free.as_mut().is_some_and(PoolableConnection::is_broken) {
+            free = None;
+        }
+        let mut connection = match free {
+            Some(connection) => connection,
+            None => self.connect(vendor).await,
+        };
         connection.batch_execute(sql).await.expect("executes");
+        if let Some(kept) = &mut kept {
+            **kept = Some(connection);
+        }
     }
 
     /// Executes SQL in our database.
