@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::configuration::ConfigCommand;
 use crate::commands::dlq::Dlq;
+use crate::commands::keys::KeysCommand;
 use crate::commands::work::WorkQueue;
 
 /// One aggregated view of your vendors' stock; every order decided exactly once.
@@ -107,6 +108,12 @@ pub enum Command {
         /// What to do.
         #[command(subcommand)]
         command: Dlq,
+    },
+    /// Say who may call the API: make, list, rotate and revoke keys
+    Keys {
+        /// What to do.
+        #[command(subcommand)]
+        command: KeysCommand,
     },
     /// Check on the live data that nothing was lost, applied twice or oversold
     Audit {

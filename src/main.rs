@@ -118,6 +118,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Bench(options) => commands::bench::run(&options).await,
+        Command::Keys { command } => commands::keys::run(&load()?, command).await,
         Command::Dlq { command } => commands::dlq::run(&load()?, command).await,
         Command::Audit { json, watch } => {
             let config = load()?;

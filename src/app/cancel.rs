@@ -10,23 +10,25 @@ use super::{Context, Error, TRANSACTION_DEADLINE, new_update_id, with_deadline};
 use crate::db;
 use crate::db::outbox::Waiting;
 use crate::domain::ids::{OrderId, ProductId};
+use crate::domain::keys::Caller;
 use crate::domain::order::Status;
 use crate::metrics::{DECIDING, Decision};
 
-/// Cancels an order that is pending, failed or confirmed; one that is cancelled already stays so. Returns what has to
+/// Cancels a caller's order that is pending, failed or confirmed; one that is cancelled already stays so. Returns what has to
 /// leave for the broker.
 ///
 /// # Errors
-/// There is no such order, or it was rejected.
+/// The caller has no such order, or it was rejected.
 pub async fn cancel(
     context: &Context,
     id: OrderId,
+    caller: &Caller,
     now: DateTime<Utc>,
 ) -> Result<Vec<Waiting>, Error> {
     let cancelled = with_deadline(TRANSACTION_DEADLINE, &context.database, async {
         let mut connection = context.database.get().await?;
         connection
-            .transaction(async |connection| transact(context, connection, id, now).await)
+            .transaction(async |connection| transact(context, connection, id, caller, now).await)
             .await
     })
     .await?;
@@ -41,14 +43,21 @@ async fn transact(
     context: &Context,
     connection: &mut AsyncPgConnection,
     id: OrderId,
+    caller: &Caller,
     now: DateTime<Utc>,
 ) -> Result<Option<Vec<Waiting>>, Error> {
     let mut book = context.book();
+    let unknown = || Error::Missing(format!("there is no order {id}"));
+    if let Some(name) = caller.only_its_own()
+        && !db::orders::belongs_to(connection, id, name).await?
+    {
+        return Err(unknown());
+    }
     let status = match db::orders::load_for_update(connection, &[id])
         .await?
         .first()
     {
-        None => return Err(Error::Missing(format!("there is no order {id}"))),
+        None => return Err(unknown()),
         Some((_, Status::Cancelled, _)) => return Ok(None),
         Some((_, Status::Rejected, _)) => {
             return Err(Error::Refused {

@@ -7,6 +7,7 @@ pub mod dead_letters;
 pub mod decide;
 mod error;
 pub mod gauges;
+pub mod keys;
 pub mod outcome;
 pub mod overview;
 pub mod push;

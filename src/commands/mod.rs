@@ -4,6 +4,7 @@ pub mod audit;
 pub mod bench;
 pub mod configuration;
 pub mod dlq;
+pub mod keys;
 mod metrics;
 pub mod migrate;
 pub mod openapi;
@@ -106,8 +107,12 @@ pub fn context(config: &Config) -> Result<Context, Failure> {
                 database: pg::Pool::new(&format!("vendor/{id}"), vendor_settings(config, vendor))
                     .map_err(Failure::bug)?,
                 catalogue: catalogue(&vendor.catalogue),
-                api: Client::new(vendor.api_url.expose(), config.vendor_sync.timeout)
-                    .map_err(Failure::bug)?,
+                api: Client::new(
+                    vendor.api_url.expose(),
+                    vendor.api_key.as_ref().map(config::Secret::expose),
+                    config.vendor_sync.timeout,
+                )
+                .map_err(Failure::bug)?,
                 has_ledger: vendor.ledger,
             };
             crate::metrics::VENDORS.configured(id.as_str());

@@ -12,11 +12,12 @@ use super::{
 };
 use crate::app::Context;
 use crate::app::accept::{self, Accept};
+use crate::app::keys::KeyRing;
 use crate::app::outcome::Outcomes;
 use crate::app::overview::Overviews;
 use crate::app::relay::{self, Relay};
 use crate::config::{self, Config};
-use crate::http::{self, Ending, Listening, Probe, SideDoor, State};
+use crate::http::{self, Door, Ending, Listening, Probe, SideDoor, State};
 use crate::mq::Publisher;
 use crate::pg;
 use crate::shutdown::Shutdown;
@@ -34,12 +35,14 @@ pub fn bind(config: &Config) -> Result<Listening, Failure> {
         Listening::passed().map_err(|problem| Failure::new(EXIT_CONFIGURATION, problem))?;
     if let Some(listening) = passed {
         let address = listening.local_addr().map_err(Failure::bug)?;
-        config::reachable_from_here_only(address).map_err(|problem| {
-            Failure::new(
-                EXIT_CONFIGURATION,
-                format!("the socket that was passed (LISTEN_FDS): {problem}"),
-            )
-        })?;
+        if !config.http.require_keys {
+            config::reachable_from_here_only(address).map_err(|problem| {
+                Failure::new(
+                    EXIT_CONFIGURATION,
+                    format!("the socket that was passed (LISTEN_FDS): {problem}"),
+                )
+            })?;
+        }
         return Ok(listening);
     }
     let address = config.http.listen;
@@ -163,6 +166,7 @@ pub async fn run(
     });
 
     let (outcomes, mut looking) = Outcomes::start(context.clone(), shutdown.clone());
+    let for_keys = context.clone();
     let state = State {
         overviews: Overviews::new(context.clone()),
         context,
@@ -175,10 +179,18 @@ pub async fn run(
     };
     let address = listening.local_addr().map_err(Failure::bug)?;
     let side_door = SideDoor::open().map_err(Failure::bug)?;
+    let door = if config.http.require_keys {
+        let keys = KeyRing::default();
+        tokio::spawn(keys.clone().look_until_stopped(for_keys, shutdown.clone()));
+        Door::Keys(keys)
+    } else {
+        Door::Open
+    };
     let (server, mut draining, probe) = http::server(
         listening,
         side_door,
         state,
+        door,
         config.http.shutdown_deadline,
         config.http.cors_origins.clone(),
     )

@@ -5,6 +5,7 @@ mod error;
 mod layers;
 mod limits;
 mod reader;
+mod secret;
 mod secret_url;
 mod sections;
 mod shown;
@@ -18,6 +19,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use self::error::{ConfigError, Origin, Problem};
+pub use self::secret::Secret;
 pub use self::secret_url::SecretUrl;
 pub use self::shown::{Shown, list_from};
 use crate::limit::Limit;
@@ -62,6 +64,8 @@ pub struct Http {
     pub shutdown_deadline: Duration,
     /// The origins whose pages may call the API from a browser.
     pub cors_origins: Vec<String>,
+    /// Whether whoever calls needs an API key.
+    pub require_keys: bool,
 }
 
 /// Section `database`.
@@ -156,6 +160,8 @@ pub struct Vendor {
     pub database_url: SecretUrl,
     /// The base of the vendor's API without a slash at its end; `/stock-updates` is appended.
     pub api_url: SecretUrl,
+    /// What its HTTP API lets us in by.
+    pub api_key: Option<Secret>,
     /// Whether the vendor's database has the ledger of handled updates.
     pub ledger: bool,
     /// Where the vendor lists its products.
@@ -193,7 +199,7 @@ pub struct Log {
     pub level: String,
 }
 
-/// Checks that an address can be reached from this machine only: there are no API keys.
+/// Checks that an address can be reached from this machine only, where no API keys are required.
 ///
 /// # Errors
 /// With what it means, and what to do.
@@ -201,8 +207,8 @@ pub fn reachable_from_here_only(address: SocketAddr) -> Result<(), String> {
     if !address.ip().to_canonical().is_loopback() {
         return Err(format!(
             "{address} can be reached from other machines, and without API keys whoever reaches it could order, \
-             cancel and change stock; only loopback addresses such as 127.0.0.1:8080 are possible, \
-             with a proxy that authenticates in front"
+             cancel and change stock; set http.require_keys = true and make keys with `stockctl keys create`, or listen \
+             on a loopback address such as 127.0.0.1:8080"
         ));
     }
     Ok(())

@@ -76,6 +76,7 @@ fn value(key: &Key, value: &Value, origin: &Origin) -> Json {
         ["database", "url"] | [VENDORS, _, "database_url"] => SecretUrl::postgres,
         ["rabbitmq", "url"] => SecretUrl::amqp,
         [VENDORS, _, "api_url"] => SecretUrl::http,
+        [VENDORS, _, "api_key"] => return json!("***"),
         _ => return plain(value, origin),
     };
     let hidden = |text: &str| match parse(text.trim()) {

@@ -7,6 +7,7 @@ pub mod audit;
 pub mod consumers;
 pub mod dropped_letters;
 pub mod gauges;
+pub mod keys;
 pub mod movements;
 pub mod orders;
 pub mod outbox;

@@ -446,6 +446,32 @@ pub async fn list_not_pending(
 /// every order more than its row does.
 pub const READ_FOR_PAGE_MAX: i64 = 100_000;
 
+/// Whether an order is there, and a caller's.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn belongs_to(
+    connection: &mut AsyncPgConnection,
+    id: OrderId,
+    caller: &str,
+) -> Result<bool, Error> {
+    #[derive(QueryableByName)]
+    struct Belongs {
+        #[diesel(sql_type = diesel::sql_types::Bool)]
+        yes: bool,
+    }
+    let belongs: Belongs = prepared(
+        diesel::sql_query(
+            "SELECT EXISTS (SELECT FROM orders WHERE id = $1 AND caller = $2) AS yes",
+        )
+        .bind::<SqlUuid, _>(id.0)
+        .bind::<Text, _>(caller),
+    )
+    .get_result(connection)
+    .await?;
+    Ok(belongs.yes)
+}
+
 /// Which orders to list.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
@@ -453,6 +479,8 @@ pub struct Filter {
     pub status: Option<Status>,
     /// Only those with a line of this product.
     pub product_id: Option<ProductId>,
+    /// Only this caller's.
+    pub caller: Option<String>,
     /// Only those after this one, in the order of the list.
     pub after: Option<(DateTime<Utc>, OrderId)>,
 }
@@ -486,13 +514,14 @@ pub async fn list(
                  SELECT {COLUMNS} FROM orders WHERE $1 IS NULL OR (accepted_at, id) < ($1, $2)
                  ORDER BY accepted_at DESC, id DESC LIMIT {READ_FOR_PAGE_MAX}
              ) AS newest
-             WHERE ($3 IS NULL OR status = $3) AND ($4 IS NULL OR lines @> $4)
-             ORDER BY accepted_at DESC, id DESC LIMIT $5"
+             WHERE ($3 IS NULL OR status = $3) AND ($4 IS NULL OR lines @> $4) AND ($5 IS NULL OR caller = $5)
+             ORDER BY accepted_at DESC, id DESC LIMIT $6"
         ))
         .bind::<Nullable<Timestamptz>, _>(after_at)
         .bind::<Nullable<SqlUuid>, _>(after_id)
         .bind::<Nullable<Text>, _>(filter.status.map(Status::as_str))
         .bind::<Nullable<Jsonb>, _>(product)
+        .bind::<Nullable<Text>, _>(filter.caller.as_deref())
         // One more says whether there is a next page.
         .bind::<BigInt, _>(limit + 1),
     )
@@ -508,7 +537,7 @@ pub async fn list(
         orders
             .last()
             .map(|order| (order.request.accepted_at, order.request.id))
-    } else if filter.status.is_some() || filter.product_id.is_some() {
+    } else if filter.status.is_some() || filter.product_id.is_some() || filter.caller.is_some() {
         let last_read: Vec<Key> = prepared(
             diesel::sql_query(format!(
                 "SELECT accepted_at, id FROM orders WHERE $1 IS NULL OR (accepted_at, id) < ($1, $2)

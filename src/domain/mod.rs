@@ -7,6 +7,7 @@ pub mod breaker;
 pub mod dead_letter;
 pub mod history;
 pub mod ids;
+pub mod keys;
 pub mod ledger;
 pub mod listing;
 pub mod messages;

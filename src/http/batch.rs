@@ -15,11 +15,12 @@ use super::body::{parse, read_json};
 use super::orders::{OrderRequest, OrderResponse, check_key, load_updates, new_order};
 use super::problem::{BUSY, Problem, ProblemBody, UNAVAILABLE};
 use super::request_id::RequestId;
-use super::{State, answer};
+use super::{State, answer, auth};
 use crate::app::accept::{self, Accepted};
 use crate::db::orders::Order;
 use crate::db::updates::Shown;
 use crate::domain::ids::{OrderId, ProductId};
+use crate::domain::keys::Caller;
 use crate::domain::object::Object;
 use crate::domain::order::{Invalid, Line, NewOrder};
 
@@ -57,7 +58,7 @@ pub(super) struct BatchOrder {
 }
 
 impl BatchOrder {
-    fn parse(self) -> Result<NewOrder, Problem> {
+    fn parse(self, caller: &Caller) -> Result<NewOrder, Problem> {
         let key = self.idempotency_key;
         let problem = key.as_deref().and_then(|key| {
             // What no header could carry would be another order there.
@@ -79,7 +80,7 @@ impl BatchOrder {
             reference: self.reference,
         };
         let (lines, reference) = request.parse()?;
-        Ok(new_order(key, lines, reference))
+        Ok(new_order(caller, key, lines, reference))
     }
 }
 
@@ -137,6 +138,7 @@ pub(super) async fn place_all(
     payload: Payload,
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
+    let caller = auth::caller(&request)?;
     let body: BatchRequest = read_json(&request, payload, BATCH_BODY_BYTES_MAX).await?;
     let count = body.orders.len();
     if count == 0 || count > ORDERS_MAX {
@@ -147,7 +149,7 @@ pub(super) async fn place_all(
     }
     let orders = body.orders.iter().enumerate().map(|(index, text)| {
         parse(text.get().as_bytes())
-            .and_then(BatchOrder::parse)
+            .and_then(|order: BatchOrder| order.parse(&caller))
             .map_err(|problem| problem.within(&format!("/orders/{index}")))
     });
     let outcomes = accept_all(&state, orders.collect()).await;
@@ -289,7 +291,7 @@ mod tests {
             let batch: BatchRequest = parse(body.as_bytes()).expect("one order");
             prop_assert_eq!(batch.orders.len(), 1);
             let parsed: Result<BatchOrder, Problem> = parse(batch.orders[0].get().as_bytes());
-            if let Ok(order) = parsed.and_then(BatchOrder::parse) {
+            if let Ok(order) = parsed.and_then(|order| order.parse(&Caller::local())) {
                 prop_assert!(quantity >= 1);
                 prop_assert!((1..=255).contains(&key.len()) && key.trim() == key);
                 prop_assert!(key.bytes().all(|byte| (0x20..=0x7e).contains(&byte)));

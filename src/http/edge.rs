@@ -108,7 +108,7 @@ where
 {
     let id = RequestId::of(request.headers());
     // At the level of errors, so that whatever is logged at all has it.
-    let span = tracing::error_span!("request", request_id = %id);
+    let span = tracing::error_span!("request", request_id = %id, caller = tracing::field::Empty);
     // For handlers that tell of problems inside their answers.
     request.extensions_mut().insert(id.clone());
     let answering = routes.call(request);

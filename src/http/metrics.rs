@@ -8,6 +8,7 @@ use actix_web::dev::ServerHandle;
 use actix_web::web::Data;
 use actix_web::{App, HttpResponse, HttpServer, web};
 
+use super::auth::Needs;
 use super::listening::Listening;
 use super::problem::Problem;
 use super::routes::At;
@@ -40,8 +41,8 @@ pub(super) async fn show(gauges: Data<Gauges>) -> Result<HttpResponse, Problem> 
 }
 
 /// The route.
-pub(super) fn at() -> At {
-    At::new("/metrics").of_type("text/plain").get(show)
+pub(super) fn at(needs: Needs) -> At {
+    At::new("/metrics").of_type("text/plain").get(needs, show)
 }
 
 /// A listener for `/metrics` alone, until this is dropped.
@@ -62,7 +63,8 @@ impl MetricsListener {
         let server = HttpServer::new(move || {
             App::new()
                 .app_data(gauges.clone())
-                .service(at().into_service())
+                // It can be reached from this machine only.
+                .service(at(Needs::Nothing).into_service())
                 .default_service(web::route().to(no_route))
         })
         .workers(WORKERS)

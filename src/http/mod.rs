@@ -2,6 +2,7 @@
 
 mod admin;
 mod answer;
+mod auth;
 mod batch;
 mod body;
 mod cors;
@@ -38,7 +39,10 @@ use crate::app::overview::Overviews;
 use crate::app::relay::Relay;
 use crate::app::{self, Context};
 use crate::domain::ids::{IdError, ProductId, VendorId};
+use crate::domain::keys::Scope;
 use crate::mq;
+pub use auth::Door;
+use auth::Needs::{self, AnyKey, Nothing};
 pub use batch::BATCH_BODY_BYTES_MAX;
 use cors::Cors;
 use drain::Drain;
@@ -93,12 +97,14 @@ pub fn server(
     listening: Listening,
     side_door: SideDoor,
     state: State,
+    door: Door,
     shutdown_deadline: Duration,
     cors_origins: Vec<String>,
 ) -> std::io::Result<(Server, Ending, Probe)> {
     let (listener, closing) = listening.split()?;
     let gauges = web::Data::from(state.gauges.clone());
     let state = web::Data::new(state);
+    let door = web::Data::new(door);
     let drain = Drain::default();
     let edge = Edge::new(drain.clone(), Cors::new(cors_origins));
     let (for_app, for_connections) = (drain.clone(), drain.clone());
@@ -107,6 +113,7 @@ pub fn server(
         let (drain, edge) = (for_app.clone(), edge.clone());
         App::new()
             .app_data(state.clone())
+            .app_data(door.clone())
             .app_data(gauges.clone())
             .app_data(web::Data::new(drain))
             .configure(configure)
@@ -140,35 +147,43 @@ fn configure(config: &mut web::ServiceConfig) {
 
 /// All that is served.
 fn routes() -> Vec<At> {
+    const READ: Needs = Needs::Scope(Scope::OrdersRead);
+    const ORDER: Needs = Needs::Scope(Scope::OrdersWrite);
+    const STOCK: Needs = Needs::Scope(Scope::StockWrite);
+    const ADMIN: Needs = Needs::Scope(Scope::Admin);
     let mut routes = vec![
-        At::new("/orders").get(orders::list).post(orders::place),
-        At::new("/order").post(orders::place),
-        At::new("/orders/batch").post(batch::place_all),
-        At::new("/orders/{id}").get(orders::show),
-        At::new("/orders/{id}/cancel").post(orders::cancel),
-        At::new("/products").get(products::list),
-        At::new("/products/{id}").get(products::show),
-        At::new("/products/{id}/movements").get(movements::list),
-        At::new("/vendors").get(vendors::list),
+        At::new("/orders")
+            .get(READ, orders::list)
+            .post(ORDER, orders::place),
+        At::new("/order").post(ORDER, orders::place),
+        At::new("/orders/batch").post(ORDER, batch::place_all),
+        At::new("/orders/{id}").get(READ, orders::show),
+        At::new("/orders/{id}/cancel").post(ORDER, orders::cancel),
+        At::new("/products").get(AnyKey, products::list),
+        At::new("/products/{id}").get(AnyKey, products::show),
+        At::new("/products/{id}/movements").get(ADMIN, movements::list),
+        At::new("/vendors").get(AnyKey, vendors::list),
         At::new("/vendors/{vendor}/products/{id}")
-            .get(vendors::show_product)
-            .put(vendors::put_product),
-        At::new("/vendors/{vendor}/stock-updates").post(vendors::apply_updates),
-        At::new("/admin/sync").post(admin::sync),
-        At::new("/admin/queues").get(admin::queues),
-        At::new("/admin/overview").get(admin::overview),
-        At::new("/admin/dead-letters/{queue}").get(dead_letters::list),
-        At::new("/admin/dead-letters/{queue}/replay").post(dead_letters::replay),
-        At::new("/admin/dead-letters/{queue}/drop").post(dead_letters::drop),
-        At::new("/admin/dead-letters/{queue}/{messageId}").get(dead_letters::show),
-        At::new("/healthz").get(health::alive),
-        At::new("/readyz").get(health::ready),
-        metrics::at(),
-        At::new("/openapi.json").get(docs::description),
-        At::new("/docs").of_type("text/html").get(docs::page),
+            .get(AnyKey, vendors::show_product)
+            .put(STOCK, vendors::put_product),
+        At::new("/vendors/{vendor}/stock-updates").post(STOCK, vendors::apply_updates),
+        At::new("/admin/sync").post(ADMIN, admin::sync),
+        At::new("/admin/queues").get(ADMIN, admin::queues),
+        At::new("/admin/overview").get(ADMIN, admin::overview),
+        At::new("/admin/dead-letters/{queue}").get(ADMIN, dead_letters::list),
+        At::new("/admin/dead-letters/{queue}/replay").post(ADMIN, dead_letters::replay),
+        At::new("/admin/dead-letters/{queue}/drop").post(ADMIN, dead_letters::drop),
+        At::new("/admin/dead-letters/{queue}/{messageId}").get(ADMIN, dead_letters::show),
+        At::new("/healthz").get(Nothing, health::alive),
+        At::new("/readyz").get(Nothing, health::ready),
+        metrics::at(ADMIN),
+        At::new("/openapi.json").get(Nothing, docs::description),
+        At::new("/docs")
+            .of_type("text/html")
+            .get(Nothing, docs::page),
         At::new("/docs/rapidoc-min.js")
             .of_type("text/javascript")
-            .get(docs::script),
+            .get(Nothing, docs::script),
     ];
     routes.extend(page::at());
     routes

@@ -1,9 +1,12 @@
 //! The description of the API (OpenAPI 3.1): what the handlers and their types say of themselves, and what is true of all.
 //! A test holds that no route is missing; the integration tests hold every answer against it.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
+use super::auth::Needs;
 use super::problem::{self, CODES, Code, ProblemBody};
 
 /// What the handlers say of themselves.
@@ -15,6 +18,9 @@ use super::problem::{self, CODES, Code, ProblemBody};
             - Whatever goes wrong is answered as `application/problem+json` (RFC 9457) with a stable `code`.\n\
             - `POST /orders` is safe to repeat with the same `Idempotency-Key`; a 202 is durable.\n\
             - Every path that answers GET answers HEAD; another method is answered 405 with `Allow`.\n\
+            - Where the installation requires keys (`http.require_keys`), each request but those for `/healthz`, `/readyz` and \
+            this description has one: `Authorization: Bearer …`, with the scope that the operation names; the scope `admin` \
+            is all of them. Each caller sees and repeats only its own orders.\n\
             - Fields that are not described are refused. Times are RFC 3339, in UTC.\n\
             - Lists come in pages: `limit` is 1 to 200, and `nextCursor` leads to the next one, also as `Link: <…>; rel=\"next\"`.\n\
             - Bodies of requests have at most 64 KiB, unless an operation says otherwise. Answers to GET of 1 KiB and more \
@@ -85,14 +91,39 @@ pub fn document() -> Value {
         "description": "Your name for this request, to find it in our log: 1 to 64 of A-Z a-z 0-9 - . _ ~ : = + @; another one is not taken over",
         "schema": { "type": "string" },
     }});
+    document["components"]["securitySchemes"] = json!({ "apiKey": {
+        "type": "http", "scheme": "bearer",
+        "description": "An API key, made by `stockctl keys create`. Needed where http.require_keys is set.",
+    }});
+    let needs = needs();
     let paths = document["paths"].as_object_mut();
     for (path, operations) in paths.into_iter().flatten() {
         for (method, operation) in operations.as_object_mut().into_iter().flatten() {
             operation["operationId"] = json!(operation_id(method, path));
-            complete(path, method, operation);
+            let needs = needs.get(&(method.to_uppercase(), path.clone()));
+            // Whoever forgets one claims too much.
+            let needs = needs.copied().unwrap_or(Needs::AnyKey);
+            operation["security"] = match needs {
+                Needs::Nothing => json!([]),
+                Needs::AnyKey => json!([{ "apiKey": [] }, {}]),
+                Needs::Scope(scope) => json!([{ "apiKey": [scope.as_str()] }, {}]),
+            };
+            complete(path, method, needs, operation);
         }
     }
     document
+}
+
+/// What each operation needs, by its method and path.
+fn needs() -> BTreeMap<(String, String), Needs> {
+    let mut needs = BTreeMap::new();
+    for at in super::routes() {
+        let (path, methods) = at.methods();
+        for (method, of_method) in methods {
+            needs.insert((method.to_string(), path.to_owned()), *of_method);
+        }
+    }
+    needs
 }
 
 /// What types do not say: which fields go together, how a cursor looks, and what was summed is not bounded as what was
@@ -292,9 +323,9 @@ fn operation_id(method: &str, path: &str) -> String {
 }
 
 /// Adds what is true of every operation, or follows from its form.
-fn complete(path: &str, method: &str, operation: &mut Value) {
-    let mut of_status: std::collections::BTreeMap<u16, Vec<&Code>> = Default::default();
-    for code in problems(path, method, operation) {
+fn complete(path: &str, method: &str, needs: Needs, operation: &mut Value) {
+    let mut of_status: BTreeMap<u16, Vec<&Code>> = BTreeMap::new();
+    for code in problems(path, method, needs, operation) {
         of_status.entry(code.status).or_default().push(code);
     }
     for (status, codes) in of_status {
@@ -313,7 +344,7 @@ fn complete(path: &str, method: &str, operation: &mut Value) {
 }
 
 /// The problems that an operation can answer with.
-fn problems(path: &str, method: &str, operation: &Value) -> Vec<&'static Code> {
+fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'static Code> {
     use problem as p;
     let has_parameter = |place: &str| {
         let parameters = operation["parameters"].as_array();
@@ -332,6 +363,13 @@ fn problems(path: &str, method: &str, operation: &Value) -> Vec<&'static Code> {
     let mut codes = vec![p::NOT_ACCEPTABLE, p::INTERNAL];
     if !is_ours_alone {
         codes.push(p::UNAVAILABLE);
+    }
+    if needs != Needs::Nothing {
+        // The keys are not known.
+        codes.extend([p::UNAUTHENTICATED, p::INVALID_KEY, p::UNAVAILABLE]);
+    }
+    if matches!(needs, Needs::Scope(_)) {
+        codes.push(p::INSUFFICIENT_SCOPE);
     }
     if method != "get" {
         codes.push(p::CROSS_ORIGIN);
@@ -395,6 +433,12 @@ fn add_problems(operation: &mut Value, status: u16, codes: &[&Code]) {
         *response = json!({ "description": lines.join("\n\n") });
     }
     response["content"]["application/problem+json"] = content;
+    if status == 401 {
+        response["headers"]["WWW-Authenticate"] = json!({
+            "description": "`Bearer`, with what is wrong with the key that came",
+            "schema": { "type": "string" },
+        });
+    }
     if status == 503 {
         response["headers"]["Retry-After"] = json!({
             "description": "Seconds after which to try again",
@@ -428,9 +472,9 @@ mod tests {
             .flat_map(|at| {
                 let (path, methods) = at.methods();
                 // A HEAD goes with each GET.
-                let methods = methods.iter().filter(|method| *method != "HEAD");
+                let methods = methods.iter().filter(|(method, _)| *method != "HEAD");
                 methods
-                    .map(|method| format!("{method} {path}"))
+                    .map(|(method, _)| format!("{method} {path}"))
                     .collect::<Vec<_>>()
             })
             .collect();

@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::answer;
 use super::body::read_json;
 use super::prefer::Wait;
 use super::problem::{NOT_YET_VISIBLE, Problem};
 use super::query::read_query;
 use super::{BODY_BYTES_MAX, State, cursor_micros, detached, limit};
+use super::{answer, auth};
 use crate::app::accept::{self, Accepted};
 use crate::app::outcome::Waited;
 use crate::app::vouch::{self, Whereabouts};
@@ -24,6 +24,7 @@ use crate::db::orders::{Filter, Order};
 use crate::db::updates::Shown;
 use crate::domain::history::{Entry, Times, history};
 use crate::domain::ids::{OrderId, ProductId, UpdateId, VendorId};
+use crate::domain::keys::Caller;
 use crate::domain::object::Object;
 use crate::domain::order::{
     IDEMPOTENCY_KEY_CHARS_MAX, Invalid, Line, Lines, NewOrder, Reason, Status, check_reference,
@@ -34,9 +35,6 @@ use crate::domain::update::State as UpdateState;
 /// Events of one order that are shown beside what follows from its row and its updates: each is a person's act, or a
 /// failure, so they are few.
 const EVENTS_MAX: i64 = 200;
-
-/// Who asks, as long as there are no API keys: whoever reaches a loopback address.
-const LOCAL_CALLER: &str = "local";
 
 /// What is ordered: `lines`, or `productId` and `quantity` for one product.
 #[derive(Deserialize, ToSchema)]
@@ -135,14 +133,19 @@ pub(super) fn check_key(key: &str) -> Result<(), String> {
 }
 
 /// An order as it is asked for now.
-pub(super) fn new_order(key: Option<String>, lines: Lines, reference: Option<String>) -> NewOrder {
+pub(super) fn new_order(
+    caller: &Caller,
+    key: Option<String>,
+    lines: Lines,
+    reference: Option<String>,
+) -> NewOrder {
     let id = match &key {
-        Some(key) => derive_id(LOCAL_CALLER, key, &lines, reference.as_deref()),
+        Some(key) => derive_id(&caller.name, key, &lines, reference.as_deref()),
         None => OrderId(Uuid::now_v7()),
     };
     NewOrder {
         id,
-        caller: LOCAL_CALLER.to_owned(),
+        caller: caller.name.clone(),
         idempotency_key: key,
         lines,
         reference,
@@ -186,11 +189,12 @@ pub(super) async fn place(
     payload: Payload,
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
+    let caller = auth::caller(&request)?;
     let key = idempotency_key(&request)?;
     let wait = Wait::of(request.headers())?;
     let body: OrderRequest = read_json(&request, payload, BODY_BYTES_MAX).await?;
     let (lines, reference) = body.parse()?;
-    let order = new_order(key, lines, reference);
+    let order = new_order(&caller, key, lines, reference);
     let id = order.id;
     let accepted = state.accept.accept(order.clone()).await?;
     let is_replayed = matches!(accepted, Accepted::Replayed(_));
@@ -202,7 +206,7 @@ pub(super) async fn place(
     };
     let (mut response, body) = match (waited, accepted) {
         // With what has become of it, if that can be read; it is accepted, whatever happens to the reading.
-        (Some((_, Waited::Decided)), _) => match find(&state, id).await {
+        (Some((_, Waited::Decided)), _) => match find(&state, id, &caller).await {
             Ok(order) => (HttpResponse::Ok(), order),
             Err(_) => (
                 HttpResponse::Accepted(),
@@ -260,16 +264,17 @@ pub(super) async fn show(
     id: Path<String>,
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
+    let caller = auth::caller(&request)?;
     let id = order_id(&id)?;
     let wait = Wait::of(request.headers())?;
-    let mut order = find(&state, id).await?;
+    let mut order = find(&state, id, &caller).await?;
     let Some(wait) = wait else {
         return answer::json(&request, &order);
     };
     let mut is_applied = true;
     if order.status == Status::Pending {
         match state.outcomes.wait(id, wait.until()).await {
-            Waited::Decided => order = find(&state, id).await?,
+            Waited::Decided => order = find(&state, id, &caller).await?,
             Waited::InVain => {}
             Waited::NotAtAll => is_applied = false,
         }
@@ -290,13 +295,14 @@ fn order_id(text: &str) -> Result<OrderId, Problem> {
         .map_err(|_| Problem::not_found("no order can have that id: it is not a UUID"))
 }
 
-async fn find(state: &State, id: OrderId) -> Result<OrderResponse, Problem> {
-    match look_up(state, id).await {
+/// Another caller's order is as unknown as one that nobody has placed.
+async fn find(state: &State, id: OrderId, caller: &Caller) -> Result<OrderResponse, Problem> {
+    match look_up(state, id, caller).await {
         Ok(Some(order)) => return Ok(order),
         Ok(None) => expect_arrived(state, id).await?,
         Err(error) => return Err(unless_awaited(state, id, error)),
     }
-    match look_up(state, id).await {
+    match look_up(state, id, caller).await {
         Ok(Some(order)) => Ok(order),
         Ok(None) => Err(unknown(id)),
         Err(error) => Err(unless_awaited(state, id, error)),
@@ -326,11 +332,16 @@ fn unknown(id: OrderId) -> Problem {
     Problem::not_found(format!("there is no order {id}"))
 }
 
-async fn look_up(state: &State, id: OrderId) -> Result<Option<OrderResponse>, Error> {
+async fn look_up(
+    state: &State,
+    id: OrderId,
+    caller: &Caller,
+) -> Result<Option<OrderResponse>, Error> {
     state
         .context
         .with_connection(async |connection| {
-            let Some(order) = db::orders::find_all(connection, &[id]).await?.pop() else {
+            let found = db::orders::find_all(connection, &[id]).await?.pop();
+            let Some(order) = found.filter(|order| caller.sees(&order.request.caller)) else {
                 return Ok(None);
             };
             let updates = db::updates::list_shown(connection, &[id]).await?;
@@ -416,11 +427,13 @@ pub(super) async fn list(
     request: HttpRequest,
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
+    let caller = auth::caller(&request)?;
     let query: ListQuery = read_query(&request)?;
     let limit = limit(query.limit)?;
     let filter = Filter {
         status: query.status,
         product_id: query.product_id,
+        caller: caller.only_its_own().map(str::to_owned),
         after: query.cursor.as_deref().map(decode_cursor).transpose()?,
     };
     let (page, updates) = state
@@ -479,11 +492,16 @@ fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, OrderId), Problem> {
         "acceptedAt": "2026-11-26T01:42:16.582834Z", "cancelledAt": "2026-11-26T01:42:16.696737Z",
         "history": [{"at": "2026-11-26T01:42:16.582834Z", "event": "accepted"}, {"at": "2026-11-26T01:42:16.696737Z", "event": "cancelled", "updates": []}]})))
 )]
-pub(super) async fn cancel(id: Path<String>, state: Data<State>) -> Result<HttpResponse, Problem> {
+pub(super) async fn cancel(
+    request: HttpRequest,
+    id: Path<String>,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
+    let caller = auth::caller(&request)?;
     let id = order_id(&id)?;
     let cancel = || {
-        let context = state.context.clone();
-        detached(async move { use_case::cancel(&context, id, Utc::now()).await })
+        let (context, caller) = (state.context.clone(), caller.clone());
+        detached(async move { use_case::cancel(&context, id, &caller, Utc::now()).await })
     };
     let mut cancelled = cancel().await;
     if let Err(Error::Missing(_)) = cancelled {
@@ -494,7 +512,7 @@ pub(super) async fn cancel(id: Path<String>, state: Data<State>) -> Result<HttpR
         Ok(waiting) => state.relay.hand_over(waiting),
         Err(error) => return Err(unless_awaited(&state, id, error)),
     }
-    Ok(HttpResponse::Ok().json(find(&state, id).await?))
+    Ok(HttpResponse::Ok().json(find(&state, id, &caller).await?))
 }
 
 /// How far the vendors have been told of an order.

@@ -8,6 +8,7 @@ use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse};
 
 use super::answer::{self, is_known, not_modified, version};
+use super::auth::Needs;
 use super::routes::At;
 
 /// A part of the page.
@@ -96,10 +97,12 @@ pub(super) async fn style(request: HttpRequest) -> HttpResponse {
 /// Where they are.
 pub(super) fn at() -> [At; 3] {
     [
-        At::new("/").of_type("text/html").get(page),
+        At::new("/").of_type("text/html").get(Needs::Nothing, page),
         At::new("/page/page.js")
             .of_type("text/javascript")
-            .get(script),
-        At::new("/page/page.css").of_type("text/css").get(style),
+            .get(Needs::Nothing, script),
+        At::new("/page/page.css")
+            .of_type("text/css")
+            .get(Needs::Nothing, style),
     ]
 }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{ALLOW, ContentType, RETRY_AFTER};
+use actix_web::http::header::{ALLOW, ContentType, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpRequest, HttpResponse, ResponseError, web};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -52,8 +52,14 @@ codes! {
         "Mend the body; the pointer says how far it could be read.";
     INVALID_PARAMETER = 400 "invalid_parameter", "A parameter is not valid",
         "Mend the parameter of the query or the header that is named.";
+    UNAUTHENTICATED = 401 "unauthenticated", "An API key is needed",
+        "Send Authorization: Bearer and a key; stockctl keys create makes one.";
+    INVALID_KEY = 401 "invalid_key", "The API key opens nothing",
+        "Use another key: this one is unknown, has expired or was revoked.";
     CROSS_ORIGIN = 403 "cross_origin", "A page of another origin may not do that",
         "Call from a page of this server, from an origin in http.cors_origins, or from a program.";
+    INSUFFICIENT_SCOPE = 403 "insufficient_scope", "The API key does not allow that",
+        "Use a key with the scope that is named.";
     NOT_FOUND = 404 "not_found", "There is no such thing",
         "Check the path and the id.";
     METHOD_NOT_ALLOWED = 405 "method_not_allowed", "The method is not allowed here",
@@ -114,6 +120,8 @@ struct Occurrence {
     order_id: Option<OrderId>,
     retry_after_s: Option<u32>,
     allow: Option<String>,
+    /// What would be let in.
+    challenge: Option<String>,
     /// Which request it was: the edge knows.
     request_id: Option<RequestId>,
 }
@@ -128,6 +136,7 @@ impl Problem {
             order_id: None,
             retry_after_s: (code.status == 503).then_some(1),
             allow: None,
+            challenge: None,
             request_id: None,
         }))
     }
@@ -137,6 +146,17 @@ impl Problem {
         let mut problem = Self::new(METHOD_NOT_ALLOWED, detail);
         problem.0.allow = Some(allow);
         problem
+    }
+
+    /// The same problem, with the value of `WWW-Authenticate`.
+    pub(super) fn challenging(mut self, challenge: String) -> Self {
+        self.0.challenge = Some(challenge);
+        self
+    }
+
+    /// A mistake of ours, which is in the log.
+    pub(super) fn internal() -> Self {
+        Self::new(INTERNAL, LOGGED)
     }
 
     /// What the server itself answered with a status only.
@@ -301,6 +321,9 @@ impl ResponseError for Problem {
         }
         if let Some(allow) = &self.0.allow {
             response.insert_header((ALLOW, allow.as_str()));
+        }
+        if let Some(challenge) = &self.0.challenge {
+            response.insert_header((WWW_AUTHENTICATE, challenge.as_str()));
         }
         response
             .insert_header(ContentType(problem_json()))

@@ -7,6 +7,7 @@ use actix_web::http::Method;
 use actix_web::http::header::ACCEPT;
 use actix_web::{FromRequest, Handler, HttpRequest, Resource, Responder, web};
 
+use super::auth::{Needs, admit};
 use super::problem::{NOT_ACCEPTABLE, Problem};
 
 /// What most routes answer with.
@@ -14,9 +15,8 @@ const JSON: &str = "application/json";
 
 /// A path, and what is done there.
 pub(super) struct At {
-    #[cfg(test)]
     path: &'static str,
-    methods: Vec<Method>,
+    methods: Vec<(Method, Needs)>,
     media_type: &'static str,
     resource: Resource,
 }
@@ -25,7 +25,6 @@ impl At {
     /// A path at which nothing is done yet; it answers with JSON.
     pub(super) fn new(path: &'static str) -> Self {
         Self {
-            #[cfg(test)]
             path,
             methods: Vec::new(),
             media_type: JSON,
@@ -39,49 +38,49 @@ impl At {
         self
     }
 
-    /// Where, and by which methods.
-    #[cfg(test)]
-    pub(super) fn methods(&self) -> (&'static str, &[Method]) {
+    /// Where, by which methods, and what each needs.
+    pub(super) fn methods(&self) -> (&'static str, &[(Method, Needs)]) {
         (self.path, &self.methods)
     }
 
     /// A GET, and the HEAD that goes with it: the server leaves the body of its answer out.
-    pub(super) fn get<F, Args>(self, handler: F) -> Self
+    pub(super) fn get<F, Args>(self, needs: Needs, handler: F) -> Self
     where
         F: Handler<Args>,
         Args: FromRequest + 'static,
         F::Output: Responder + 'static,
     {
-        self.on(&[Method::GET, Method::HEAD], handler)
+        self.on(&[Method::GET, Method::HEAD], needs, handler)
     }
 
     /// A POST.
-    pub(super) fn post<F, Args>(self, handler: F) -> Self
+    pub(super) fn post<F, Args>(self, needs: Needs, handler: F) -> Self
     where
         F: Handler<Args>,
         Args: FromRequest + 'static,
         F::Output: Responder + 'static,
     {
-        self.on(&[Method::POST], handler)
+        self.on(&[Method::POST], needs, handler)
     }
 
     /// A PUT.
-    pub(super) fn put<F, Args>(self, handler: F) -> Self
+    pub(super) fn put<F, Args>(self, needs: Needs, handler: F) -> Self
     where
         F: Handler<Args>,
         Args: FromRequest + 'static,
         F::Output: Responder + 'static,
     {
-        self.on(&[Method::PUT], handler)
+        self.on(&[Method::PUT], needs, handler)
     }
 
-    fn on<F, Args>(mut self, methods: &'static [Method], handler: F) -> Self
+    fn on<F, Args>(mut self, methods: &'static [Method], needs: Needs, handler: F) -> Self
     where
         F: Handler<Args>,
         Args: FromRequest + 'static,
         F::Output: Responder + 'static,
     {
-        self.methods.extend_from_slice(methods);
+        self.methods
+            .extend(methods.iter().map(|method| (method.clone(), needs)));
         let media_type = self.media_type;
         let route = web::route()
             .guard(guard::fn_guard(move |context| {
@@ -90,7 +89,15 @@ impl At {
             .guard(guard::fn_guard(move |context| {
                 is_accepted(context, media_type)
             }));
-        self.resource = self.resource.route(route.to(handler));
+        self.resource = self
+            .resource
+            .route(route.to(move |request: HttpRequest, args: Args| {
+                let handler = handler.clone();
+                async move {
+                    admit(&request, needs)?;
+                    Ok::<F::Output, Problem>(handler.call(args).await)
+                }
+            }));
         self
     }
 
@@ -106,7 +113,8 @@ impl At {
             InitError = (),
         >,
     > {
-        let (methods, media_type) = (self.methods, self.media_type);
+        let methods: Vec<Method> = self.methods.into_iter().map(|(method, _)| method).collect();
+        let media_type = self.media_type;
         self.resource
             .default_service(web::route().to(move |request: HttpRequest| {
                 std::future::ready(Err::<&str, _>(not_served(&request, &methods, media_type)))

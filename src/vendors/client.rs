@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use reqwest::StatusCode;
-use reqwest::header::RETRY_AFTER;
+use reqwest::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
 
 use crate::domain::ids::UpdateId;
 use crate::domain::messages::UpdateItem;
@@ -54,6 +54,7 @@ pub enum Error {
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
+    authorization: Option<HeaderValue>,
     url: String,
     /// As `url`, without what it may hold of a password.
     shown_url: String,
@@ -64,7 +65,11 @@ impl Client {
     ///
     /// # Errors
     /// The TLS library cannot be set up.
-    pub fn new(api_url: &str, timeout: Duration) -> Result<Self, reqwest::Error> {
+    pub fn new(
+        api_url: &str,
+        api_key: Option<&str>,
+        timeout: Duration,
+    ) -> Result<Self, reqwest::Error> {
         // Fails only when a provider was set before, and any will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut http = reqwest::Client::builder()
@@ -78,6 +83,12 @@ impl Client {
             http = http.tls_certs_only([]);
         }
         let http = http.build()?;
+        // The configuration lets no key through that a header cannot have.
+        let authorization = api_key.and_then(|key| {
+            let mut value = HeaderValue::try_from(format!("Bearer {key}")).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        });
         let url = format!("{}/stock-updates", api_url.trim_end_matches('/'));
         let shown_url = url::Url::parse(&url).map_or_else(
             |_| "the configured address".to_owned(),
@@ -90,6 +101,7 @@ impl Client {
         );
         Ok(Self {
             http,
+            authorization,
             url,
             shown_url,
         })
@@ -108,13 +120,11 @@ impl Client {
             source: Some(source.to_owned()),
             updates: updates.iter().map(UpdateItem::from).collect(),
         };
-        let mut response = self
-            .http
-            .post(&self.url)
-            .json(&request)
-            .send()
-            .await
-            .map_err(unreachable)?;
+        let mut call = self.http.post(&self.url).json(&request);
+        if let Some(authorization) = &self.authorization {
+            call = call.header(AUTHORIZATION, authorization.clone());
+        }
+        let mut response = call.send().await.map_err(unreachable)?;
         let status = response.status();
         // Only these say by it when to come again; a redirection says something else.
         let retry_after = match status {

@@ -76,6 +76,7 @@ async fn the_help_texts_say_what_there_is() {
       bench    Measure how fast an installation is: it places real orders
       migrate  Bring the database schema up to date
       dlq      Look at dead letters, replay or drop them
+      keys     Say who may call the API: make, list, rotate and revoke keys
       audit    Check on the live data that nothing was lost, applied twice or oversold
       help     Print this message or the help of the given subcommand(s)
 
@@ -467,7 +468,7 @@ async fn a_bad_configuration_ends_with_3_and_names_the_key_the_problem_and_the_f
         if command == "serve" {
             insta::assert_snapshot!(ended.stderr.replace(&file, "FILE"), @r#"
             error: the configuration will not do:
-              http.listen (FILE, line 2): 0.0.0.0:8080 can be reached from other machines, and without API keys whoever reaches it could order, cancel and change stock; only loopback addresses such as 127.0.0.1:8080 are possible, with a proxy that authenticates in front
+              http.listen (FILE, line 2): 0.0.0.0:8080 can be reached from other machines, and without API keys whoever reaches it could order, cancel and change stock; set http.require_keys = true and make keys with `stockctl keys create`, or listen on a loopback address such as 127.0.0.1:8080
               rabbitmq.url (FILE, line 7): amqps:// is not supported yet, and connecting without encryption instead would send the password in the clear: use amqp:// on a network that is trusted
               orders.retries_max (FILE, line 9): it must be a whole number from 0 to 20, not -1
               sync.schedule (FILE, line 11): "soon" is not a cron expression of six fields, the seconds first, such as "*/30 * * * * *": The 'Seconds' field does not support using names. 'soon' specified.

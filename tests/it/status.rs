@@ -183,6 +183,7 @@ async fn the_configuration_is_shown_with_origins_and_without_secrets() {
     database.url = "postgres://u:***@127.0.0.1:1/ordersdb"        # shop.toml, line 2
     http.cors_origins = []                                        # built-in default
     http.listen = "127.0.0.1:8080"                                # built-in default
+    http.require_keys = false                                     # built-in default
     http.shutdown_deadline_ms = 10000                             # built-in default
     log.format = "auto"                                           # built-in default
     log.level = "info,actix_server=warn,amiquip=error"            # built-in default

@@ -8,6 +8,7 @@ mod edge;
 mod history;
 mod hostile;
 mod idempotency;
+mod keys;
 mod listing;
 mod operations;
 mod outage;

@@ -1,0 +1,260 @@
+//! API keys: made, listed, rotated, expired and revoked; and the keys of the installation as a process knows them.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use diesel_async::AsyncConnection;
+
+use super::{Context, Error, TRANSACTION_DEADLINE, with_deadline};
+use crate::db;
+use crate::domain::keys::{
+    Caller, ID_BYTES, Key, KeyId, Keys, Refusal, SECRET_BYTES, Scope, Standing, Token,
+};
+use crate::domain::tally::Tally;
+use crate::shutdown::Shutdown;
+
+/// Valid keys of an installation: each process reads all of them every second.
+const VALID_MAX: i64 = 1_000;
+/// Keys that are listed, ended ones among them.
+const LISTED_MAX: i64 = 10_000;
+/// Whoever comes with a key that has ended is told so for as long as this; then it is as unknown as any other.
+const REMEMBERED: TimeDelta = TimeDelta::days(30);
+/// Between two looks at the keys: a revocation takes effect within this and a query's time.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// While PostgreSQL cannot be reached, what was known last is good for so long: orders are accepted without it, and it is
+/// the place where a key is revoked.
+const GOOD_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Makes a key. The token is shown once, and to nobody again.
+///
+/// # Errors
+/// There are too many keys; see [`Error`].
+pub async fn create(
+    context: &Context,
+    caller: String,
+    scopes: BTreeSet<Scope>,
+    now: DateTime<Utc>,
+    valid_for: Option<TimeDelta>,
+) -> Result<(Key, Token), Error> {
+    let (key, token) = new_key(caller, scopes, now, valid_for)?;
+    let inserted = key.clone();
+    with_deadline(TRANSACTION_DEADLINE, &context.database, async {
+        let mut connection = context.database.get().await?;
+        connection
+            .transaction(async |connection| {
+                if db::keys::lock_and_count_valid(connection, now).await? >= VALID_MAX {
+                    return Err(Error::Refused {
+                        code: "too_many_keys",
+                        detail: format!(
+                            "there are {VALID_MAX} valid keys, which is the limit; revoke one"
+                        ),
+                    });
+                }
+                Ok(db::keys::insert(connection, &inserted).await?)
+            })
+            .await
+    })
+    .await?;
+    Ok((key, token))
+}
+
+fn new_key(
+    caller: String,
+    scopes: BTreeSet<Scope>,
+    now: DateTime<Utc>,
+    valid_for: Option<TimeDelta>,
+) -> Result<(Key, Token), Error> {
+    let mut id = [0; ID_BYTES];
+    let mut secret = [0; SECRET_BYTES];
+    for bytes in [&mut id[..], &mut secret[..]] {
+        getrandom::fill(bytes)
+            .map_err(|error| Error::Broken(format!("the system gives no random bytes: {error}")))?;
+    }
+    let token = Token::new(KeyId::new(id), secret);
+    let key = Key {
+        id: token.id().clone(),
+        caller,
+        hash: token.hash(),
+        scopes,
+        created_at: now,
+        expires_at: valid_for.map(|valid_for| now + valid_for),
+        revoked_at: None,
+    };
+    Ok((key, token))
+}
+
+/// Every key, the oldest of a caller first.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn list(context: &Context) -> Result<Vec<Key>, Error> {
+    context
+        .with_connection(async |connection| Ok(db::keys::list(connection, None, LISTED_MAX).await?))
+        .await
+}
+
+/// Makes a new key of the same caller, with the same scopes and for as long a time, and lets the old one end after a while
+/// in which both open.
+///
+/// # Errors
+/// There is no such key, or it opens no more.
+pub async fn rotate(
+    context: &Context,
+    id: &KeyId,
+    now: DateTime<Utc>,
+    overlap: TimeDelta,
+) -> Result<(Key, Token), Error> {
+    let rotated = with_deadline(TRANSACTION_DEADLINE, &context.database, async {
+        let mut connection = context.database.get().await?;
+        connection
+            .transaction(async |connection| {
+                let mut old = valid(db::keys::load_for_update(connection, id).await?, id, now)?;
+                let valid_for = old.expires_at.map(|at| at - old.created_at);
+                let (new, token) = new_key(old.caller.clone(), old.scopes.clone(), now, valid_for)?;
+                let ends = now + overlap;
+                old.expires_at = Some(old.expires_at.map_or(ends, |at| at.min(ends)));
+                db::keys::insert(connection, &new).await?;
+                db::keys::save_end(connection, &old).await?;
+                Ok::<_, Error>((new, token))
+            })
+            .await
+    });
+    rotated.await
+}
+
+/// Sets the time at which a key ceases to be valid.
+///
+/// # Errors
+/// There is no such key, or it opens no more.
+pub async fn expire(
+    context: &Context,
+    id: &KeyId,
+    now: DateTime<Utc>,
+    at: DateTime<Utc>,
+) -> Result<Key, Error> {
+    change(context, id, |key| {
+        let mut key = valid(Some(key), id, now)?;
+        key.expires_at = Some(at);
+        Ok(key)
+    })
+    .await
+}
+
+/// Takes a key back, at once. One that is revoked already stays so, with its time.
+///
+/// # Errors
+/// There is no such key.
+pub async fn revoke(context: &Context, id: &KeyId, now: DateTime<Utc>) -> Result<Key, Error> {
+    change(context, id, |mut key| {
+        key.revoked_at = Some(key.revoked_at.unwrap_or(now));
+        Ok(key)
+    })
+    .await
+}
+
+async fn change(
+    context: &Context,
+    id: &KeyId,
+    change: impl FnOnce(Key) -> Result<Key, Error> + Send,
+) -> Result<Key, Error> {
+    with_deadline(TRANSACTION_DEADLINE, &context.database, async {
+        let mut connection = context.database.get().await?;
+        connection
+            .transaction(async |connection| {
+                let key = db::keys::load_for_update(connection, id).await?;
+                let key = change(key.ok_or_else(|| missing(id))?)?;
+                db::keys::save_end(connection, &key).await?;
+                Ok::<_, Error>(key)
+            })
+            .await
+    })
+    .await
+}
+
+fn missing(id: &KeyId) -> Error {
+    Error::Missing(format!("there is no key {id}"))
+}
+
+fn valid(key: Option<Key>, id: &KeyId, now: DateTime<Utc>) -> Result<Key, Error> {
+    let key = key.ok_or_else(|| missing(id))?;
+    let ended = match key.standing(now) {
+        Standing::Valid => return Ok(key),
+        Standing::Expired => "has expired",
+        Standing::Revoked => "was revoked",
+    };
+    Err(Error::Refused {
+        code: "key_ended",
+        detail: format!("key {id} {ended}; make a new one for {}", key.caller),
+    })
+}
+
+/// Why a token is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotAdmitted {
+    /// It opens nothing.
+    Refused(Refusal),
+    /// This process does not know the keys: PostgreSQL has not been reached yet, or not for too long.
+    KeysUnknown,
+}
+
+/// The keys as this process knows them. Clones share one place.
+#[derive(Clone, Default)]
+pub struct KeyRing(Arc<RwLock<Option<Known>>>);
+
+struct Known {
+    keys: Keys,
+    at: Instant,
+}
+
+impl KeyRing {
+    /// Whose a token is.
+    ///
+    /// # Errors
+    /// It is not let in.
+    pub fn caller(&self, token: &str, now: DateTime<Utc>) -> Result<Caller, NotAdmitted> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some(known) if known.at.elapsed() < GOOD_FOR => {
+                known.keys.caller(token, now).map_err(NotAdmitted::Refused)
+            }
+            _ => Err(NotAdmitted::KeysUnknown),
+        }
+    }
+
+    /// Looks at the keys until the shutdown: the requests that are in hand then are answered by what was known last.
+    pub async fn look_until_stopped(self, context: Context, shutdown: Shutdown) {
+        let mut failed = Tally::new();
+        loop {
+            match self.look(&context).await {
+                Ok(()) => {}
+                Err(error) => {
+                    if let Some(times) = failed.add(1, Instant::now()) {
+                        tracing::warn!(times, %error, "could not look at the API keys; those known last stay good");
+                    }
+                }
+            }
+            tokio::select! {
+                () = shutdown.begun() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    async fn look(&self, context: &Context) -> Result<(), Error> {
+        let at = Instant::now();
+        let since = Utc::now() - REMEMBERED;
+        let keys = context
+            .with_connection(async |connection| {
+                Ok(db::keys::list(connection, Some(since), LISTED_MAX).await?)
+            })
+            .await?;
+        let known = Known {
+            keys: Keys::new(keys),
+            at,
+        };
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(known);
+        Ok(())
+    }
+}

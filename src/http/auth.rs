@@ -1,0 +1,135 @@
+//! Who calls, and whether they may. Where keys are required, each request but a few has one (RFC 6750); each route says
+//! what it needs.
+
+use actix_web::http::header::AUTHORIZATION;
+use actix_web::web::Data;
+use actix_web::{HttpMessage, HttpRequest};
+use chrono::Utc;
+
+use super::problem::{INSUFFICIENT_SCOPE, INVALID_KEY, Problem, UNAUTHENTICATED, UNAVAILABLE};
+use crate::app::keys::{KeyRing, NotAdmitted};
+use crate::domain::keys::{Caller, Scope};
+
+/// What a request needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// Nothing: it tells nobody anything.
+    Nothing,
+    /// A key, whatever it allows.
+    AnyKey,
+    /// A key that allows this.
+    Scope(Scope),
+}
+
+/// Who is let in.
+#[derive(Clone)]
+pub enum Door {
+    /// Whoever reaches it: it can be reached from this machine only.
+    Open,
+    /// Who has a key.
+    Keys(KeyRing),
+}
+
+impl Door {
+    fn caller(&self, request: &HttpRequest, needs: Needs) -> Result<Caller, Problem> {
+        let keys = match self {
+            Self::Open => return Ok(Caller::local()),
+            Self::Keys(keys) => keys,
+        };
+        let token = bearer(request)?;
+        let caller = keys.caller(token, Utc::now()).map_err(|why| match why {
+            NotAdmitted::Refused(refusal) => Problem::new(INVALID_KEY, refusal.to_string())
+                .challenging("Bearer realm=\"stockctl\", error=\"invalid_token\"".to_owned()),
+            NotAdmitted::KeysUnknown => Problem::new(
+                UNAVAILABLE,
+                "the database that has the API keys cannot be reached; try again later",
+            ),
+        })?;
+        match needs {
+            Needs::Scope(scope) if !caller.may(scope) => Err(Problem::new(
+                INSUFFICIENT_SCOPE,
+                format!("this needs an API key with the scope {scope}"),
+            )
+            .challenging(format!(
+                "Bearer realm=\"stockctl\", error=\"insufficient_scope\", scope=\"{scope}\""
+            ))),
+            _ => Ok(caller),
+        }
+    }
+}
+
+/// Lets a request in, or says why not. What comes after knows its caller by [`caller`].
+pub(super) fn admit(request: &HttpRequest, needs: Needs) -> Result<(), Problem> {
+    if needs == Needs::Nothing {
+        return Ok(());
+    }
+    let door = request.app_data::<Data<Door>>().ok_or_else(no_door)?;
+    let caller = door.caller(request, needs)?;
+    // In every line of the log from here on.
+    tracing::Span::current().record("caller", caller.name.as_str());
+    request.extensions_mut().insert(caller);
+    Ok(())
+}
+
+/// Who calls, at a route that needs a key.
+pub(super) fn caller(request: &HttpRequest) -> Result<Caller, Problem> {
+    request
+        .extensions()
+        .get::<Caller>()
+        .cloned()
+        .ok_or_else(no_door)
+}
+
+fn no_door() -> Problem {
+    tracing::error!("a route does not know its caller");
+    Problem::internal()
+}
+
+/// The token of `Authorization: Bearer`.
+fn bearer(request: &HttpRequest) -> Result<&str, Problem> {
+    let missing = |detail: &str| {
+        Problem::new(UNAUTHENTICATED, detail).challenging("Bearer realm=\"stockctl\"".to_owned())
+    };
+    let mut values = request.headers().get_all(AUTHORIZATION);
+    let Some(value) = values.next() else {
+        return Err(missing("send Authorization: Bearer and an API key"));
+    };
+    let token = value
+        .to_str()
+        .ok()
+        .filter(|_| values.next().is_none())
+        .and_then(|text| text.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    match token {
+        Some((_, token)) => Ok(token.trim()),
+        None => Err(missing(
+            "the header Authorization must be given once, as Bearer and an API key",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::http::header::HeaderValue;
+    use actix_web::test::TestRequest;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_the_header_what_is_taken_for_a_token_is_of_it(
+            value in prop_oneof![proptest::collection::vec(any::<u8>(), 0..60), "(?i:bearer) {0,2}[ -~]{0,40}".prop_map(String::into_bytes)],
+        ) {
+            let Ok(value) = HeaderValue::from_bytes(&value) else {
+                return Ok(());
+            };
+            let request = TestRequest::default().insert_header((AUTHORIZATION, value.clone())).to_http_request();
+            if let Ok(token) = bearer(&request) {
+                let text = value.to_str().expect("it is text");
+                prop_assert!(text[..7].eq_ignore_ascii_case("bearer "));
+                prop_assert_eq!(text[7..].trim(), token);
+            }
+        }
+    }
+}
