@@ -1,11 +1,15 @@
 //! Who calls, and whether they may. Where keys are required, each request but a few has one (RFC 6750); each route says
 //! what it needs.
 
-use actix_web::http::header::AUTHORIZATION;
-use actix_web::web::Data;
-use actix_web::{HttpMessage, HttpRequest};
+use actix_web::http::header::{AUTHORIZATION, COOKIE as COOKIE_HEADER, SET_COOKIE};
+use actix_web::web::{Data, Payload};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse};
 use chrono::Utc;
+use serde::Deserialize;
+use utoipa::ToSchema;
 
+use super::body::read_json;
+use super::cors::is_from_here;
 use super::problem::{INSUFFICIENT_SCOPE, INVALID_KEY, Problem, UNAUTHENTICATED, UNAVAILABLE};
 use crate::app::keys::{KeyRing, NotAdmitted};
 use crate::domain::keys::{Caller, Scope};
@@ -36,7 +40,15 @@ impl Door {
             Self::Open => return Ok(Caller::local()),
             Self::Keys(keys) => keys,
         };
-        let token = bearer(request)?;
+        // The page's own requests have the key that somebody has logged in with.
+        let token = match logged_in_with(request) {
+            Some(token) if !request.headers().contains_key(AUTHORIZATION) => token,
+            _ => bearer(request)?,
+        };
+        Self::open(keys, token, needs)
+    }
+
+    fn open(keys: &KeyRing, token: &str, needs: Needs) -> Result<Caller, Problem> {
         let caller = keys.caller(token, Utc::now()).map_err(|why| match why {
             NotAdmitted::Refused(refusal) => Problem::new(INVALID_KEY, refusal.to_string())
                 .challenging("Bearer realm=\"stockctl\", error=\"invalid_token\"".to_owned()),
@@ -83,6 +95,72 @@ pub(super) fn caller(request: &HttpRequest) -> Result<Caller, Problem> {
 fn no_door() -> Problem {
     tracing::error!("a route does not know its caller");
     Problem::internal()
+}
+
+/// The cookie of the operator's page.
+const COOKIE: &str = "stockctl_key";
+/// Somebody who left it open logs in again the next day.
+const LOGGED_IN_FOR_S: u32 = 12 * 60 * 60;
+/// A body with a key is shorter.
+const LOGIN_BYTES_MAX: usize = 1024;
+
+/// The key that a browser has kept, where a page of this server asks: a page from elsewhere has none by it, whatever else
+/// it may do.
+fn logged_in_with(request: &HttpRequest) -> Option<&str> {
+    if !is_from_here(request.headers()) {
+        return None;
+    }
+    request
+        .headers()
+        .get_all(COOKIE_HEADER)
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|text| text.split(';'))
+        .find_map(|pair| pair.trim().strip_prefix(COOKIE)?.strip_prefix('='))
+}
+
+/// A key to log in with.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Login {
+    /// It needs the scope `admin`.
+    key: String,
+}
+
+/// Log in
+///
+/// For the operator's page: the browser keeps the key for 12 hours, in a cookie that no script can read and no page of
+/// another site causes to be sent. Programs send `Authorization` instead.
+#[utoipa::path(post, path = "/login", tag = "operations",
+    request_body(content = Login, example = json!({"key": "stockctl_ef0a46cc1d88_f60d…"})),
+    responses((status = 204, description = "Logged in", headers(("Set-Cookie" = Option<String>, description = "The key; none where no keys are required")))))]
+pub(super) async fn log_in(
+    request: HttpRequest,
+    payload: Payload,
+    door: Data<Door>,
+) -> Result<HttpResponse, Problem> {
+    let login: Login = read_json(&request, payload, LOGIN_BYTES_MAX).await?;
+    let mut answer = HttpResponse::NoContent();
+    if let Door::Keys(keys) = door.get_ref() {
+        let token = login.key.trim();
+        Door::open(keys, token, Needs::Scope(Scope::Admin))?;
+        answer.insert_header((SET_COOKIE, cookie(token, LOGGED_IN_FOR_S)));
+    }
+    Ok(answer.finish())
+}
+
+/// Log out
+///
+/// The browser forgets the key.
+#[utoipa::path(post, path = "/logout", tag = "operations",
+    responses((status = 204, description = "Logged out", headers(("Set-Cookie" = String, description = "Nothing")))))]
+pub(super) async fn log_out() -> HttpResponse {
+    HttpResponse::NoContent()
+        .insert_header((SET_COOKIE, cookie("", 0)))
+        .finish()
+}
+
+fn cookie(value: &str, seconds: u32) -> String {
+    format!("{COOKIE}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict")
 }
 
 /// The token of `Authorization: Bearer`.

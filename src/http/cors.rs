@@ -44,20 +44,24 @@ impl Cors {
         if method.is_safe() || self.origin(headers).is_some() {
             return false;
         }
-        let is_elsewhere = headers
-            .get_all(SEC_FETCH_SITE)
-            // `none` is a person, who typed the address.
-            .any(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"));
-        is_elsewhere
-            || headers
-                .get_all(ORIGIN)
-                .any(|origin| !is_ours(origin, headers))
+        !is_from_here(headers)
     }
 
     /// Whether answers depend on who asks.
     pub(super) fn is_on(&self) -> bool {
         !self.0.is_empty()
     }
+}
+
+/// Whether a request comes from a page of this server, as far as the browser says, or from no page at all.
+pub(super) fn is_from_here(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(SEC_FETCH_SITE)
+        // `none` is a person, who typed the address.
+        .all(|site| matches!(site.as_bytes(), b"same-origin" | b"none"))
+        && headers
+            .get_all(ORIGIN)
+            .all(|origin| is_ours(origin, headers))
 }
 
 /// Where a browser says whose page sends a request.

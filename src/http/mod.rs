@@ -177,6 +177,8 @@ fn routes() -> Vec<At> {
         At::new("/healthz").get(Nothing, health::alive),
         At::new("/readyz").get(Nothing, health::ready),
         metrics::at(ADMIN),
+        At::new("/login").post(Nothing, auth::log_in),
+        At::new("/logout").post(Nothing, auth::log_out),
         At::new("/openapi.json").get(Nothing, docs::description),
         At::new("/docs")
             .of_type("text/html")

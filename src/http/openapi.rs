@@ -55,6 +55,8 @@ use super::problem::{self, CODES, Code, ProblemBody};
         super::health::alive,
         super::health::ready,
         super::metrics::show,
+        super::auth::log_in,
+        super::auth::log_out,
         super::page::page,
         super::page::script,
         super::page::style,
@@ -357,6 +359,7 @@ fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'
         "/openapi.json",
         "/docs",
         "/page",
+        "/log",
     ]
     .iter()
     .any(|ours| path == "/" || path.starts_with(ours));
@@ -390,6 +393,7 @@ fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'
         ]);
     }
     match (method, path) {
+        ("post", "/login") => codes.extend([p::INVALID_KEY, p::INSUFFICIENT_SCOPE, p::UNAVAILABLE]),
         ("post", "/orders" | "/order") => codes.extend([
             p::INVALID_PARAMETER,
             p::IDEMPOTENCY_CONFLICT,

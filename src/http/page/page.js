@@ -86,6 +86,7 @@ async function call(method, path, body, headers = {}) {
   }
   const response = await fetch(path, options);
   const answer = await response.json().catch(() => ({}));
+  if (response.status === 401 && path !== '/login') logIn(answer.code === 'invalid_key' ? answer.detail : '');
   // What is not ready says why in its answer.
   if (!response.ok && path !== '/readyz') throw new Refused(response.status, answer);
   return answer;
@@ -129,6 +130,49 @@ function ask(title, content, action, kind, work) {
       h('button', { type: 'button', onclick: close }, 'Leave it')));
   dialog.showModal();
 }
+
+// ---- logging in, where keys are required -------------------------------------------------------------------------
+
+// The key goes to the server once, and the browser keeps it where no script can read it.
+function logIn(why) {
+  const dialog = $('dialog');
+  if (dialog.open) return;
+  const field = h('input', { id: 'key', type: 'password', autocomplete: 'current-password', required: true, spellcheck: 'false' });
+  const trouble = h('p', { class: 'problem', role: 'alert' }, why);
+  const submit = async (event) => {
+    event.preventDefault();
+    try {
+      await call('POST', '/login', { key: field.value });
+    } catch (error) {
+      trouble.textContent = error.message;
+      field.select();
+      return;
+    }
+    dialog.close();
+    showLogOut(true);
+    route();
+  };
+  dialog.replaceChildren(h('form', { onsubmit: submit },
+    h('h2', { id: 'dialog-title' }, 'Log in'),
+    h('p', {}, h('label', { for: 'key' }, 'API key with the scope admin '), field),
+    note('One is made by ', code('stockctl keys create NAME --scope admin'), '.'),
+    trouble,
+    h('div', { class: 'row' }, h('button', { type: 'submit' }, 'Log in'))));
+  dialog.showModal();
+  field.focus();
+}
+
+function showLogOut(isIn) {
+  if (isIn) localStorage.setItem('logged-in', 'yes'); else localStorage.removeItem('logged-in');
+  $('log-out').hidden = !isIn;
+}
+
+$('log-out').addEventListener('click', async () => {
+  await call('POST', '/logout').catch((error) => say(error.message));
+  showLogOut(false);
+  look();
+});
+$('log-out').hidden = localStorage.getItem('logged-in') !== 'yes';
 
 // ---- what all pages share: readiness and the charts' past ---------------------------------------------------------
 
