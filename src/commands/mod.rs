@@ -2,8 +2,10 @@
 
 pub mod audit;
 pub mod bench;
+pub mod completions;
 pub mod configuration;
 pub mod dlq;
+pub mod man;
 mod metrics;
 pub mod migrate;
 pub mod openapi;

@@ -86,7 +86,7 @@ const MAY_NAME: [(&str, &[&str]); 20] = [
 ];
 
 /// Crates that only one room names.
-const KEPT_IN: [(&str, &[&str]); 10] = [
+const KEPT_IN: [(&str, &[&str]); 12] = [
     // telemetry keeps out of the log what amiquip writes there of the password.
     ("amiquip", &["mq", "telemetry"]),
     ("actix_web", &["http"]),
@@ -96,6 +96,8 @@ const KEPT_IN: [(&str, &[&str]); 10] = [
     ("hyper", &["bench"]),
     ("tokio_postgres", &["pg"]),
     ("clap", &["cli", "commands"]),
+    ("clap_complete", &["cli", "commands"]),
+    ("clap_mangen", &["commands"]),
     ("nix", &["local"]),
     ("prometheus", &["metrics"]),
 ];
