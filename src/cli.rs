@@ -72,6 +72,10 @@ pub enum Command {
         #[arg(long = "queue", value_name = "QUEUE", value_enum)]
         queues: Vec<WorkQueue>,
     },
+    /// Place, look at and cancel orders, through the HTTP API
+    Orders(crate::commands::orders::Orders),
+    /// Look at products, through the HTTP API
+    Products(crate::commands::products::Products),
     /// Print the description of the HTTP API (OpenAPI 3.1)
     Openapi,
     /// Print what a shell has to know to complete this command line

@@ -113,6 +113,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             commands::status::run(&config, json, every, shutdown).await
         }
         Command::Migrate { vendors } => commands::migrate::run(&load()?, vendors).await,
+        Command::Orders(orders) => commands::orders::run(orders, load).await,
+        Command::Products(products) => commands::products::run(products, load).await,
         Command::Openapi => {
             commands::openapi::run();
             Ok(())

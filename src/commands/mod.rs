@@ -1,5 +1,6 @@
 //! One file per subcommand: it wires the parts and owns their lifetime.
 
+mod api;
 pub mod audit;
 pub mod bench;
 pub mod completions;
@@ -9,12 +10,15 @@ pub mod man;
 mod metrics;
 pub mod migrate;
 pub mod openapi;
+pub mod orders;
+pub mod products;
 pub mod reload;
 mod seed;
 pub mod serve;
 pub mod status;
 mod style;
 pub mod sync;
+mod table;
 pub mod up;
 pub mod work;
 

@@ -37,6 +37,14 @@ async fn the_help_texts_say_what_there_is() {
         "serve",
         "sync",
         "work",
+        "orders",
+        "orders place",
+        "orders show",
+        "orders list",
+        "orders cancel",
+        "products",
+        "products list",
+        "products show",
         "openapi",
         "completions",
         "man",
@@ -72,6 +80,8 @@ async fn the_help_texts_say_what_there_is() {
       serve        Serve the HTTP API
       sync         Bring the vendors' stock in, by the schedule
       work         Work on the queues: decide orders, tell the vendors
+      orders       Place, look at and cancel orders, through the HTTP API
+      products     Look at products, through the HTTP API
       openapi      Print the description of the HTTP API (OpenAPI 3.1)
       completions  Print what a shell has to know to complete this command line
       man          Write the man pages
@@ -149,6 +159,147 @@ async fn the_help_texts_say_what_there_is() {
 
       -h, --help
               Print help (see a summary with '-h')
+
+    $ stockctl orders --help
+    Place, look at and cancel orders, through the HTTP API
+
+    Usage: stockctl orders [OPTIONS] <COMMAND>
+
+    Commands:
+      place   Place an order: it is confirmed whole, or not at all
+      show    Show an order, with what happened to it
+      list    List orders, the newest first
+      cancel  Take an order back; what was taken for it is returned
+      help    Print this message or the help of the given subcommand(s)
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+          --url <URL>      Base of the HTTP API [default: http:// and http.listen of the configuration]
+                           [env: STOCKCTL_URL]
+          --json           Print the API's own answers, a line each
+      -h, --help           Print help
+
+    $ stockctl orders place --help
+    Place an order: it is confirmed whole, or not at all
+
+    Usage: stockctl orders place [OPTIONS] <PRODUCT=QUANTITY>...
+
+    Arguments:
+      <PRODUCT=QUANTITY>...  What is ordered, such as p1=2
+
+    Options:
+      -c, --config <FILE>     Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                              STOCKCTL_CONFIG=]
+          --reference <TEXT>  A remark of yours, which is shown with the order
+          --url <URL>         Base of the HTTP API [default: http:// and http.listen of the
+                              configuration] [env: STOCKCTL_URL]
+          --json              Print the API's own answers, a line each
+          --key <KEY>         Your name for this order: with the same key it is the same order, however
+                              often it is placed [default: a new one]
+          --wait <SECONDS>    Wait so many seconds for the decision (exit code 5 unless it is confirmed,
+                              1 when it is pending still)
+      -h, --help              Print help
+
+    $ stockctl orders show --help
+    Show an order, with what happened to it
+
+    Usage: stockctl orders show [OPTIONS] <ID>
+
+    Arguments:
+      <ID>  The order's id
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+          --url <URL>      Base of the HTTP API [default: http:// and http.listen of the configuration]
+                           [env: STOCKCTL_URL]
+          --json           Print the API's own answers, a line each
+      -h, --help           Print help
+
+    $ stockctl orders list --help
+    List orders, the newest first
+
+    Usage: stockctl orders list [OPTIONS]
+
+    Options:
+      -c, --config <FILE>      Configuration file [default: .stockctl/config.toml, if there is one]
+                               [env: STOCKCTL_CONFIG=]
+          --status <STATUS>    Only orders that stand so: pending, confirmed, rejected, failed or
+                               cancelled
+          --url <URL>          Base of the HTTP API [default: http:// and http.listen of the
+                               configuration] [env: STOCKCTL_URL]
+          --json               Print the API's own answers, a line each
+          --product <PRODUCT>  Only orders with a line of this product
+          --limit <N>          At most so many: 1 to 10000 [default: 50]
+      -h, --help               Print help
+
+    $ stockctl orders cancel --help
+    Take an order back; what was taken for it is returned
+
+    Usage: stockctl orders cancel [OPTIONS] <ID>
+
+    Arguments:
+      <ID>  The order's id
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+          --url <URL>      Base of the HTTP API [default: http:// and http.listen of the configuration]
+                           [env: STOCKCTL_URL]
+          --json           Print the API's own answers, a line each
+      -h, --help           Print help
+
+    $ stockctl products --help
+    Look at products, through the HTTP API
+
+    Usage: stockctl products [OPTIONS] <COMMAND>
+
+    Commands:
+      list  List products, by id
+      show  Show a product, at each of its vendors
+      help  Print this message or the help of the given subcommand(s)
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+          --url <URL>      Base of the HTTP API [default: http:// and http.listen of the configuration]
+                           [env: STOCKCTL_URL]
+          --json           Print the API's own answers, a line each
+      -h, --help           Print help
+
+    $ stockctl products list --help
+    List products, by id
+
+    Usage: stockctl products list [OPTIONS]
+
+    Options:
+      -c, --config <FILE>    Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                             STOCKCTL_CONFIG=]
+          --query <TEXT>     Only products with this in their id or a name, in upper or lower case
+          --url <URL>        Base of the HTTP API [default: http:// and http.listen of the
+                             configuration] [env: STOCKCTL_URL]
+          --json             Print the API's own answers, a line each
+          --vendor <VENDOR>  Only products that this vendor has listed
+          --in-stock         Only products that are available; with --vendor, at that vendor
+          --limit <N>        At most so many: 1 to 10000 [default: 50]
+      -h, --help             Print help
+
+    $ stockctl products show --help
+    Show a product, at each of its vendors
+
+    Usage: stockctl products show [OPTIONS] <ID>
+
+    Arguments:
+      <ID>  The product's id
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+          --url <URL>      Base of the HTTP API [default: http:// and http.listen of the configuration]
+                           [env: STOCKCTL_URL]
+          --json           Print the API's own answers, a line each
+      -h, --help           Print help
 
     $ stockctl openapi --help
     Print the description of the HTTP API (OpenAPI 3.1)

@@ -94,6 +94,14 @@ fn what_is_installed_runs_and_is_removed_whole_but_for_the_configuration() {
     usr/share/man/man1/stockctl-man.1
     usr/share/man/man1/stockctl-migrate.1
     usr/share/man/man1/stockctl-openapi.1
+    usr/share/man/man1/stockctl-orders-cancel.1
+    usr/share/man/man1/stockctl-orders-list.1
+    usr/share/man/man1/stockctl-orders-place.1
+    usr/share/man/man1/stockctl-orders-show.1
+    usr/share/man/man1/stockctl-orders.1
+    usr/share/man/man1/stockctl-products-list.1
+    usr/share/man/man1/stockctl-products-show.1
+    usr/share/man/man1/stockctl-products.1
     usr/share/man/man1/stockctl-serve.1
     usr/share/man/man1/stockctl-status.1
     usr/share/man/man1/stockctl-sync.1
