@@ -68,8 +68,18 @@ docdir := $(PREFIX)/share/doc/stockctl
 unitdir := $(PREFIX)/lib/systemd/system
 sysusersdir := $(PREFIX)/lib/sysusers.d
 tmpfilesdir := $(PREFIX)/lib/tmpfiles.d
+mandir := $(PREFIX)/share/man/man1
+# What each shell reads completions from, and the shell.
+bash_completion := $(PREFIX)/share/bash-completion/completions/stockctl
+zsh_completion := $(PREFIX)/share/zsh/site-functions/_stockctl
+fish_completion := $(PREFIX)/share/fish/vendor_completions.d/stockctl.fish
 units := $(notdir $(wildcard config/systemd/*.target config/systemd/*.socket config/systemd/*.service))
 in_place = sed -e 's|@bindir@|$(bindir)|g' -e 's|@sysconfdir@|$(SYSCONFDIR)|g'
+
+# The program writes its completions and man pages itself.
+stage_generated = stage=$$(mktemp -d); trap 'rm -rf "$$stage"' EXIT; program=$$(realpath $(BINARY)); \
+	for shell in bash zsh fish; do "$$program" completions "$$shell" >"$$stage/$$shell"; done; \
+	"$$program" man "$$stage/man"
 
 # A binary that is given is installed as it is; without one, a release is built first.
 ifeq ($(origin BINARY), undefined)
@@ -81,13 +91,18 @@ endif
 release:
 	cargo build --release
 
-install: ## Install the program and its systemd units (PREFIX=/usr/local, DESTDIR=, BINARY=FILE for one that is built)
+install: ## Install the program, its units, completions and man pages (PREFIX=/usr/local, DESTDIR=, BINARY=FILE for one that is built)
 	@install -D -m 755 $(BINARY) $(DESTDIR)$(bindir)/stockctl
 	@for unit in $(units); do \
 		install -D -m 644 <($(in_place) "config/systemd/$$unit") "$(DESTDIR)$(unitdir)/$$unit"; done
 	@install -D -m 644 config/systemd/stockctl.sysusers $(DESTDIR)$(sysusersdir)/stockctl.conf
 	@install -D -m 644 <($(in_place) config/systemd/stockctl.tmpfiles) $(DESTDIR)$(tmpfilesdir)/stockctl.conf
 	@install -D -m 644 -t $(DESTDIR)$(docdir) README.md config/default.toml config/alerts.yml config/grafana-dashboard.json
+	@$(stage_generated); \
+	install -D -m 644 "$$stage/bash" $(DESTDIR)$(bash_completion); \
+	install -D -m 644 "$$stage/zsh" $(DESTDIR)$(zsh_completion); \
+	install -D -m 644 "$$stage/fish" $(DESTDIR)$(fish_completion); \
+	install -D -m 644 -t $(DESTDIR)$(mandir) "$$stage"/man/*.1
 	@[ -e $(DESTDIR)$(SYSCONFDIR)/stockctl/stockctl.toml ] || \
 		install -D -m 640 config/stockctl.toml $(DESTDIR)$(SYSCONFDIR)/stockctl/stockctl.toml
 	@echo "Installed below $(DESTDIR)$(PREFIX); the configuration is $(DESTDIR)$(SYSCONFDIR)/stockctl/stockctl.toml."
@@ -95,7 +110,9 @@ install: ## Install the program and its systemd units (PREFIX=/usr/local, DESTDI
 
 uninstall: ## Remove what install has installed; the configuration stays
 	@rm -f $(DESTDIR)$(bindir)/stockctl $(addprefix $(DESTDIR)$(unitdir)/,$(units)) \
-		$(DESTDIR)$(sysusersdir)/stockctl.conf $(DESTDIR)$(tmpfilesdir)/stockctl.conf
+		$(DESTDIR)$(sysusersdir)/stockctl.conf $(DESTDIR)$(tmpfilesdir)/stockctl.conf \
+		$(addprefix $(DESTDIR),$(bash_completion) $(zsh_completion) $(fish_completion)) \
+		$(DESTDIR)$(mandir)/stockctl.1 $(DESTDIR)$(mandir)/stockctl-*.1
 	@rm -rf $(DESTDIR)$(docdir)
 	@echo "Removed from $(DESTDIR)$(PREFIX); $(DESTDIR)$(SYSCONFDIR)/stockctl is left."
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::commands::configuration::ConfigCommand;
 use crate::commands::dlq::Dlq;
@@ -72,8 +73,24 @@ pub enum Command {
         #[arg(long = "queue", value_name = "QUEUE", value_enum)]
         queues: Vec<WorkQueue>,
     },
+    /// Place, look at and cancel orders, through the HTTP API
+    Orders(crate::commands::orders::Orders),
+    /// Look at products, through the HTTP API
+    Products(crate::commands::products::Products),
     /// Print the description of the HTTP API (OpenAPI 3.1)
     Openapi,
+    /// Print what a shell has to know to complete this command line
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL", value_enum)]
+        shell: Shell,
+    },
+    /// Write the man pages
+    Man {
+        /// Where to: a page for each subcommand [default: the main page only, to standard output]
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
     /// Show the whole on one screen, and what needs a hand (exit code 5 when something does)
     Status {
         /// As JSON, a document for each look
@@ -141,5 +158,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// Completions are offered for hidden subcommands too, which would not be hidden by that: whoever hides the first one
+    /// has to mend `completions`.
+    #[test]
+    fn what_is_completed_is_not_hidden() {
+        fn check(command: &clap::Command) {
+            for subcommand in command.get_subcommands() {
+                assert!(!subcommand.is_hide_set(), "{}", subcommand.get_name());
+                check(subcommand);
+            }
+        }
+        check(&Cli::command());
     }
 }

@@ -13,6 +13,7 @@
 //! db/              edge: our PostgreSQL
 //! mq/              edge: RabbitMQ; the only place that names amiquip
 //! vendors/         edge: a vendor's database and its HTTP API
+//! client/          edge: the HTTP API, as `orders` and `products` call it
 //! bench/           edge: a load generator, which knows the product by its HTTP API alone
 //! local/           edge: the private servers of `up` and of the tests
 //! pg/              plumbing of the PostgreSQL edges
@@ -36,6 +37,7 @@
 pub mod app;
 pub mod bench;
 pub mod cli;
+pub mod client;
 pub mod commands;
 pub mod config;
 pub mod consumers;

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use stockctl::cli::{Cli, Command};
 use stockctl::commands::{self, EXIT_CONFIGURATION, Failure};
 use stockctl::config::{self, Config};
@@ -113,10 +113,14 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             commands::status::run(&config, json, every, shutdown).await
         }
         Command::Migrate { vendors } => commands::migrate::run(&load()?, vendors).await,
+        Command::Orders(orders) => commands::orders::run(orders, load).await,
+        Command::Products(products) => commands::products::run(products, load).await,
         Command::Openapi => {
             commands::openapi::run();
             Ok(())
         }
+        Command::Completions { shell } => commands::completions::run(Cli::command(), shell),
+        Command::Man { directory } => commands::man::run(Cli::command(), directory.as_deref()),
         Command::Bench(options) => commands::bench::run(&options).await,
         Command::Keys { command } => commands::keys::run(&load()?, command).await,
         Command::Dlq { command } => commands::dlq::run(&load()?, command).await,

@@ -12,6 +12,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use uuid::Uuid;
 
+use super::table::{aligned, printable};
 use super::{
     EXIT_BUG, EXIT_CHECK_FAILED, EXIT_CONFIGURATION, EXIT_UNREACHABLE, EXIT_USAGE, Failure,
     broker_settings, context, problem_of_schema, say,
@@ -541,13 +542,6 @@ fn name(message_id: &str) -> String {
     }
 }
 
-/// What another producer wrote must not steer the terminal of whoever reads it.
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
-}
-
 fn concerns(letter: &Letter) -> String {
     match &letter.subject {
         Subject::Orders(orders) => match orders.as_slice() {
@@ -596,25 +590,6 @@ fn table(queue: DeadLetterQueue, letters: &[Letter]) -> String {
     aligned(&rows)
 }
 
-fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or_default()
-    };
-    let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
-    let lines = rows.iter().map(|row| {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"));
-        let line = cells.collect::<Vec<_>>().join("  ");
-        line.trim_end().to_owned()
-    });
-    lines.collect::<Vec<_>>().join("\n")
-}
-
 /// A letter whole: what it is, its headers, its body.
 fn whole(letter: &Letter) -> Result<String, Failure> {
     let text = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), printable);
@@ -657,11 +632,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_producer_wrote_does_not_steer_the_terminal() {
-        assert_eq!(
-            printable("a\u{1b}[2Jb\tc\u{9b}"),
-            "a\u{fffd}[2Jb\u{fffd}c\u{fffd}"
-        );
+    fn a_letter_has_a_name_that_does_not_steer_the_terminal() {
+        assert_eq!(name("a\u{1b}[2Jb"), "a\u{fffd}[2Jb");
         assert_eq!(name(""), "(no id)");
     }
 
@@ -671,11 +643,5 @@ mod tests {
         assert_eq!(beginning("first\nsecond"), "first…");
         let long = beginning(&"é".repeat(100));
         assert_eq!(long, format!("{}…", "é".repeat(60)));
-    }
-
-    #[test]
-    fn columns_are_as_wide_as_their_longest_cell() {
-        let rows = [["ID", "ERROR"], ["ééé", "-"], ["a", "x y"]].map(|row| row.map(str::to_owned));
-        assert_eq!(aligned(&rows), "ID   ERROR\nééé  -\na    x y");
     }
 }

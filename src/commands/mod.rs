@@ -1,19 +1,25 @@
 //! One file per subcommand: it wires the parts and owns their lifetime.
 
+mod api;
 pub mod audit;
 pub mod bench;
+pub mod completions;
 pub mod configuration;
 pub mod dlq;
 pub mod keys;
+pub mod man;
 mod metrics;
 pub mod migrate;
 pub mod openapi;
+pub mod orders;
+pub mod products;
 pub mod reload;
 mod seed;
 pub mod serve;
 pub mod status;
 mod style;
 pub mod sync;
+mod table;
 pub mod up;
 pub mod work;
 

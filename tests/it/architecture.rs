@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms of this crate that it may name.
-const MAY_NAME: [(&str, &[&str]); 20] = [
+const MAY_NAME: [(&str, &[&str]); 21] = [
     ("domain", &[]),
     ("metrics", &[]),
     ("pg", &["metrics"]),
@@ -17,6 +17,7 @@ const MAY_NAME: [(&str, &[&str]); 20] = [
     ("mq", &["fault_injection", "metrics"]),
     ("local", &[]),
     ("bench", &[]),
+    ("client", &[]),
     ("db", &["domain", "pg"]),
     ("vendors", &["domain", "pg"]),
     (
@@ -65,6 +66,7 @@ const MAY_NAME: [(&str, &[&str]); 20] = [
         &[
             "app",
             "bench",
+            "client",
             "config",
             "consumers",
             "db",
@@ -86,16 +88,18 @@ const MAY_NAME: [(&str, &[&str]); 20] = [
 ];
 
 /// Crates that only one room names.
-const KEPT_IN: [(&str, &[&str]); 10] = [
+const KEPT_IN: [(&str, &[&str]); 12] = [
     // telemetry keeps out of the log what amiquip writes there of the password.
     ("amiquip", &["mq", "telemetry"]),
     ("actix_web", &["http"]),
     ("listenfd", &["http"]),
     ("socket2", &["http"]),
-    ("reqwest", &["vendors"]),
+    ("reqwest", &["client", "vendors"]),
     ("hyper", &["bench"]),
     ("tokio_postgres", &["pg"]),
     ("clap", &["cli", "commands"]),
+    ("clap_complete", &["cli", "commands"]),
+    ("clap_mangen", &["commands"]),
     ("nix", &["local"]),
     ("prometheus", &["metrics"]),
 ];

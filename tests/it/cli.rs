@@ -37,7 +37,17 @@ async fn the_help_texts_say_what_there_is() {
         "serve",
         "sync",
         "work",
+        "orders",
+        "orders place",
+        "orders show",
+        "orders list",
+        "orders cancel",
+        "products",
+        "products list",
+        "products show",
         "openapi",
+        "completions",
+        "man",
         "status",
         "config",
         "config show",
@@ -66,19 +76,23 @@ async fn the_help_texts_say_what_there_is() {
     Usage: stockctl [OPTIONS] <COMMAND>
 
     Commands:
-      up       Run everything on this machine, on a private PostgreSQL and a private RabbitMQ
-      serve    Serve the HTTP API
-      sync     Bring the vendors' stock in, by the schedule
-      work     Work on the queues: decide orders, tell the vendors
-      openapi  Print the description of the HTTP API (OpenAPI 3.1)
-      status   Show the whole on one screen, and what needs a hand (exit code 5 when something does)
-      config   Look at the configuration, and whether it will do
-      bench    Measure how fast an installation is: it places real orders
-      migrate  Bring the database schema up to date
-      dlq      Look at dead letters, replay or drop them
-      keys     Say who may call the API: make, list, rotate and revoke keys
-      audit    Check on the live data that nothing was lost, applied twice or oversold
-      help     Print this message or the help of the given subcommand(s)
+      up           Run everything on this machine, on a private PostgreSQL and a private RabbitMQ
+      serve        Serve the HTTP API
+      sync         Bring the vendors' stock in, by the schedule
+      work         Work on the queues: decide orders, tell the vendors
+      orders       Place, look at and cancel orders, through the HTTP API
+      products     Look at products, through the HTTP API
+      openapi      Print the description of the HTTP API (OpenAPI 3.1)
+      completions  Print what a shell has to know to complete this command line
+      man          Write the man pages
+      status       Show the whole on one screen, and what needs a hand (exit code 5 when something does)
+      config       Look at the configuration, and whether it will do
+      bench        Measure how fast an installation is: it places real orders
+      migrate      Bring the database schema up to date
+      dlq          Look at dead letters, replay or drop them
+      keys         Say who may call the API: make, list, rotate and revoke keys
+      audit        Check on the live data that nothing was lost, applied twice or oversold
+      help         Print this message or the help of the given subcommand(s)
 
     Options:
       -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
@@ -147,10 +161,177 @@ async fn the_help_texts_say_what_there_is() {
       -h, --help
               Print help (see a summary with '-h')
 
+    $ stockctl orders --help
+    Place, look at and cancel orders, through the HTTP API
+
+    Usage: stockctl orders [OPTIONS] <COMMAND>
+
+    Commands:
+      place   Place an order: it is confirmed whole, or not at all
+      show    Show an order, with what happened to it
+      list    List orders, the newest first
+      cancel  Take an order back; what was taken for it is returned
+      help    Print this message or the help of the given subcommand(s)
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+          --url <URL>      Base of the HTTP API [default: http:// and http.listen of the configuration]
+                           [env: STOCKCTL_URL]
+          --json           Print the API's own answers, a line each
+      -h, --help           Print help
+
+    $ stockctl orders place --help
+    Place an order: it is confirmed whole, or not at all
+
+    Usage: stockctl orders place [OPTIONS] <PRODUCT=QUANTITY>...
+
+    Arguments:
+      <PRODUCT=QUANTITY>...  What is ordered, such as p1=2
+
+    Options:
+      -c, --config <FILE>     Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                              STOCKCTL_CONFIG=]
+          --reference <TEXT>  A remark of yours, which is shown with the order
+          --url <URL>         Base of the HTTP API [default: http:// and http.listen of the
+                              configuration] [env: STOCKCTL_URL]
+          --json              Print the API's own answers, a line each
+          --key <KEY>         Your name for this order: with the same key it is the same order, however
+                              often it is placed [default: a new one]
+          --wait <SECONDS>    Wait so many seconds for the decision (exit code 5 unless it is confirmed,
+                              1 when it is pending still)
+      -h, --help              Print help
+
+    $ stockctl orders show --help
+    Show an order, with what happened to it
+
+    Usage: stockctl orders show [OPTIONS] <ID>
+
+    Arguments:
+      <ID>  The order's id
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+          --url <URL>      Base of the HTTP API [default: http:// and http.listen of the configuration]
+                           [env: STOCKCTL_URL]
+          --json           Print the API's own answers, a line each
+      -h, --help           Print help
+
+    $ stockctl orders list --help
+    List orders, the newest first
+
+    Usage: stockctl orders list [OPTIONS]
+
+    Options:
+      -c, --config <FILE>      Configuration file [default: .stockctl/config.toml, if there is one]
+                               [env: STOCKCTL_CONFIG=]
+          --status <STATUS>    Only orders that stand so: pending, confirmed, rejected, failed or
+                               cancelled
+          --url <URL>          Base of the HTTP API [default: http:// and http.listen of the
+                               configuration] [env: STOCKCTL_URL]
+          --json               Print the API's own answers, a line each
+          --product <PRODUCT>  Only orders with a line of this product
+          --limit <N>          At most so many: 1 to 10000 [default: 50]
+      -h, --help               Print help
+
+    $ stockctl orders cancel --help
+    Take an order back; what was taken for it is returned
+
+    Usage: stockctl orders cancel [OPTIONS] <ID>
+
+    Arguments:
+      <ID>  The order's id
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+          --url <URL>      Base of the HTTP API [default: http:// and http.listen of the configuration]
+                           [env: STOCKCTL_URL]
+          --json           Print the API's own answers, a line each
+      -h, --help           Print help
+
+    $ stockctl products --help
+    Look at products, through the HTTP API
+
+    Usage: stockctl products [OPTIONS] <COMMAND>
+
+    Commands:
+      list  List products, by id
+      show  Show a product, at each of its vendors
+      help  Print this message or the help of the given subcommand(s)
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+          --url <URL>      Base of the HTTP API [default: http:// and http.listen of the configuration]
+                           [env: STOCKCTL_URL]
+          --json           Print the API's own answers, a line each
+      -h, --help           Print help
+
+    $ stockctl products list --help
+    List products, by id
+
+    Usage: stockctl products list [OPTIONS]
+
+    Options:
+      -c, --config <FILE>    Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                             STOCKCTL_CONFIG=]
+          --query <TEXT>     Only products with this in their id or a name, in upper or lower case
+          --url <URL>        Base of the HTTP API [default: http:// and http.listen of the
+                             configuration] [env: STOCKCTL_URL]
+          --json             Print the API's own answers, a line each
+          --vendor <VENDOR>  Only products that this vendor has listed
+          --in-stock         Only products that are available; with --vendor, at that vendor
+          --limit <N>        At most so many: 1 to 10000 [default: 50]
+      -h, --help             Print help
+
+    $ stockctl products show --help
+    Show a product, at each of its vendors
+
+    Usage: stockctl products show [OPTIONS] <ID>
+
+    Arguments:
+      <ID>  The product's id
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+          --url <URL>      Base of the HTTP API [default: http:// and http.listen of the configuration]
+                           [env: STOCKCTL_URL]
+          --json           Print the API's own answers, a line each
+      -h, --help           Print help
+
     $ stockctl openapi --help
     Print the description of the HTTP API (OpenAPI 3.1)
 
     Usage: stockctl openapi [OPTIONS]
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+      -h, --help           Print help
+
+    $ stockctl completions --help
+    Print what a shell has to know to complete this command line
+
+    Usage: stockctl completions [OPTIONS] <SHELL>
+
+    Arguments:
+      <SHELL>  The shell [possible values: bash, elvish, fish, powershell, zsh]
+
+    Options:
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
+                           STOCKCTL_CONFIG=]
+      -h, --help           Print help
+
+    $ stockctl man --help
+    Write the man pages
+
+    Usage: stockctl man [OPTIONS] [DIR]
+
+    Arguments:
+      [DIR]  Where to: a page for each subcommand [default: the main page only, to standard output]
 
     Options:
       -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
@@ -432,6 +613,87 @@ async fn the_help_texts_say_what_there_is() {
                                none are given
       -h, --help               Print help
     ");
+}
+
+#[tokio::test]
+async fn bash_completes_subcommands_options_and_values() {
+    let (_directory, script) = written(&completions("bash").await);
+    // What bash does when the tab key is pressed behind the last of these words.
+    let ask = "source \"$0\"; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); \
+               _stockctl stockctl \"${@: -1}\" \"${@: -2:1}\"; echo \"${COMPREPLY[*]}\"";
+    for (words, expected) in [
+        (&["dlq", "re"][..], "replay"),
+        (&["sync", "--al"], "--allow-empty"),
+        (&["work", "--queue", "v"], "vendor-sync"),
+        (&["completions", "pow"], "powershell"),
+    ] {
+        let output = std::process::Command::new("bash")
+            .args(["--norc", "-euc", ask, &script, "stockctl"])
+            .args(words)
+            .output()
+            .expect("bash runs");
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            (stdout.trim(), stderr.as_ref()),
+            (expected, ""),
+            "{words:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn there_are_completions_for_each_shell() {
+    for (shell, line) in [
+        ("bash", "complete -F _stockctl"),
+        ("elvish", "set edit:completion:arg-completer[stockctl]"),
+        ("fish", "complete -c stockctl"),
+        (
+            "powershell",
+            "Register-ArgumentCompleter -Native -CommandName 'stockctl'",
+        ),
+        ("zsh", "#compdef stockctl"),
+    ] {
+        let script = completions(shell).await;
+        assert!(script.contains(line), "{shell}: {script}");
+        assert!(script.contains("allow-empty"), "{shell}: {script}");
+    }
+    let ended = Process::run(&["completions", "cmd"]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""));
+    assert!(ended.stderr.contains("powershell"), "{}", ended.stderr);
+}
+
+async fn completions(shell: &str) -> String {
+    let ended = Process::run(&["completions", shell]).await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    ended.stdout
+}
+
+#[tokio::test]
+async fn each_subcommand_has_a_man_page() {
+    let main = Process::run(&["man"]).await;
+    assert_eq!((main.code, main.stderr.as_str()), (Some(0), ""));
+    assert!(main.stdout.contains("stockctl\\-dlq(1)"), "{}", main.stdout);
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let pages = directory.path().join("share/man1");
+    let into = pages.to_str().expect("UTF-8");
+    let ended = Process::run(&["man", into]).await;
+    let silent = (ended.stdout.as_str(), ended.stderr.as_str());
+    assert_eq!((ended.code, silent), (Some(0), ("", "")));
+    let written = std::fs::read_to_string(pages.join("stockctl.1")).expect("readable");
+    assert_eq!(written.trim_end(), main.stdout.trim_end());
+    for name in ["stockctl-up", "stockctl-dlq", "stockctl-dlq-replay"] {
+        let page = std::fs::read_to_string(pages.join(format!("{name}.1"))).expect("readable");
+        let title = format!(".TH {name} 1 ");
+        assert!(page.contains(&title), "{name}: {page}");
+    }
+
+    let file = pages.join("stockctl.1");
+    let ended = Process::run(&["man", file.to_str().expect("UTF-8")]).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""));
+    let says = "error: the man pages cannot be written into ";
+    assert!(ended.stderr.starts_with(says), "{}", ended.stderr);
 }
 
 #[tokio::test]

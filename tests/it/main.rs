@@ -10,6 +10,7 @@ mod bench;
 mod broker;
 mod catalogue;
 mod cli;
+mod client;
 mod dead_letters;
 mod deployment;
 mod exactness;

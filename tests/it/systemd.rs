@@ -74,10 +74,47 @@ fn what_is_installed_runs_and_is_removed_whole_but_for_the_configuration() {
     usr/lib/systemd/system/stockctl.target
     usr/lib/sysusers.d/stockctl.conf
     usr/lib/tmpfiles.d/stockctl.conf
+    usr/share/bash-completion/completions/stockctl
     usr/share/doc/stockctl/README.md
     usr/share/doc/stockctl/alerts.yml
     usr/share/doc/stockctl/default.toml
     usr/share/doc/stockctl/grafana-dashboard.json
+    usr/share/fish/vendor_completions.d/stockctl.fish
+    usr/share/man/man1/stockctl-audit.1
+    usr/share/man/man1/stockctl-bench.1
+    usr/share/man/man1/stockctl-completions.1
+    usr/share/man/man1/stockctl-config-check.1
+    usr/share/man/man1/stockctl-config-show.1
+    usr/share/man/man1/stockctl-config.1
+    usr/share/man/man1/stockctl-dlq-drop.1
+    usr/share/man/man1/stockctl-dlq-list.1
+    usr/share/man/man1/stockctl-dlq-replay.1
+    usr/share/man/man1/stockctl-dlq-show.1
+    usr/share/man/man1/stockctl-dlq.1
+    usr/share/man/man1/stockctl-keys-create.1
+    usr/share/man/man1/stockctl-keys-expire.1
+    usr/share/man/man1/stockctl-keys-list.1
+    usr/share/man/man1/stockctl-keys-revoke.1
+    usr/share/man/man1/stockctl-keys-rotate.1
+    usr/share/man/man1/stockctl-keys.1
+    usr/share/man/man1/stockctl-man.1
+    usr/share/man/man1/stockctl-migrate.1
+    usr/share/man/man1/stockctl-openapi.1
+    usr/share/man/man1/stockctl-orders-cancel.1
+    usr/share/man/man1/stockctl-orders-list.1
+    usr/share/man/man1/stockctl-orders-place.1
+    usr/share/man/man1/stockctl-orders-show.1
+    usr/share/man/man1/stockctl-orders.1
+    usr/share/man/man1/stockctl-products-list.1
+    usr/share/man/man1/stockctl-products-show.1
+    usr/share/man/man1/stockctl-products.1
+    usr/share/man/man1/stockctl-serve.1
+    usr/share/man/man1/stockctl-status.1
+    usr/share/man/man1/stockctl-sync.1
+    usr/share/man/man1/stockctl-up.1
+    usr/share/man/man1/stockctl-work.1
+    usr/share/man/man1/stockctl.1
+    usr/share/zsh/site-functions/_stockctl
     ");
     let installed = root.path().join("usr/bin/stockctl");
     let (runs, version) = run(installed.to_str().expect("UTF-8"), &["--version"]);
@@ -91,6 +128,19 @@ fn what_is_installed_runs_and_is_removed_whole_but_for_the_configuration() {
         unit.contains("ExecStart=/usr/bin/stockctl --config /etc/stockctl/stockctl.toml sync\n"),
         "DESTDIR is not where it runs: {unit}"
     );
+    let read = |inside: &str| std::fs::read_to_string(root.path().join(inside)).expect("readable");
+    let bash = read("usr/share/bash-completion/completions/stockctl");
+    assert!(
+        bash.contains("complete -F _stockctl"),
+        "what bash reads: {bash}"
+    );
+    let zsh = read("usr/share/zsh/site-functions/_stockctl");
+    assert!(
+        zsh.starts_with("#compdef stockctl\n"),
+        "what zsh reads: {zsh}"
+    );
+    let fish = read("usr/share/fish/vendor_completions.d/stockctl.fish");
+    assert!(fish.contains("complete -c stockctl "), "{fish}");
 
     let own = root.path().join("etc/stockctl/stockctl.toml");
     std::fs::write(&own, "# mine").expect("written");
