@@ -152,12 +152,12 @@ function logIn(why) {
     showLogOut(true);
     route();
   };
-  dialog.replaceChildren(h('form', { onsubmit: submit },
+  dialog.replaceChildren(h('form', { class: 'login', onsubmit: submit },
     h('h2', { id: 'dialog-title' }, 'Log in'),
     h('p', {}, h('label', { for: 'key' }, 'API key with the scope admin '), field),
     note('One is made by ', code('stockctl keys create NAME --scope admin'), '.'),
     trouble,
-    h('div', { class: 'row' }, h('button', { type: 'submit' }, 'Log in'))));
+    h('div', { class: 'row' }, h('button', { type: 'submit', class: 'main' }, 'Log in'))));
   dialog.showModal();
   field.focus();
 }
@@ -521,7 +521,8 @@ async function look() {
     showReadiness(ready);
     if (ready) await showing(turn);
   } catch (error) {
-    if (showing === page && !main.querySelector('.problem')) main.prepend(h('p', { class: 'problem card', id: 'trouble' }, error.message));
+    // Whoever has to log in sees what for.
+    if (showing === page && error.status !== 401 && !main.querySelector('.problem')) main.prepend(h('p', { class: 'problem card', id: 'trouble' }, error.message));
     looking = false;
     schedule();
     return;

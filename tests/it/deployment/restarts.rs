@@ -226,7 +226,7 @@ async fn a_socket_that_cannot_be_served_on_is_refused() {
         texts.push_str(&ended.stderr.replace(&port, "PORT"));
     }
     insta::assert_snapshot!(texts, @r#"
-    error: the socket that was passed (LISTEN_FDS): 0.0.0.0:PORT can be reached from other machines, and without API keys whoever reaches it could order, cancel and change stock; only loopback addresses such as 127.0.0.1:8080 are possible, with a proxy that authenticates in front
+    error: the socket that was passed (LISTEN_FDS): 0.0.0.0:PORT can be reached from other machines, and without API keys whoever reaches it could order, cancel and change stock; set http.require_keys = true and make keys with `stockctl keys create`, or listen on a loopback address such as 127.0.0.1:8080
     error: the socket that was passed (LISTEN_FDS) cannot be used: it does not listen; it must be a listening TCP stream socket, such as systemd's ListenStream=127.0.0.1:8080 with Accept=no
     error: the socket that was passed (LISTEN_FDS) cannot be used: fd 3 is not a valid tcp socket; it must be a listening TCP stream socket, such as systemd's ListenStream=127.0.0.1:8080 with Accept=no
     error: the socket that was passed (LISTEN_FDS) cannot be used: fd 3 is not a socket; it must be a listening TCP stream socket, such as systemd's ListenStream=127.0.0.1:8080 with Accept=no
