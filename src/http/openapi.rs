@@ -495,6 +495,53 @@ mod tests {
         assert_eq!(described, served);
     }
 
+    /// Seen by people whenever it changes: whoever gives a route too little to ask for opens it.
+    #[test]
+    fn what_each_operation_needs_is_meant() {
+        let lines: Vec<String> = needs()
+            .into_iter()
+            .filter(|((method, _), _)| method != "HEAD")
+            .map(|((method, path), needs)| match needs {
+                Needs::Nothing => format!("{method} {path}"),
+                Needs::AnyKey => format!("{method} {path}: any key"),
+                Needs::Scope(scope) => format!("{method} {path}: {scope}"),
+            })
+            .collect();
+        insta::assert_snapshot!(lines.join("\n"), @"
+        GET /
+        GET /admin/dead-letters/{queue}: admin
+        GET /admin/dead-letters/{queue}/{messageId}: admin
+        GET /admin/overview: admin
+        GET /admin/queues: admin
+        GET /docs
+        GET /docs/rapidoc-min.js
+        GET /healthz
+        GET /metrics: admin
+        GET /openapi.json
+        GET /orders: orders:read
+        GET /orders/{id}: orders:read
+        GET /page/page.css
+        GET /page/page.js
+        GET /products: any key
+        GET /products/{id}: any key
+        GET /products/{id}/movements: admin
+        GET /readyz
+        GET /vendors: any key
+        GET /vendors/{vendor}/products/{id}: any key
+        POST /admin/dead-letters/{queue}/drop: admin
+        POST /admin/dead-letters/{queue}/replay: admin
+        POST /admin/sync: admin
+        POST /login
+        POST /logout
+        POST /order: orders:write
+        POST /orders: orders:write
+        POST /orders/batch: orders:write
+        POST /orders/{id}/cancel: orders:write
+        POST /vendors/{vendor}/stock-updates: stock:write
+        PUT /vendors/{vendor}/products/{id}: stock:write
+        ");
+    }
+
     /// All that an object refers to, however deep.
     fn references(value: &Value, found: &mut BTreeSet<String>) {
         match value {

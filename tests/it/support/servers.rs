@@ -22,7 +22,7 @@ pub(crate) struct Servers {
     database_url: String,
     pub(crate) amqp_url: String,
     administrator: Administrator,
-    left: Mutex<Vec<Left>>,
+    left: Mutex<Vec<String>>,
     /// Holds the servers: they end when its standard input closes, which the end of this process does, whatever ends it.
     _holder: Option<Child>,
 }
@@ -31,9 +31,9 @@ pub(crate) struct Servers {
 const ORDERS_TEMPLATE: &str = "template_orders";
 const VENDOR_TEMPLATE: &str = "template_vendor";
 
-/// So many shops that no test needs any more are left before their databases are dropped, together: each drop writes a
-/// checkpoint, and only the first has much to write.
-const SHOPS_LEFT_MAX: usize = 15;
+/// So many databases that no test needs any more are left before they are dropped, together: each drop writes a checkpoint,
+/// and only the first has much to write.
+const LEFT_MAX: usize = 45;
 
 /// Creates and drops databases, one at a time, since two copies of a template disturb each other: through one connection,
 /// on a thread that outlives each test's runtime.
@@ -80,12 +80,6 @@ impl Administrator {
     async fn execute(&self, sql: Vec<String>) {
         self.begin(sql).await.expect("executed");
     }
-}
-
-/// What a shop that no test needs any more has left at the servers.
-struct Left {
-    databases: Vec<String>,
-    queues: Vec<String>,
 }
 
 impl Servers {
@@ -207,7 +201,7 @@ impl Servers {
             .map(|index| format!("{name}_{index}"))
             .collect();
         let copy = |name: &String, template| {
-            format!("CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+            format!("CREATE DATABASE {name} TEMPLATE {template}")
         };
         let mut sql = vec![copy(&name.to_owned(), ORDERS_TEMPLATE)];
         sql.extend(of_vendors.iter().map(|name| copy(name, VENDOR_TEMPLATE)));
@@ -216,29 +210,18 @@ impl Servers {
         (self.database_url(name), urls.collect())
     }
 
-    /// Takes what is not needed any more, to be removed some time: databases, by URL, and queues.
-    pub(crate) fn leave<'a>(
-        &self,
-        databases: impl IntoIterator<Item = &'a String>,
-        queues: Vec<String>,
-    ) {
+    /// Takes databases, by URL, that are not needed any more, to be dropped some time.
+    pub(crate) fn leave<'a>(&self, databases: impl IntoIterator<Item = &'a String>) {
         let name = |url: &'a String| url.rsplit('/').next().unwrap_or_default().to_owned();
-        let databases = databases.into_iter().map(name).collect();
         let mut left = self.left.lock().expect("no panic");
-        left.push(Left { databases, queues });
-        if left.len() < SHOPS_LEFT_MAX {
-            return;
-        }
-        let (mut sql, mut queues) = (Vec::new(), Vec::new());
-        for shop in left.drain(..) {
+        left.extend(databases.into_iter().map(name));
+        if left.len() >= LEFT_MAX {
             // Parts of a test that is over may still be connected.
-            let drop = |name: String| format!("DROP DATABASE {name} WITH (FORCE)");
-            sql.extend(shop.databases.into_iter().map(drop));
-            queues.extend(shop.queues);
+            let drop = left
+                .drain(..)
+                .map(|name| format!("DROP DATABASE {name} WITH (FORCE)"));
+            let _not_waited_for = self.administrator.begin(drop.collect());
         }
-        let _not_waited_for = self.administrator.begin(sql);
-        let url = self.amqp_url.clone();
-        std::thread::spawn(move || delete_queues(&url, queues).expect("deleted"));
     }
 
     /// A new database without any schema.
@@ -254,15 +237,4 @@ impl Servers {
             .await;
         self.database_url(&name)
     }
-}
-
-/// Deletes queues, where they exist. One that is left looks after itself every five seconds, as long as the broker runs.
-fn delete_queues(amqp_url: &str, queues: Vec<String>) -> amiquip::Result<()> {
-    let mut connection = amiquip::Connection::insecure_open(amqp_url)?;
-    let channel = connection.open_channel(None)?;
-    for queue in queues {
-        channel.queue_delete_nowait(queue, amiquip::QueueDeleteOptions::default())?;
-    }
-    channel.close()?;
-    connection.close()
 }

@@ -580,9 +580,7 @@ impl Shop {
 
 impl Drop for Shop {
     fn drop(&mut self) {
-        let broker = self.broker();
-        let queues = mq::Queue::ALL.map(|queue| queue.name(&broker)).to_vec();
-        self.servers.leave(self.databases.values(), queues);
+        self.servers.leave(self.databases.values());
     }
 }
 
