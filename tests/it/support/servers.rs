@@ -200,9 +200,7 @@ impl Servers {
         let of_vendors: Vec<String> = (0..vendors)
             .map(|index| format!("{name}_{index}"))
             .collect();
-        let copy = |name: &String, template| {
-            format!("CREATE DATABASE {name} TEMPLATE {template}")
-        };
+        let copy = |name: &String, template| format!("CREATE DATABASE {name} TEMPLATE {template}");
         let mut sql = vec![copy(&name.to_owned(), ORDERS_TEMPLATE)];
         sql.extend(of_vendors.iter().map(|name| copy(name, VENDOR_TEMPLATE)));
         self.administrator.execute(sql).await;
