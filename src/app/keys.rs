@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use diesel_async::AsyncConnection;
+use diesel_async::{AsyncConnection, AsyncPgConnection};
 
 use super::{Context, Error, TRANSACTION_DEADLINE, with_deadline};
 use crate::db;
@@ -43,21 +43,26 @@ pub async fn create(
     with_deadline(TRANSACTION_DEADLINE, &context.database, async {
         let mut connection = context.database.get().await?;
         connection
-            .transaction(async |connection| {
-                if db::keys::lock_and_count_valid(connection, now).await? >= VALID_MAX {
-                    return Err(Error::Refused {
-                        code: "too_many_keys",
-                        detail: format!(
-                            "there are {VALID_MAX} valid keys, which is the limit; revoke one"
-                        ),
-                    });
-                }
-                Ok(db::keys::insert(connection, &inserted).await?)
-            })
+            .transaction(async |connection| insert(connection, &inserted, now).await)
             .await
     })
     .await?;
     Ok((key, token))
+}
+
+/// Inserts one more, if there may be one: during its overlap, one that is rotated counts still.
+async fn insert(
+    connection: &mut AsyncPgConnection,
+    key: &Key,
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    if db::keys::lock_and_count_valid(connection, now).await? >= VALID_MAX {
+        return Err(Error::Refused {
+            code: "too_many_keys",
+            detail: format!("there are {VALID_MAX} valid keys, which is the limit; revoke one"),
+        });
+    }
+    Ok(db::keys::insert(connection, key).await?)
 }
 
 fn new_key(
@@ -90,9 +95,13 @@ fn new_key(
 /// # Errors
 /// See [`Error`].
 pub async fn list(context: &Context) -> Result<Vec<Key>, Error> {
-    context
+    let mut keys = context
         .with_connection(async |connection| Ok(db::keys::list(connection, None, LISTED_MAX).await?))
-        .await
+        .await?;
+    keys.sort_by(|one, other| {
+        (&one.caller, one.created_at).cmp(&(&other.caller, other.created_at))
+    });
+    Ok(keys)
 }
 
 /// Makes a new key of the same caller, with the same scopes and for as long a time, and lets the old one end after a while
@@ -106,7 +115,7 @@ pub async fn rotate(
     now: DateTime<Utc>,
     overlap: TimeDelta,
 ) -> Result<(Key, Token), Error> {
-    let rotated = with_deadline(TRANSACTION_DEADLINE, &context.database, async {
+    with_deadline(TRANSACTION_DEADLINE, &context.database, async {
         let mut connection = context.database.get().await?;
         connection
             .transaction(async |connection| {
@@ -115,13 +124,13 @@ pub async fn rotate(
                 let (new, token) = new_key(old.caller.clone(), old.scopes.clone(), now, valid_for)?;
                 let ends = now + overlap;
                 old.expires_at = Some(old.expires_at.map_or(ends, |at| at.min(ends)));
-                db::keys::insert(connection, &new).await?;
+                insert(connection, &new, now).await?;
                 db::keys::save_end(connection, &old).await?;
                 Ok::<_, Error>((new, token))
             })
             .await
-    });
-    rotated.await
+    })
+    .await
 }
 
 /// Sets the time at which a key ceases to be valid.
@@ -213,10 +222,19 @@ impl KeyRing {
     ///
     /// # Errors
     /// It is not let in.
-    pub fn caller(&self, token: &str, now: DateTime<Utc>) -> Result<Caller, NotAdmitted> {
+    pub fn caller(&self, token: &str, now: DateTime<Utc>) -> Result<Arc<Caller>, NotAdmitted> {
+        self.caller_at(token, now, Instant::now())
+    }
+
+    fn caller_at(
+        &self,
+        token: &str,
+        now: DateTime<Utc>,
+        at: Instant,
+    ) -> Result<Arc<Caller>, NotAdmitted> {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         match &*known {
-            Some(known) if known.at.elapsed() < GOOD_FOR => {
+            Some(known) if at.saturating_duration_since(known.at) < GOOD_FOR => {
                 known.keys.caller(token, now).map_err(NotAdmitted::Refused)
             }
             _ => Err(NotAdmitted::KeysUnknown),
@@ -256,5 +274,28 @@ impl KeyRing {
         };
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(known);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_known_last_is_good_for_a_day() {
+        let (now, at) = (Utc::now(), Instant::now());
+        let made = new_key("shop".into(), [Scope::OrdersRead].into(), now, None);
+        let (key, token) = made.expect("random bytes");
+        let ring = KeyRing::default();
+        let caller = |after| {
+            let caller = ring.caller_at(&token.reveal(), now, at + after);
+            caller.map(|caller| caller.name.clone())
+        };
+        assert_eq!(caller(Duration::ZERO), Err(NotAdmitted::KeysUnknown));
+        let keys = Keys::new([key]);
+        *ring.0.write().expect("whole") = Some(Known { keys, at });
+        let almost = GOOD_FOR - Duration::from_secs(1);
+        assert_eq!(caller(almost), Ok("shop".to_owned()));
+        assert_eq!(caller(GOOD_FOR), Err(NotAdmitted::KeysUnknown));
     }
 }

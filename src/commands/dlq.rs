@@ -14,11 +14,10 @@ use uuid::Uuid;
 
 use super::table::{aligned, printable};
 use super::{
-    EXIT_BUG, EXIT_CHECK_FAILED, EXIT_CONFIGURATION, EXIT_UNREACHABLE, EXIT_USAGE, Failure,
-    broker_settings, context, problem_of_schema, say,
+    EXIT_CHECK_FAILED, EXIT_CONFIGURATION, EXIT_UNREACHABLE, EXIT_USAGE, Failure, broker_settings,
+    context, failure, problem_of_schema, say,
 };
 use crate::app::dead_letters::{self, Act, Dropper, Found, Letter, Report};
-use crate::app::{Error, Kind};
 use crate::config::Config;
 use crate::domain::dead_letter::{LETTERS_MAX, Selection, Subject};
 use crate::domain::ids::OrderId;
@@ -360,15 +359,6 @@ async fn connect(config: &Config) -> Result<Publisher, Failure> {
         ),
     };
     Err(Failure::new(EXIT_UNREACHABLE, problem))
-}
-
-fn failure(error: &Error) -> Failure {
-    let code = match error.kind() {
-        Kind::Unavailable | Kind::Transient => EXIT_UNREACHABLE,
-        Kind::Refused | Kind::Missing => EXIT_CHECK_FAILED,
-        Kind::Bug => EXIT_BUG,
-    };
-    Failure::new(code, error.to_string())
 }
 
 /// Who asks, as far as the environment tells; behind sudo, the person and not root.

@@ -1,17 +1,15 @@
 //! `stockctl keys`: who may call the API. A key is shown once, when it is made.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::{
-    EXIT_BUG, EXIT_CHECK_FAILED, EXIT_UNREACHABLE, Failure, context, problem_of_schema, say,
-};
-use crate::app::{Error, Kind, keys};
+use super::table::aligned;
+use super::{EXIT_UNREACHABLE, Failure, context, failure, problem_of_schema, say};
+use crate::app::keys;
 use crate::config::Config;
 use crate::domain::keys::{Key, KeyId, Scope, Standing, Token, check_caller};
 
@@ -177,7 +175,7 @@ pub async fn run(config: &Config, command: KeysCommand) -> Result<(), Failure> {
                     say(&serde_json::to_string(key).map_err(Failure::bug)?);
                 }
             } else {
-                say(table(&shown).trim_end());
+                say(&table(&shown));
             }
         }
         KeysCommand::Rotate { id, overlap, json } => {
@@ -234,41 +232,17 @@ fn table(keys: &[Shown<'_>]) -> String {
     if keys.is_empty() {
         return "there is no key; `stockctl keys create` makes one".to_owned();
     }
-    let width = keys
-        .iter()
-        .map(|key| key.caller.len())
-        .max()
-        .unwrap_or(0)
-        .max(6);
-    let mut table = format!(
-        "{:<12}  {:<width$}  {:<8}  {:<20}  scopes\n",
-        "id", "caller", "", "until"
-    );
-    for key in keys {
+    let head = ["ID", "CALLER", "STANDING", "UNTIL", "SCOPES"].map(str::to_owned);
+    let rows = keys.iter().map(|key| {
         let standing = match key.standing {
             Standing::Valid => "valid",
             Standing::Expired => "expired",
             Standing::Revoked => "revoked",
         };
         let until = key.revoked_at.as_deref().or(key.expires_at.as_deref());
-        // A String takes whatever is written.
-        let _ = writeln!(
-            table,
-            "{:<12}  {:<width$}  {standing:<8}  {:<20}  {}",
-            key.id,
-            key.caller,
-            until.unwrap_or("for ever"),
-            key.scopes.join(", ")
-        );
-    }
-    table
-}
-
-fn failure(error: &Error) -> Failure {
-    let code = match error.kind() {
-        Kind::Missing | Kind::Refused => EXIT_CHECK_FAILED,
-        Kind::Unavailable | Kind::Transient => EXIT_UNREACHABLE,
-        Kind::Bug => EXIT_BUG,
-    };
-    Failure::new(code, error.to_string())
+        let until = until.unwrap_or("for ever");
+        [key.id, key.caller, standing, until, &key.scopes.join(", ")].map(str::to_owned)
+    });
+    let rows: Vec<[String; 5]> = std::iter::once(head).chain(rows).collect();
+    aligned(&rows)
 }

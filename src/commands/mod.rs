@@ -26,7 +26,7 @@ pub mod work;
 use std::io::Write;
 use std::time::Duration;
 
-use crate::app::{Context, Vendor};
+use crate::app::{self, Context, Kind, Vendor};
 use crate::config::{self, Config};
 use crate::domain::ids::VendorId;
 use crate::mq::{self, Link};
@@ -70,6 +70,16 @@ impl Failure {
     pub fn bug(error: impl std::fmt::Display) -> Self {
         Self::new(EXIT_BUG, error.to_string())
     }
+}
+
+/// Why a use case that an operator has asked for was in vain.
+fn failure(error: &app::Error) -> Failure {
+    let code = match error.kind() {
+        Kind::Unavailable | Kind::Transient => EXIT_UNREACHABLE,
+        Kind::Refused | Kind::Missing => EXIT_CHECK_FAILED,
+        Kind::Bug => EXIT_BUG,
+    };
+    Failure::new(code, error.to_string())
 }
 
 /// Most connections of a vendor's pool: its API handles one call per process at a time, and people look now and then.

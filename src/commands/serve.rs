@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -86,6 +86,16 @@ fn with_own_pool(context: &Context) -> Result<Context, Failure> {
         database: pg::Pool::new("accept", settings).map_err(Failure::bug)?,
         ..context.clone()
     })
+}
+
+/// Who is let in, with what keeps that up to date.
+fn door(config: &Config, context: Context, shutdown: &Shutdown) -> (Door, JoinHandle<()>) {
+    if !config.http.require_keys {
+        return (Door::open(), tokio::spawn(std::future::pending()));
+    }
+    let keys = KeyRing::default();
+    let looking = keys.clone().look_until_stopped(context, shutdown.clone());
+    (Door::Keys(keys), tokio::spawn(looking))
 }
 
 /// Says that the server is ready once it has answered, and from then on that it gets on as long as it answers.
@@ -179,13 +189,7 @@ pub async fn run(
     };
     let address = listening.local_addr().map_err(Failure::bug)?;
     let side_door = SideDoor::open().map_err(Failure::bug)?;
-    let door = if config.http.require_keys {
-        let keys = KeyRing::default();
-        tokio::spawn(keys.clone().look_until_stopped(for_keys, shutdown.clone()));
-        Door::Keys(keys)
-    } else {
-        Door::Open
-    };
+    let (door, mut looking_at_keys) = door(config, for_keys, &shutdown);
     let (server, mut draining, probe) = http::server(
         listening,
         side_door,
@@ -210,9 +214,11 @@ pub async fn run(
         _ = &mut sweeping => Err(Failure::bug("the sweeper ended by itself")),
         _ = &mut looking => Err(Failure::bug("the part that looks for outcomes ended by itself")),
         _ = &mut vouching => Err(Failure::bug("the part that vouches ended by itself")),
+        _ = &mut looking_at_keys => Err(Failure::bug("the part that looks at the API keys ended by itself")),
         ended = &mut serving => Err(ended_by_itself(ended)),
     };
     vouching_for_http.abort();
+    looking_at_keys.abort();
     if result.is_err() {
         shutdown.begin();
         return result;

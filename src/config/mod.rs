@@ -58,7 +58,7 @@ pub struct Config {
 /// Section `http`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Http {
-    /// Where the API listens; always a loopback address, since there are no API keys.
+    /// Where the API listens; a loopback address unless keys are required.
     pub listen: SocketAddr,
     /// How long the end may take once the shutdown has begun: requests in hand have three quarters of it.
     pub shutdown_deadline: Duration,

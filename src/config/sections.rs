@@ -301,7 +301,7 @@ fn metrics_address(text: &str) -> Result<SocketAddr, String> {
     })?;
     if !address.ip().to_canonical().is_loopback() {
         return Err(format!(
-            "{address} can be reached from other machines, and there are no API keys; only loopback addresses such as \
+            "{address} can be reached from other machines, and no API key is asked for there; only loopback addresses such as \
              127.0.0.1:9464 are possible, with an agent or a proxy on this machine"
         ));
     }

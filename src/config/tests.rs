@@ -261,7 +261,7 @@ fn the_metrics_are_for_this_machine_alone() {
     ]), @r#"
     STOCKCTL__METRICS__LISTEN = 127.0.0.1:9464: accepted
     STOCKCTL__METRICS__LISTEN = [::1]:0: accepted
-    metrics.listen (STOCKCTL__METRICS__LISTEN): 0.0.0.0:9464 can be reached from other machines, and there are no API keys; only loopback addresses such as 127.0.0.1:9464 are possible, with an agent or a proxy on this machine
+    metrics.listen (STOCKCTL__METRICS__LISTEN): 0.0.0.0:9464 can be reached from other machines, and no API key is asked for there; only loopback addresses such as 127.0.0.1:9464 are possible, with an agent or a proxy on this machine
     metrics.listen (STOCKCTL__METRICS__LISTEN): it must be an IP address and a port such as 127.0.0.1:9464, not "9464"
     "#);
 }

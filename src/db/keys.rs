@@ -67,7 +67,8 @@ pub async fn insert(connection: &mut AsyncPgConnection, key: &Key) -> Result<(),
     Ok(())
 }
 
-/// Lists keys by caller, the oldest first; with `ended_before`, without those that ended before that.
+/// Lists keys, those that are valid longest first: whatever the limit leaves out has ended. With `ended_before`, without
+/// those that ended before that.
 ///
 /// # Errors
 /// See [`Error`].
@@ -80,7 +81,7 @@ pub async fn list(
         diesel::sql_query(
             "SELECT id, caller, secret_sha256, scopes, created_at, expires_at, revoked_at FROM api_keys
              WHERE $1 IS NULL OR least(expires_at, revoked_at) IS NULL OR least(expires_at, revoked_at) >= $1
-             ORDER BY caller, created_at, id LIMIT $2",
+             ORDER BY least(expires_at, revoked_at) DESC NULLS FIRST, id LIMIT $2",
         )
         .bind::<Nullable<Timestamptz>, _>(ended_before)
         .bind::<BigInt, _>(limit),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -286,29 +287,33 @@ pub enum Refusal {
     Revoked,
 }
 
-/// The keys of an installation.
+/// The keys of an installation, each with its caller: every request asks for one.
 #[derive(Debug, Default)]
-pub struct Keys(HashMap<KeyId, Key>);
+pub struct Keys(HashMap<KeyId, (Key, Arc<Caller>)>);
 
 impl Keys {
     /// These.
     #[must_use]
     pub fn new(keys: impl IntoIterator<Item = Key>) -> Self {
-        Self(keys.into_iter().map(|key| (key.id.clone(), key)).collect())
+        let with_caller = |key: Key| {
+            let caller = Caller::new(key.caller.clone(), key.scopes.clone());
+            (key.id.clone(), (key, Arc::new(caller)))
+        };
+        Self(keys.into_iter().map(with_caller).collect())
     }
 
     /// Whose a token is. Only who has its secret is told where a key stands.
     ///
     /// # Errors
     /// It opens nothing.
-    pub fn caller(&self, token: &str, now: DateTime<Utc>) -> Result<Caller, Refusal> {
+    pub fn caller(&self, token: &str, now: DateTime<Utc>) -> Result<Arc<Caller>, Refusal> {
         let token = Token::parse(token).ok_or(Refusal::Unknown)?;
-        let key = self.0.get(token.id()).ok_or(Refusal::Unknown)?;
+        let (key, caller) = self.0.get(token.id()).ok_or(Refusal::Unknown)?;
         if !bool::from(token.hash().0.ct_eq(&key.hash.0)) {
             return Err(Refusal::Unknown);
         }
         match key.standing(now) {
-            Standing::Valid => Ok(Caller::new(key.caller.clone(), key.scopes.clone())),
+            Standing::Valid => Ok(Arc::clone(caller)),
             Standing::Expired => Err(Refusal::Expired),
             Standing::Revoked => Err(Refusal::Revoked),
         }

@@ -14,7 +14,7 @@ use flate2::write::GzEncoder;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::problem::{INTERNAL, LOGGED, Problem};
+use super::problem::Problem;
 
 const JSON: &str = "application/json";
 
@@ -51,7 +51,7 @@ pub(super) fn json<T: Serialize>(
 fn write<T: Serialize>(content: &T) -> Result<Vec<u8>, Problem> {
     serde_json::to_vec(content).map_err(|error| {
         tracing::error!(%error, "an answer cannot be written");
-        Problem::new(INTERNAL, LOGGED)
+        Problem::internal()
     })
 }
 

@@ -1,6 +1,8 @@
 //! Who calls, and whether they may. Where keys are required, each request but a few has one (RFC 6750); each route says
 //! what it needs.
 
+use std::sync::Arc;
+
 use actix_web::http::header::{AUTHORIZATION, COOKIE as COOKIE_HEADER, SET_COOKIE};
 use actix_web::web::{Data, Payload};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse};
@@ -29,15 +31,21 @@ pub(super) enum Needs {
 #[derive(Clone)]
 pub enum Door {
     /// Whoever reaches it: it can be reached from this machine only.
-    Open,
+    Open(Arc<Caller>),
     /// Who has a key.
     Keys(KeyRing),
 }
 
 impl Door {
-    fn caller(&self, request: &HttpRequest, needs: Needs) -> Result<Caller, Problem> {
+    /// One that asks for no keys.
+    #[must_use]
+    pub fn open() -> Self {
+        Self::Open(Arc::new(Caller::local()))
+    }
+
+    fn caller(&self, request: &HttpRequest, needs: Needs) -> Result<Arc<Caller>, Problem> {
         let keys = match self {
-            Self::Open => return Ok(Caller::local()),
+            Self::Open(local) => return Ok(Arc::clone(local)),
             Self::Keys(keys) => keys,
         };
         // The page's own requests have the key that somebody has logged in with.
@@ -45,10 +53,10 @@ impl Door {
             Some(token) if !request.headers().contains_key(AUTHORIZATION) => token,
             _ => bearer(request)?,
         };
-        Self::open(keys, token, needs)
+        Self::unlock(keys, token, needs)
     }
 
-    fn open(keys: &KeyRing, token: &str, needs: Needs) -> Result<Caller, Problem> {
+    fn unlock(keys: &KeyRing, token: &str, needs: Needs) -> Result<Arc<Caller>, Problem> {
         let caller = keys.caller(token, Utc::now()).map_err(|why| match why {
             NotAdmitted::Refused(refusal) => Problem::new(INVALID_KEY, refusal.to_string())
                 .challenging("Bearer realm=\"stockctl\", error=\"invalid_token\"".to_owned()),
@@ -84,10 +92,10 @@ pub(super) fn admit(request: &HttpRequest, needs: Needs) -> Result<(), Problem> 
 }
 
 /// Who calls, at a route that needs a key.
-pub(super) fn caller(request: &HttpRequest) -> Result<Caller, Problem> {
+pub(super) fn caller(request: &HttpRequest) -> Result<Arc<Caller>, Problem> {
     request
         .extensions()
-        .get::<Caller>()
+        .get::<Arc<Caller>>()
         .cloned()
         .ok_or_else(no_door)
 }
@@ -142,7 +150,7 @@ pub(super) async fn log_in(
     let mut answer = HttpResponse::NoContent();
     if let Door::Keys(keys) = door.get_ref() {
         let token = login.key.trim();
-        Door::open(keys, token, Needs::Scope(Scope::Admin))?;
+        Door::unlock(keys, token, Needs::Scope(Scope::Admin))?;
         answer.insert_header((SET_COOKIE, cookie(token, LOGGED_IN_FOR_S)));
     }
     Ok(answer.finish())

@@ -16,7 +16,7 @@ use flate2::read::GzDecoder;
 
 use super::answer::{self, is_known, not_modified, takes_gzip, version};
 use super::openapi;
-use super::problem::{INTERNAL, LOGGED, Problem};
+use super::problem::Problem;
 
 /// As it is sent.
 static SCRIPT: &[u8] = include_bytes!("docs/rapidoc-min.js.gz");
@@ -96,7 +96,7 @@ pub(super) async fn script(request: HttpRequest) -> Result<HttpResponse, Problem
         .read_to_end(&mut plain)
         .map_err(|error| {
             tracing::error!(%error, "the script of /docs cannot be read");
-            Problem::new(INTERNAL, LOGGED)
+            Problem::internal()
         })?;
     Ok(answer.body(plain))
 }

@@ -21,7 +21,7 @@ use tracing::Instrument;
 
 use super::cors::{self, Cors, is_preflight};
 use super::drain::Drain;
-use super::problem::{CROSS_ORIGIN, INTERNAL, LOGGED, Problem};
+use super::problem::{CROSS_ORIGIN, Problem};
 use super::request_id::{RequestId, X_REQUEST_ID};
 
 /// What an answer has unless it says otherwise itself: it is data, for whoever asked, at that moment.
@@ -130,9 +130,7 @@ where
             }
             Err(panic) => {
                 span.in_scope(|| tracing::error!(panic = text_of(&*panic), "a handler panicked"));
-                let mut answer = Problem::new(INTERNAL, LOGGED)
-                    .of_request(id.clone())
-                    .error_response();
+                let mut answer = Problem::internal().of_request(id.clone()).error_response();
                 finish(&mut answer, &id, &drain);
                 // The request went with the handler, and an answer is made with its request or as an error.
                 Err(InternalError::from_response("a handler panicked", answer).into())
@@ -186,6 +184,7 @@ mod tests {
     use actix_web::{App, test, web};
     use serde_json::{Value, json};
 
+    use super::super::problem::{INTERNAL, LOGGED};
     use super::*;
 
     /// What a server answers whose handlers are broken in this way and that.

@@ -167,7 +167,7 @@ impl Problem {
                 INVALID_PARAMETER,
                 "the request cannot be understood as it stands",
             ),
-            _ => Self::new(INTERNAL, LOGGED),
+            _ => Self::internal(),
         }
     }
 
@@ -384,7 +384,7 @@ impl From<app::Error> for Problem {
             }
             (Kind::Refused | Kind::Bug, _) => {
                 tracing::error!(%error, "answered 500");
-                Self::new(INTERNAL, LOGGED)
+                Self::internal()
             }
         }
     }
@@ -412,7 +412,7 @@ impl From<NotAccepted> for Problem {
                 problem.0.order_id = Some(id);
                 problem
             }
-            NotAccepted::Bug(_) => Self::new(INTERNAL, LOGGED),
+            NotAccepted::Bug(_) => Self::internal(),
         }
     }
 }

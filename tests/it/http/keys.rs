@@ -553,3 +553,42 @@ async fn a_browser_that_has_logged_in_keeps_the_key_for_the_page_of_this_server_
         Some("stockctl_key=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict")
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn there_is_a_bound_of_keys_and_what_is_valid_is_known_however_many_have_ended() {
+    let shop = shop().await;
+    let context = shop.context_here();
+    let many = |count: u32, expires: &str| {
+        format!(
+            "INSERT INTO api_keys (id, caller, secret_sha256, scopes, created_at, expires_at)
+             SELECT substr(md5('{count}' || n), 1, 12), 'a', sha256('x'), ARRAY['admin'], now() - interval '2 days', {expires}
+             FROM generate_series(1, {count}) AS n"
+        )
+    };
+    shop.run_here(&many(10_001, "now() - interval '1 day'"))
+        .await;
+    shop.run_here(&many(998, "NULL")).await;
+    let (id, last) = key(&shop, "z", &[Scope::Admin]).await;
+    let _api = shop.serve().await;
+    is_let_in(&shop, &last).await;
+    let now = Utc::now();
+    let hour = TimeDelta::hours(1);
+    keys::rotate(&context, &id, now, hour)
+        .await
+        .expect("the thousandth");
+    let refused = [
+        keys::rotate(&context, &id, now, hour).await.map(|_| ()),
+        keys::create(&context, "z".into(), [Scope::Admin].into(), now, None)
+            .await
+            .map(|_| ()),
+    ];
+    for refused in refused {
+        let error = refused.expect_err("too many").to_string();
+        assert_eq!(
+            error,
+            "there are 1000 valid keys, which is the limit; revoke one"
+        );
+    }
+    keys::revoke(&context, &id, now).await.expect("revoked");
+    key(&shop, "z", &[Scope::Admin]).await;
+}
