@@ -9,8 +9,10 @@ use diesel_async::{AsyncConnection, AsyncPgConnection};
 use super::save::save;
 use super::{Context, Error};
 use crate::db;
+use crate::db::updates::Unclosed;
 use crate::domain::book::{Changes, Listed, Place, Shelf};
 use crate::domain::ids::{ProductId, UpdateId, VendorId};
+use crate::domain::update::State;
 use crate::pg;
 use crate::vendors::snapshot::{self, Snapshot};
 
@@ -116,8 +118,8 @@ async fn run(
             Ok(db::vendors::begin_run(connection, vendor_id).await?)
         })
         .await?;
-    let mut acknowledged = if vendor.has_ledger {
-        Applied::new()
+    let (mut acknowledged, listings) = if vendor.has_ledger {
+        Default::default()
     } else {
         list_acknowledged(context, vendor_id).await?
     };
@@ -177,6 +179,9 @@ async fn run(
             None => break,
         }
     }
+    for listings in listings.chunks(LISTINGS_PER_STATEMENT) {
+        writer.unlist_closed(listings).await?;
+    }
     let passed_over = snapshot.passed_over();
     writer.summary.skipped = passed_over.rows;
     if passed_over.rows > 0 {
@@ -201,19 +206,21 @@ async fn run(
 type Applied = BTreeMap<ProductId, Vec<UpdateId>>;
 
 /// Without a ledger nothing tells what a snapshot includes; what the vendor has acknowledged before it opens, it includes
-/// for certain.
-async fn list_acknowledged(context: &Context, vendor_id: &VendorId) -> Result<Applied, Error> {
-    let mut acknowledged = Applied::new();
-    let mut after = None;
+/// for certain. Returns also the rows of the list of what is not closed in which they stand.
+async fn list_acknowledged(
+    context: &Context,
+    vendor_id: &VendorId,
+) -> Result<(Applied, Vec<i64>), Error> {
+    let (mut acknowledged, mut listings) = (Applied::new(), Vec::new());
     loop {
-        let page = list_unclosed(context, vendor_id, true, after).await?;
-        after = page.last().map(|(id, _)| *id);
-        let is_last = page.len() < UPDATES_PER_PAGE;
-        for (id, product_id) in page {
+        let after = listings.last().copied().unwrap_or(0);
+        let page = list_unclosed(context, vendor_id, Some(State::Acknowledged), after).await?;
+        listings.extend(page.listings);
+        for (id, product_id) in page.updates {
             acknowledged.entry(product_id).or_default().push(id);
         }
-        if is_last {
-            return Ok(acknowledged);
+        if page.is_last {
+            return Ok((acknowledged, listings));
         }
     }
 }
@@ -278,6 +285,8 @@ fn split_until(applied: &mut Applied, until: Option<&ProductId>) -> Applied {
 
 /// Updates looked up in a ledger by one statement, and closed by one transaction.
 const UPDATES_PER_PAGE: usize = 5000;
+/// Rows of the list of what is not closed that are looked at by one statement; one has up to 100 updates.
+const LISTINGS_PER_STATEMENT: usize = 100;
 
 /// A vendor's database that stays silent ends its run, not the loop.
 async fn at_vendor_within<T>(
@@ -299,16 +308,13 @@ const VENDOR_DEADLINE: std::time::Duration = std::time::Duration::from_secs(60);
 async fn list_unclosed(
     context: &Context,
     vendor_id: &VendorId,
-    only_acknowledged: bool,
-    after: Option<UpdateId>,
-) -> Result<Vec<(UpdateId, ProductId)>, Error> {
+    state: Option<State>,
+    after: i64,
+) -> Result<Unclosed, Error> {
     let limit = i64::try_from(UPDATES_PER_PAGE).unwrap_or(i64::MAX);
     context
         .with_connection(async |connection| {
-            Ok(
-                db::updates::list_unclosed(connection, vendor_id, only_acknowledged, after, limit)
-                    .await?,
-            )
+            Ok(db::updates::list_unclosed(connection, vendor_id, state, after, limit).await?)
         })
         .await
 }
@@ -326,17 +332,18 @@ impl Writer<'_> {
     /// Closes the updates that the snapshot includes, page by page, however many there are. Only what is open when the
     /// snapshot opens can be in it. Returns whether the run is still the current one.
     async fn close_included(&mut self, snapshot: &mut Snapshot) -> Result<bool, Error> {
-        let mut after = None;
+        let mut after = 0;
         loop {
-            let page = list_unclosed(self.context, self.vendor_id, false, after).await?;
-            after = page.last().map(|(id, _)| *id);
-            let ids: Vec<UpdateId> = page.iter().map(|(id, _)| *id).collect();
+            let page = list_unclosed(self.context, self.vendor_id, None, after).await?;
+            after = page.listings.last().copied().unwrap_or(after);
+            let ids: Vec<UpdateId> = page.updates.iter().map(|(id, _)| *id).collect();
             let found: BTreeSet<UpdateId> =
                 at_vendor_within(self.vendor_id, snapshot.list_applied(&ids))
                     .await?
                     .into_iter()
                     .collect();
             let included: Vec<(UpdateId, ProductId)> = page
+                .updates
                 .into_iter()
                 .filter(|(id, _)| found.contains(id))
                 .collect();
@@ -352,10 +359,20 @@ impl Writer<'_> {
             if !self.write(work).await? {
                 return Ok(false);
             }
-            if ids.len() < UPDATES_PER_PAGE {
+            self.unlist_closed(&page.listings).await?;
+            if page.is_last {
                 return Ok(true);
             }
         }
+    }
+
+    /// Takes what is closed out of the list of what is not.
+    async fn unlist_closed(&self, listings: &[i64]) -> Result<(), Error> {
+        self.context
+            .with_connection(async |connection| {
+                Ok(db::updates::unlist_closed(connection, self.vendor_id, listings).await?)
+            })
+            .await
     }
 
     /// Brings the products after `after` up to `until` to what the vendor lists. Returns whether the run is still the

@@ -11,6 +11,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use uuid::Uuid;
 
 use super::corrupt;
+use super::updates::Unclosed;
 use crate::domain::audit::{Digest, Found, Held, SHOWN_MAX, Violation};
 use crate::domain::ids::{UpdateId, VendorId};
 use crate::domain::update::State;
@@ -375,6 +376,37 @@ impl Snapshot {
         .await
     }
 
+    /// Counts the updates that are not closed and stand in the list of those.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn count_listed(&mut self) -> Result<u64, Error> {
+        #[derive(diesel::QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = BigInt)]
+            updates: i64,
+        }
+        let row: Row =
+            diesel::sql_query("SELECT count(DISTINCT id) AS updates FROM unclosed_updates")
+                .get_result(&mut self.connection)
+                .await?;
+        Ok(row.updates.unsigned_abs())
+    }
+
+    /// The updates that are not closed and that no sync would look at.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn find_unlisted(&mut self) -> Result<Found, Error> {
+        self.find(
+            "SELECT order_id, id AS update_id, product_id, vendor_id, NULL::bigint AS outbox_id,
+                 format('is %s, and does not stand in listed_updates: no sync will close it', state) AS problem
+             FROM stock_updates u WHERE closed_at IS NULL
+               AND NOT EXISTS (SELECT FROM unclosed_updates l WHERE l.id = u.id)",
+        )
+        .await
+    }
+
     /// The stock rows at which something came or went that nothing tells of.
     ///
     /// # Errors
@@ -556,30 +588,18 @@ impl Snapshot {
             .collect()
     }
 
-    /// Lists a vendor's updates without an answer, by id: at most `limit` below `until` and after `after`.
+    /// Lists a vendor's updates without an answer: about `limit` after the row `after` of the list of what is not closed.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn list_open(
         &mut self,
         vendor: &VendorId,
-        after: Option<UpdateId>,
-        until: Uuid,
+        after: i64,
         limit: i64,
-    ) -> Result<Vec<UpdateId>, Error> {
-        let rows: Vec<Id> = diesel::sql_query(
-            "SELECT id FROM stock_updates
-             WHERE vendor_id = $1 AND closed_at IS NULL AND state = 'open' AND id < $2
-               AND id > coalesce($3, '00000000-0000-0000-0000-000000000000')
-             ORDER BY id LIMIT $4",
-        )
-        .bind::<Text, _>(vendor.as_str())
-        .bind::<SqlUuid, _>(until)
-        .bind::<Nullable<SqlUuid>, _>(after.map(|id| id.0))
-        .bind::<BigInt, _>(limit)
-        .load(&mut self.connection)
-        .await?;
-        Ok(rows.into_iter().map(|row| UpdateId(row.id)).collect())
+    ) -> Result<Unclosed, Error> {
+        let open = Some(State::Open);
+        super::updates::list_unclosed(&mut self.connection, vendor, open, after, limit).await
     }
 
     /// Begins to read a vendor's updates of a part of the ids, in their order; what was begun before ends.
@@ -770,8 +790,8 @@ pub async fn find_overdue_updates(
         &format!(
             "SELECT order_id, id AS update_id, product_id, vendor_id, NULL::bigint AS outbox_id,
                  format('open since %s', created_at) AS problem
-             FROM stock_updates
-             WHERE closed_at IS NULL AND state = 'open' AND dead_lettered_at IS NULL
+             FROM unclosed_updates
+             WHERE state = 'open' AND dead_lettered_at IS NULL
                AND created_at < now() - interval '{age_s} s'"
         ),
     )
@@ -824,7 +844,7 @@ pub async fn count_waiting(connection: &mut AsyncPgConnection) -> Result<Waiting
     }
     let row: Row = prepared(diesel::sql_query(
         "SELECT (SELECT count(*) FROM orders WHERE status = 'pending') AS orders,
-             (SELECT count(*) FROM stock_updates WHERE closed_at IS NULL AND state = 'open') AS updates,
+             (SELECT count(*) FROM unclosed_updates WHERE state = 'open') AS updates,
              (SELECT count(*) FROM outbox) AS outbox",
     ))
     .get_result(connection)

@@ -121,7 +121,7 @@ pub async fn vendors(
                      coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE is_unanswered)), 0)::float8 AS lag
                  FROM (
                      SELECT delta, created_at, state = 'open' AND dead_lettered_at IS NULL AS is_unanswered
-                     FROM stock_updates WHERE vendor_id = v.id AND closed_at IS NULL ORDER BY id LIMIT $2
+                     FROM unclosed_updates WHERE vendor_id = v.id ORDER BY listing LIMIT $2
                  ) AS oldest
              ) AS u WHERE v.id = ANY($1)",
         )

@@ -141,42 +141,109 @@ pub async fn load_with_counterparts_for_update(
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
-/// Lists, by id, a vendor's updates that are not closed: at most `limit` after `after`. `acknowledged` leaves out those
-/// that the vendor has not answered for.
+/// Updates that are not closed, of some rows of the list of those.
+#[derive(Debug, Default)]
+pub struct Unclosed {
+    /// The updates, with their products.
+    pub updates: Vec<(UpdateId, ProductId)>,
+    /// The rows of the list that were looked at.
+    pub listings: Vec<i64>,
+    /// Whether these are the last ones that there were.
+    pub is_last: bool,
+}
+
+/// Lists a vendor's updates that are not closed: those of the next rows of the list after the row `after`, about `limit` of
+/// them; only those in one state, where that is given.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn list_unclosed(
     connection: &mut AsyncPgConnection,
     vendor: &VendorId,
-    only_acknowledged: bool,
-    after: Option<UpdateId>,
+    state: Option<State>,
+    after: i64,
     limit: i64,
-) -> Result<Vec<(UpdateId, ProductId)>, Error> {
+) -> Result<Unclosed, Error> {
     #[derive(diesel::QueryableByName)]
-    struct Unclosed {
-        #[diesel(sql_type = SqlUuid)]
-        id: Uuid,
-        #[diesel(sql_type = Text)]
-        product_id: String,
+    struct Listed {
+        #[diesel(sql_type = BigInt)]
+        listing: i64,
+        #[diesel(sql_type = BigInt)]
+        listed: i64,
+        #[diesel(sql_type = Nullable<SqlUuid>)]
+        id: Option<Uuid>,
+        #[diesel(sql_type = Nullable<Text>)]
+        product_id: Option<String>,
     }
-    let rows: Vec<Unclosed> = prepared(
+    let rows: Vec<Listed> = prepared(
         diesel::sql_query(
-            "SELECT id, product_id FROM stock_updates
-             WHERE vendor_id = $1 AND closed_at IS NULL AND (NOT $2 OR state = 'acknowledged')
-               AND id > coalesce($3, '00000000-0000-0000-0000-000000000000')
-             ORDER BY id LIMIT $4",
+            "WITH counted AS (
+                 SELECT id, update_ids, sum(cardinality(update_ids)) OVER (ORDER BY id) - cardinality(update_ids) AS before
+                 FROM (SELECT id, update_ids FROM listed_updates
+                       WHERE vendor_id = $1 AND id > $2 ORDER BY id LIMIT $3) AS next
+             )
+             SELECT l.id AS listing, cardinality(l.update_ids)::bigint AS listed, u.id, u.product_id
+             FROM counted l LEFT JOIN LATERAL (
+                 SELECT u.id, u.product_id FROM unnest(l.update_ids) AS listed (id) JOIN stock_updates u ON u.id = listed.id
+                 WHERE u.closed_at IS NULL AND ($4 IS NULL OR u.state = $4)
+             ) AS u ON true
+             WHERE l.before < $3 ORDER BY l.id, u.id",
         )
         .bind::<Text, _>(vendor.as_str())
-        .bind::<Bool, _>(only_acknowledged)
-        .bind::<Nullable<SqlUuid>, _>(after.map(|id| id.0))
-        .bind::<BigInt, _>(limit),
+        .bind::<BigInt, _>(after)
+        .bind::<BigInt, _>(limit)
+        .bind::<Nullable<Text>, _>(state.map(State::as_str)),
     )
     .load(connection)
     .await?;
-    rows.into_iter()
-        .map(|row| Ok((UpdateId(row.id), product_id(row.product_id)?)))
-        .collect()
+    let mut unclosed = Unclosed::default();
+    let mut listed = 0;
+    for row in rows {
+        if unclosed.listings.last() != Some(&row.listing) {
+            unclosed.listings.push(row.listing);
+            listed += row.listed;
+        }
+        if let (Some(id), Some(product)) = (row.id, row.product_id) {
+            unclosed.updates.push((UpdateId(id), product_id(product)?));
+        }
+    }
+    unclosed.is_last = listed < limit;
+    Ok(unclosed)
+}
+
+/// Takes what is closed out of rows of the list of what is not. What is closed stays so, so nobody has to wait for anybody.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn unlist_closed(
+    connection: &mut AsyncPgConnection,
+    vendor: &VendorId,
+    listings: &[i64],
+) -> Result<(), Error> {
+    if listings.is_empty() {
+        return Ok(());
+    }
+    prepared(
+        diesel::sql_query(
+            "WITH looked AS MATERIALIZED (
+                 SELECT l.id, cardinality(l.update_ids) AS before, (
+                     SELECT array_agg(u.id) FROM unnest(l.update_ids) AS listed (id)
+                     JOIN stock_updates u ON u.id = listed.id WHERE u.closed_at IS NULL
+                 ) AS remaining
+                 FROM listed_updates l WHERE l.vendor_id = $1 AND l.id = ANY($2)
+             ), gone AS (
+                 DELETE FROM listed_updates l USING looked
+                 WHERE l.vendor_id = $1 AND l.id = looked.id AND looked.remaining IS NULL
+             )
+             UPDATE listed_updates l SET update_ids = looked.remaining FROM looked
+             WHERE l.vendor_id = $1 AND l.id = looked.id AND cardinality(looked.remaining) < looked.before",
+        )
+        .bind::<Text, _>(vendor.as_str())
+        .bind::<Array<BigInt>, _>(listings.to_vec()),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Inserts updates, each take before its return.
@@ -340,19 +407,20 @@ pub async fn claim_forgotten(
     let rows: Vec<Row> = prepared(
         diesel::sql_query(
             "WITH forgotten AS (
-                 SELECT id FROM stock_updates
-                 WHERE closed_at IS NULL AND state = 'open' AND dead_lettered_at IS NULL
-                   AND created_at < now() - make_interval(secs => $1 * 2 ^ resent)
+                 SELECT u.id FROM listed_updates l CROSS JOIN LATERAL unnest(l.update_ids) AS listed (id)
+                 JOIN stock_updates u ON u.id = listed.id
+                 WHERE u.closed_at IS NULL AND u.state = 'open' AND u.dead_lettered_at IS NULL
+                   AND u.created_at < now() - make_interval(secs => $1 * 2 ^ u.resent)
                    -- What a vendor that is down is to be told comes again and again, and is late, not lost. A word that
                    -- is old is nobody's any more.
                    AND NOT EXISTS (
-                       SELECT FROM vendor_pushes p WHERE p.vendor_id = stock_updates.vendor_id
+                       SELECT FROM vendor_pushes p WHERE p.vendor_id = u.vendor_id
                            AND (p.state <> 'ok' AND p.seen_at > now() - interval '15 minutes'
                                 OR p.since > now() - make_interval(secs => least($1, 300)))
                    )
                    -- While the outbox itself has a backlog, nothing is lost that is only late.
                    AND (SELECT count(*) FROM (SELECT FROM outbox WHERE queue = 'vendor_sync' LIMIT 1000) b) < 1000
-                 ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
+                 ORDER BY u.id LIMIT $2 FOR UPDATE OF u SKIP LOCKED
              )
              UPDATE stock_updates u SET resent = least(resent + 1, 30) FROM forgotten WHERE u.id = forgotten.id
              RETURNING u.id, u.order_id, u.product_id, u.vendor_id, u.delta, u.reverses, u.state,

@@ -215,7 +215,7 @@ pub async fn list_requested(connection: &mut AsyncPgConnection) -> Result<Vec<Ve
 pub async fn list(connection: &mut AsyncPgConnection) -> Result<Vec<Shown>, Error> {
     Ok(prepared(diesel::sql_query(
         "SELECT id, last_sync_at, last_sync_error,
-             (SELECT count(*) FROM stock_updates u WHERE u.vendor_id = vendors.id AND u.closed_at IS NULL) AS open_updates
+             (SELECT count(*) FROM unclosed_updates u WHERE u.vendor_id = vendors.id) AS open_updates
          FROM vendors ORDER BY id",
     ))
     .load(connection)

@@ -119,6 +119,13 @@ impl Found {
             self.shown.push(violation);
         }
     }
+
+    /// Counts more, and keeps those for which there is room.
+    pub fn append(&mut self, more: Self) {
+        self.total += more.total;
+        let room = SHOWN_MAX.saturating_sub(self.shown.len());
+        self.shown.extend(more.shown.into_iter().take(room));
+    }
 }
 
 impl Extend<Violation> for Found {

@@ -182,7 +182,7 @@ async fn reset(stack: &mut Stack) -> anyhow::Result<()> {
         .connect("ordersdb")
         .await?
         .batch_execute(
-            "TRUNCATE orders, stock_updates, order_events, vendor_changes, stock, sent_orders, outbox;
+            "TRUNCATE orders, stock_updates, listed_updates, order_events, vendor_changes, stock, sent_orders, outbox;
              UPDATE vendors SET current_run = 0, completed_run = 0, last_sync_at = NULL",
         )
         .await?;

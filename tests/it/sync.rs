@@ -608,11 +608,18 @@ async fn the_schema_refuses_what_breaks_its_rules() {
         "INSERT INTO orders (id, caller, lines, accepted_at) VALUES ('{order}', 'c', '[1]', now())"
     ))
     .await;
+    let update_id = "00000000-0000-0000-0000-000000000003";
     let update = |columns: &str, values: &str| {
         format!(
-            "INSERT INTO stock_updates (id, order_id, created_at, {columns}) VALUES (gen_random_uuid(), '{order}', now(), {values})"
+            "INSERT INTO stock_updates (id, order_id, created_at, {columns}) VALUES ('{update_id}', '{order}', now(), {values})"
         )
     };
+    let with_update = |sql: &str| {
+        let taken = update("product_id, vendor_id, delta", "'p1', 'vendorA', -2");
+        format!("{taken}; {sql}")
+    };
+    let nobodys_order = update("product_id, vendor_id, delta", "'p1', 'vendorA', -2")
+        .replace(order, "00000000-0000-0000-0000-000000000002");
     let ours = [
         "INSERT INTO installation (singleton) VALUES (false)".to_owned(),
         "INSERT INTO vendors (id) VALUES ('a/b')".into(),
@@ -630,11 +637,17 @@ async fn the_schema_refuses_what_breaks_its_rules() {
         "UPDATE orders SET lines = '[]'".into(),
         update("product_id, vendor_id, delta", "'p1', 'vendorA', 0"),
         update("product_id, vendor_id, delta", "'p1', 'vendorA', 2"),
+        nobodys_order,
         update("product_id, vendor_id, delta", "'p1', 'vendorB', -2"),
         update("product_id, vendor_id, delta, state", "'p1', 'vendorA', -2, 'applied'"),
-        update("product_id, vendor_id, delta, reverses", "'p1', 'vendorA', 2, gen_random_uuid()"),
+        update("product_id, vendor_id, delta, reverses", "'p1', 'vendorA', 2, '00000000-0000-0000-0000-000000000004'"),
         // A take that stays has not turned.
         update("product_id, vendor_id, delta, turned_at", "'p1', 'vendorA', -2, now()"),
+        "UPDATE stock SET product_id = 'p0' WHERE product_id = 'p1'".into(),
+        "UPDATE orders SET id = gen_random_uuid()".into(),
+        with_update("DELETE FROM orders"),
+        with_update("DELETE FROM stock"),
+        with_update("UPDATE stock_updates SET order_id = gen_random_uuid()"),
         "INSERT INTO vendor_changes VALUES ('p1', now(), 'vendorA', 1, 0)".into(),
         format!("INSERT INTO order_events VALUES ('{order}', now(), 'lost')"),
         format!("INSERT INTO order_events VALUES ('{order}', now(), 'push_failed')"),
@@ -670,10 +683,16 @@ async fn the_schema_refuses_what_breaks_its_rules() {
     new row for relation "orders" violates check constraint "orders_lines_check"
     new row for relation "stock_updates" violates check constraint "stock_updates_delta_check"
     new row for relation "stock_updates" violates check constraint "stock_updates_check"
-    insert or update on table "stock_updates" violates foreign key constraint "stock_updates_product_id_vendor_id_fkey"
+    update 00000000-0000-0000-0000-000000000003 names order 00000000-0000-0000-0000-000000000002, which does not exist
+    update 00000000-0000-0000-0000-000000000003 names product p1 at vendor vendorB, which is not in stock
     new row for relation "stock_updates" violates check constraint "stock_updates_check1"
-    insert or update on table "stock_updates" violates foreign key constraint "stock_updates_reverses_fkey"
+    update 00000000-0000-0000-0000-000000000003 reverses update 00000000-0000-0000-0000-000000000004, which does not exist
     new row for relation "stock_updates" violates check constraint "stock_updates_check3"
+    a row of stock keeps its name
+    a row of orders keeps its name
+    an order with updates stays
+    the stock of a product with updates stays
+    a row of stock_updates keeps its name
     new row for relation "vendor_changes" violates check constraint "vendor_changes_delta_check"
     new row for relation "order_events" violates check constraint "order_events_event_check"
     new row for relation "order_events" violates check constraint "order_events_check"

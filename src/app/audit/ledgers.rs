@@ -182,13 +182,17 @@ impl Comparing<'_> {
     async fn compare_open(&mut self, recorded: &mut BTreeMap<usize, Digest>) -> Result<(), Stop> {
         let (bounds, young) = (&self.ours.bounds, self.ours.young);
         let limit = i64::try_from(ROWS_PER_PAGE).unwrap_or(i64::MAX);
-        let mut after = None;
+        let mut after = 0;
         loop {
-            let page = within(self.snapshot.list_open(self.id, after, young, limit)).await?;
-            let Some(last) = page.last() else {
-                return Ok(());
-            };
-            after = Some(*last);
+            let page = within(self.snapshot.list_open(self.id, after, limit)).await?;
+            let is_last = page.is_last;
+            after = page.listings.last().copied().unwrap_or(after);
+            let page: Vec<UpdateId> = page
+                .updates
+                .into_iter()
+                .map(|(id, _)| id)
+                .filter(|id| id.0 < young)
+                .collect();
             let of_these = self.theirs.digest(bounds, young, Some(&page));
             for (part, digest) in Self::theirs(self.id, of_these).await? {
                 recorded
@@ -196,6 +200,9 @@ impl Comparing<'_> {
                     .and_modify(|all| *all = all.without(digest));
             }
             self.compare_ids(&page).await?;
+            if is_last {
+                return Ok(());
+            }
         }
     }
 

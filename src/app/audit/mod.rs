@@ -271,6 +271,10 @@ async fn open_figures(
     if stock.open != updates.open {
         finding.found = within(snapshot.find_open_figures_apart()).await?;
     }
+    if within(snapshot.count_listed()).await? != updates.unclosed {
+        let unlisted = within(snapshot.find_unlisted()).await?;
+        finding.found.append(unlisted);
+    }
     Ok(())
 }
 
