@@ -40,6 +40,7 @@ function put(place, ...children) {
 }
 
 const number = (value) => Number(value).toLocaleString('en').replace('-', '−');
+const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 const words = (code) => code.replaceAll('_', ' ');
 const card = (title, ...children) => h('section', { class: 'card', 'aria-label': title }, h('h2', {}, title), ...children);
 const note = (...text) => h('p', { class: 'note' }, ...text);
@@ -293,7 +294,7 @@ function showOrders(place, overview) {
   const total = Object.values(orders).reduce((sum, count) => sum + count, 0);
   const key = (kind) => h('li', {}, h('svg', { viewBox: '0 0 1 1', 'aria-hidden': 'true' }, h('rect', { class: kind, width: 1, height: 1 })), kind);
   put(place.orders,
-    figures([['accepted a second', number(overview.acceptedPerSecond.toFixed(1))], ['pending', number(orders.pending)], ['confirmed', number(orders.confirmed)], ['rejected', number(orders.rejected)], ['failed', number(orders.failed)], ['cancelled', number(orders.cancelled)]]),
+    figures([['per second', number(overview.acceptedPerSecond.toFixed(1))], ['pending', number(orders.pending)], ['confirmed', number(orders.confirmed)], ['rejected', number(orders.rejected)], ['failed', number(orders.failed)], ['cancelled', number(orders.cancelled)]]),
     bars(overview.buckets, overview.bucketSeconds),
     h('ul', { class: 'legend' }, ['confirmed', 'rejected', 'pending', 'cancelled'].map(key)),
     note(total === 0 ? 'No orders in the last two minutes. Place a test order below, or call POST /orders.'
@@ -483,7 +484,7 @@ function deadLettersPage(queue = 'orders_dlq', order = '') {
       const all = h('input', { type: 'checkbox', id: `all-${reason}`, 'aria-label': `Choose all with ${reason}`, onchange: () => { of.forEach((letter) => all.checked ? chosen.add(letter.messageId) : chosen.delete(letter.messageId)); show(); } });
       all.checked = of.every((letter) => chosen.has(letter.messageId));
       return h('section', { 'aria-label': reason }, h('h3', {}, h('label', { class: 'check' }, all, `${reason.replaceAll('_', ' ')} (${number(of.length)})`)),
-        table('', [['Choose'], ['Message'], ['Since'], ['Attempts', 'number'], ['What went wrong']], of.map((letter) => letterRow(letter))));
+        table('', [['Choose'], ['Message', 'long'], ['Since', 'short'], ['Attempts', 'number'], ['What went wrong', 'long']], of.map((letter) => letterRow(letter))));
     }));
     if (focused) $(focused)?.focus();
   };
@@ -493,7 +494,7 @@ function deadLettersPage(queue = 'orders_dlq', order = '') {
     box.checked = chosen.has(id);
     const inspect = h('button', { type: 'button', id: `inspect-${id}`, class: 'link', 'aria-expanded': String(opened.has(id)), onclick: () => { opened.has(id) ? opened.delete(id) : opened.add(id); show(); } }, code(id || 'no id'));
     return [box, [inspect, opened.has(id) ? h('pre', {}, JSON.stringify(letter.body, null, 2)) : null,
-      opened.has(id) && queue === 'orders_dlq' ? h('p', {}, h('a', { href: `#/orders/${encodeURIComponent(id)}` }, 'To the order')) : null],
+      opened.has(id) && queue === 'orders_dlq' && UUID.test(id) ? h('p', {}, h('a', { href: `#/orders/${encodeURIComponent(id)}` }, 'To the order')) : null],
     ago(letter.deadLetteredAt), letter.attempts ?? '–', letter.error ?? '–'];
   };
   let before = '';
