@@ -61,7 +61,7 @@ impl ChromeDriver {
             let read = said.read_line(&mut all).expect("readable");
             assert!(
                 read > 0,
-                "chromedriver does not start; `make setup` with SETUP_BROWSER=yes installs it and Chromium. It said: {all}"
+                "chromedriver does not start; `make setup SETUP_BROWSER=yes` installs it and Chromium. It said: {all}"
             );
             // "ChromeDriver was started successfully on port 38551."
             if let Some((_, port)) = all[from..].split_once("successfully on port ") {
@@ -142,7 +142,9 @@ impl Browser {
         path: &str,
         body: Value,
     ) -> Result<Value, NotDone> {
-        let mut request = self.http.request(method.clone(), format!("{}{path}", self.url));
+        let mut request = self
+            .http
+            .request(method.clone(), format!("{}{path}", self.url));
         if method == Method::POST {
             request = request.json(&body);
         }

@@ -19,7 +19,10 @@ async fn whoever_has_a_key_logs_in_and_no_script_can_read_it() {
         let made = keys::create(&context, name.into(), [scope].into(), now, None);
         made.await.expect("made").1.reveal().to_string()
     };
-    let (weak, strong) = (key("till", Scope::OrdersRead).await, key("boss", Scope::Admin).await);
+    let (weak, strong) = (
+        key("till", Scope::OrdersRead).await,
+        key("boss", Scope::Admin).await,
+    );
     let parts = vec![shop.serve_vendors(), shop.work(), shop.serve().await];
     let page = Page::open(&shop).await;
 
@@ -40,7 +43,11 @@ async fn whoever_has_a_key_logs_in_and_no_script_can_read_it() {
     let cookies = page.cookies().await;
     assert_eq!(cookies.len(), 1, "{cookies:?}");
     assert_eq!(
-        (&cookies[0]["value"], &cookies[0]["httpOnly"], &cookies[0]["sameSite"]),
+        (
+            &cookies[0]["value"],
+            &cookies[0]["httpOnly"],
+            &cookies[0]["sameSite"]
+        ),
         (&json!(strong), &json!(true), &json!("Strict"))
     );
     let read = "return JSON.stringify([document.cookie, Object.values(localStorage), Object.values(sessionStorage)])";

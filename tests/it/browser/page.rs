@@ -36,8 +36,11 @@ impl Page {
         };
         page.wear("wide", "light").await;
         let body = json!({"url": format!("{}/", shop.url)});
-        page.done("it opens", page.browser.command(Method::POST, "/url", body).await)
-            .await;
+        page.done(
+            "it opens",
+            page.browser.command(Method::POST, "/url", body).await,
+        )
+        .await;
         // Gone once the page is loaded again, which nothing here may need.
         page.js("window.isTheFirst = true", json!([])).await;
         page
@@ -51,15 +54,23 @@ impl Page {
     /// Waits until the page shows a text within what a selector names.
     pub(super) async fn shows(&self, selector: &str, text: &str) {
         let script = "return [...document.querySelectorAll(arguments[0])].some((e) => e.checkVisibility() && e.innerText.includes(arguments[1]))";
-        self.until(&format!("{selector} shows {text:?}"), script, json!([selector, text]))
-            .await;
+        self.until(
+            &format!("{selector} shows {text:?}"),
+            script,
+            json!([selector, text]),
+        )
+        .await;
     }
 
     /// Waits until the page shows nothing that a selector names, or not that text in it.
     pub(super) async fn shows_no(&self, selector: &str, text: &str) {
         let script = "return ![...document.querySelectorAll(arguments[0])].some((e) => e.checkVisibility() && e.innerText.includes(arguments[1]))";
-        self.until(&format!("{selector} does not show {text:?}"), script, json!([selector, text]))
-            .await;
+        self.until(
+            &format!("{selector} does not show {text:?}"),
+            script,
+            json!([selector, text]),
+        )
+        .await;
     }
 
     /// Waits until a table shows something in a row and a column: the row is named by its first cell, and the cell begins
@@ -67,15 +78,23 @@ impl Page {
     pub(super) async fn shows_cell(&self, row: &str, column: &str, text: &str) {
         let script = "const row = [...document.querySelectorAll('main tr')].find((row) => row.cells[0].innerText.trim() === arguments[0]);
                       return row?.querySelector(`td[data-label='${arguments[1]}']`).innerText.trim().startsWith(arguments[2]) ?? false";
-        self.until(&format!("{column} of {row} is {text}"), script, json!([row, column, text]))
-            .await;
+        self.until(
+            &format!("{column} of {row} is {text}"),
+            script,
+            json!([row, column, text]),
+        )
+        .await;
     }
 
     /// Waits until a script says so.
     pub(super) async fn until(&self, what: &str, script: &str, arguments: Value) {
         self.eventually(what, async || {
             let said = self.try_js(script, arguments.clone()).await?;
-            if said == true { Ok(()) } else { Err(not_yet(&said.to_string())) }
+            if said == true {
+                Ok(())
+            } else {
+                Err(not_yet(&said.to_string()))
+            }
         })
         .await;
     }
@@ -88,7 +107,9 @@ impl Page {
 
     async fn try_js(&self, script: &str, arguments: Value) -> Result<Value, NotDone> {
         let body = json!({"script": script, "args": arguments});
-        self.browser.command(Method::POST, "/execute/sync", body).await
+        self.browser
+            .command(Method::POST, "/execute/sync", body)
+            .await
     }
 
     /// Clicks on something, by a CSS selector or an `XPath`, once it can be.
@@ -103,8 +124,10 @@ impl Page {
 
     /// Clicks on a button by what is written on it.
     pub(super) async fn press_button(&self, words: &str) {
-        self.click(&format!("//button[normalize-space()='{words}' and not(@hidden)]"))
-            .await;
+        self.click(&format!(
+            "//button[normalize-space()='{words}' and not(@hidden)]"
+        ))
+        .await;
     }
 
     /// Writes into a field, instead of what is there.
@@ -112,7 +135,9 @@ impl Page {
         self.eventually(&format!("{text:?} in {what}"), async || {
             let element = self.find(what).await?;
             let clear = format!("/element/{element}/clear");
-            self.browser.command(Method::POST, &clear, json!({})).await?;
+            self.browser
+                .command(Method::POST, &clear, json!({}))
+                .await?;
             let value = format!("/element/{element}/value");
             self.browser
                 .command(Method::POST, &value, json!({"text": text}))
@@ -122,7 +147,11 @@ impl Page {
     }
 
     async fn find(&self, what: &str) -> Result<String, NotDone> {
-        let using = if what.starts_with("//") { "xpath" } else { "css selector" };
+        let using = if what.starts_with("//") {
+            "xpath"
+        } else {
+            "css selector"
+        };
         let body = json!({"using": using, "value": what});
         let found = self.browser.command(Method::POST, "/element", body).await?;
         Ok(found[ELEMENT].as_str().expect("an element").to_owned())
@@ -132,7 +161,9 @@ impl Page {
     pub(super) async fn keys(&self, keys: &str) {
         let actions: Vec<Value> = keys
             .chars()
-            .flat_map(|key| ["keyDown", "keyUp"].map(|act| json!({"type": act, "value": key.to_string()})))
+            .flat_map(|key| {
+                ["keyDown", "keyUp"].map(|act| json!({"type": act, "value": key.to_string()}))
+            })
             .collect();
         let body = json!({"actions": [{"type": "key", "id": "keyboard", "actions": actions}]});
         let pressed = self.browser.command(Method::POST, "/actions", body).await;
@@ -161,7 +192,8 @@ impl Page {
             for scheme in ["light", "dark"] {
                 self.wear(window, scheme).await;
                 let poor = self.js(include_str!("looks.js"), json!([width])).await;
-                self.picture(&format!("{name}-{window}-{scheme}"), width, height).await;
+                self.picture(&format!("{name}-{window}-{scheme}"), width, height)
+                    .await;
                 assert_eq!(poor, json!([]), "{name}, {window}, {scheme}");
             }
         }
@@ -180,22 +212,31 @@ impl Page {
             {"name": "prefers-color-scheme", "value": scheme},
             {"name": "prefers-reduced-motion", "value": "reduce"},
         ]});
-        self.browser.devtools("Emulation.setEmulatedMedia", media).await;
+        self.browser
+            .devtools("Emulation.setEmulatedMedia", media)
+            .await;
     }
 
     /// Leaves a picture of the whole page, or of what a dialog hides the rest with.
     async fn picture(&self, name: &str, width: u32, height: u32) {
         let tall = "return document.querySelector('dialog[open]') ? 0 : document.documentElement.scrollHeight";
         let tall = self.js(tall, json!([])).await.as_u64().unwrap_or_default();
-        let clip = json!({"x": 0, "y": 0, "width": width, "height": tall.max(height.into()), "scale": 1});
+        let clip =
+            json!({"x": 0, "y": 0, "width": width, "height": tall.max(height.into()), "scale": 1});
         let parameters = json!({"format": "png", "captureBeyondViewport": true, "clip": clip});
-        let taken = self.browser.devtools("Page.captureScreenshot", parameters).await;
+        let taken = self
+            .browser
+            .devtools("Page.captureScreenshot", parameters)
+            .await;
         write_picture(name, taken["data"].as_str().expect("a picture"));
     }
 
     /// The cookies that the browser has for the page, those included that no script sees.
     pub(super) async fn cookies(&self) -> Vec<Value> {
-        let found = self.browser.command(Method::GET, "/cookie", Value::Null).await;
+        let found = self
+            .browser
+            .command(Method::GET, "/cookie", Value::Null)
+            .await;
         let found = self.done("cookies", found).await;
         found.as_array().expect("a list").clone()
     }
@@ -210,7 +251,10 @@ impl Page {
             .into_iter()
             .filter(|said| !expected.iter().any(|expected| said.contains(expected)))
             .collect();
-        assert!(unexpected.is_empty(), "the browser's console: {unexpected:#?}");
+        assert!(
+            unexpected.is_empty(),
+            "the browser's console: {unexpected:#?}"
+        );
         self.browser.end().await;
     }
 
@@ -244,10 +288,15 @@ impl Page {
         match result {
             Ok(value) => value,
             Err(why) => {
-                let text = self.try_js("return document.body.innerText", json!([])).await;
+                let text = self
+                    .try_js("return document.body.innerText", json!([]))
+                    .await;
                 let text = text.map(|text| text.as_str().unwrap_or_default().to_owned());
                 let console = self.console().await;
-                panic!("{what}: {} ({})\nThe page: {text:?}\nThe console: {console:#?}", why.error, why.message)
+                panic!(
+                    "{what}: {} ({})\nThe page: {text:?}\nThe console: {console:#?}",
+                    why.error, why.message
+                )
             }
         }
     }
