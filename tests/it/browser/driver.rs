@@ -43,10 +43,12 @@ impl ChromeDriver {
     fn start() -> Self {
         let profiles = scratch(&format!("browsers-{}", std::process::id()));
         std::fs::create_dir_all(&profiles).expect("a directory");
+        // A browser whose test has failed may still write while it ends.
         let mut holder = Command::new("sh")
             .args([
                 "-c",
-                "chromedriver --port=0 --log-path=\"$1/chromedriver.log\" & driver=$!; cat >/dev/null; kill $driver; wait $driver; rm -rf \"$1\"",
+                "chromedriver --port=0 --log-path=\"$1/chromedriver.log\" & driver=$!; cat >/dev/null; exec 2>/dev/null; kill $driver; wait $driver; \
+                 for _ in 1 2 3 4 5 6 7 8 9; do rm -rf \"$1\" && break; sleep 0.2; done",
                 "chromedriver",
             ])
             .arg(&profiles)
