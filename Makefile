@@ -7,16 +7,17 @@ SHELL := /bin/bash
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-# Whoever only runs it needs the servers; the tests need promtool besides, and test-api Python.
+# Whoever only runs it needs the servers; the tests need promtool and a browser besides, and test-api Python.
 setup: ## Install PostgreSQL and RabbitMQ where they are missing
 	@missing=(); \
 	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql); \
 	[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null || missing+=(rabbitmq-server); \
 	[ -z "$${SETUP_PROMTOOL:-}" ] || command -v promtool >/dev/null || missing+=(prometheus); \
+	[ -z "$${SETUP_BROWSER:-}" ] || command -v chromedriver >/dev/null || missing+=(chromium chromium-driver); \
 	[ -z "$${SETUP_PYTHON:-}" ] || python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
 	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \
 	if ! command -v apt-get >/dev/null; then \
-		echo "Please install: $${missing[*]} (PostgreSQL 14 or newer with initdb, RabbitMQ 3.10 or newer, promtool of Prometheus and Python 3.10 or newer with venv for the tests), then run make again." >&2; exit 1; fi; \
+		echo "Please install: $${missing[*]} (PostgreSQL 14 or newer with initdb, RabbitMQ 3.10 or newer, promtool of Prometheus, Chromium with chromedriver, and Python 3.10 or newer with venv for the tests), then run make again." >&2; exit 1; fi; \
 	sudo=(); if [ "$$(id -u)" -ne 0 ]; then \
 		command -v sudo >/dev/null || { echo "Please run as root: apt-get install $${missing[*]}" >&2; exit 1; }; sudo=(sudo); fi; \
 	echo "Installing $${missing[*]}"; \
@@ -37,6 +38,7 @@ run: setup ## Build, and run everything on this machine (stockctl up)
 # Tests mostly wait for servers, so more of them run at once than there are cores.
 test: export RUST_TEST_THREADS ?= 6
 test: export SETUP_PROMTOOL := yes
+test: export SETUP_BROWSER := yes
 test: setup ## Run every test, chaos included, on private servers
 	cargo test --all-targets
 

@@ -8,6 +8,7 @@ mod architecture;
 mod audit;
 mod bench;
 mod broker;
+mod browser;
 mod catalogue;
 mod cli;
 mod client;

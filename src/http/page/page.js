@@ -39,7 +39,9 @@ function put(place, ...children) {
   if (focused) $(focused)?.focus();
 }
 
-const number = (value) => Number(value).toLocaleString('en');
+const number = (value) => Number(value).toLocaleString('en').replace('-', '−');
+const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
+const words = (code) => code.replaceAll('_', ' ');
 const card = (title, ...children) => h('section', { class: 'card', 'aria-label': title }, h('h2', {}, title), ...children);
 const note = (...text) => h('p', { class: 'note' }, ...text);
 const badge = (text, kind = '') => h('span', { class: `badge ${kind}` }, text);
@@ -51,7 +53,8 @@ function table(caption, columns, rows) {
   return h('div', { class: 'scroll' }, h('table', { class: 'stack' },
     h('caption', {}, caption), h('thead', {}, h('tr', {}, head)),
     h('tbody', {}, rows.map((cells) => h('tr', {}, cells.map((cell, at) =>
-      h('td', { class: columns[at][1], 'data-label': columns[at][0] }, cell)))))));
+      // One box, so that on a phone, where the label stands beside it, it stays together.
+      h('td', { class: columns[at][1], 'data-label': columns[at][0] }, h('div', {}, cell))))))));
 }
 
 function ago(time) {
@@ -136,7 +139,9 @@ function ask(title, content, action, kind, work) {
 // The key goes to the server once, and the browser keeps it where no script can read it.
 function logIn(why) {
   const dialog = $('dialog');
-  if (dialog.open) return;
+  if (dialog.open && dialog.querySelector('#key')) return;
+  // What somebody saw who was logged in is not left for the next.
+  main.replaceChildren();
   const field = h('input', { id: 'key', type: 'password', autocomplete: 'current-password', required: true, spellcheck: 'false' });
   const trouble = h('p', { class: 'problem', role: 'alert' }, why);
   const submit = async (event) => {
@@ -154,11 +159,13 @@ function logIn(why) {
   };
   dialog.replaceChildren(h('form', { class: 'login', onsubmit: submit },
     h('h2', { id: 'dialog-title' }, 'Log in'),
+    // Password managers keep a key under a name.
+    h('input', { type: 'text', autocomplete: 'username', value: 'stockctl', readonly: true, hidden: true }),
     h('p', {}, h('label', { for: 'key' }, 'API key with the scope admin '), field),
     note('One is made by ', code('stockctl keys create NAME --scope admin'), '.'),
     trouble,
     h('div', { class: 'row' }, h('button', { type: 'submit', class: 'main' }, 'Log in'))));
-  dialog.showModal();
+  if (!dialog.open) dialog.showModal();
   field.focus();
 }
 
@@ -234,10 +241,11 @@ function line() {
   const most = Math.max(10, ...points.map(([, ms]) => ms));
   const path = points.map(([at, ms], place) => {
     const x = width - ((now - at) / 1000 / HISTORY) * width;
-    return `${place ? 'L' : 'M'}${x.toFixed(1)} ${(height - (ms / most) * height).toFixed(1)}`;
+    // Within the stroke's width, and a point where there is no line yet.
+    return `${place ? 'L' : 'M'}${x.toFixed(1)} ${(height - 2 - (ms / most) * (height - 4)).toFixed(1)}${points.length === 1 ? 'h.1' : ''}`;
   }).join('');
   const label = `Time from acceptance to decision, 95 % of orders; at most ${Math.round(most)} ms`;
-  return chart(`up to ${number(Math.round(most))} ms`, label, h('path', { class: 'latency', d: path || 'M0 0' }));
+  return chart(path ? `up to ${number(Math.round(most))} ms` : 'nothing decided yet', label, h('path', { class: 'latency', d: path || 'M0 0' }));
 }
 
 // ---- pages --------------------------------------------------------------------------------------------------------
@@ -257,7 +265,7 @@ function overviewPage() {
   main.replaceChildren(h('div', { class: 'cards' },
     card('Orders', place.orders), card('From acceptance to decision', place.latency),
     h('section', { class: 'card wide', 'aria-label': 'Vendors' },
-      h('div', { class: 'row' }, h('h2', {}, 'Vendors'),
+      h('div', { class: 'row head' }, h('h2', {}, 'Vendors'),
         h('button', { type: 'button', id: 'sync-now', onclick: doing(async () => {
           const { requested } = await call('POST', '/admin/sync', {});
           say(`Asked for a sync of ${requested.join(', ')}.`);
@@ -286,7 +294,7 @@ function showOrders(place, overview) {
   const total = Object.values(orders).reduce((sum, count) => sum + count, 0);
   const key = (kind) => h('li', {}, h('svg', { viewBox: '0 0 1 1', 'aria-hidden': 'true' }, h('rect', { class: kind, width: 1, height: 1 })), kind);
   put(place.orders,
-    figures([['accepted a second', number(overview.acceptedPerSecond.toFixed(1))], ['pending', number(orders.pending)], ['confirmed', number(orders.confirmed)], ['rejected', number(orders.rejected)], ['failed', number(orders.failed)]]),
+    figures([['per second', number(overview.acceptedPerSecond.toFixed(1))], ['pending', number(orders.pending)], ['confirmed', number(orders.confirmed)], ['rejected', number(orders.rejected)], ['failed', number(orders.failed)], ['cancelled', number(orders.cancelled)]]),
     bars(overview.buckets, overview.bucketSeconds),
     h('ul', { class: 'legend' }, ['confirmed', 'rejected', 'pending', 'cancelled'].map(key)),
     note(total === 0 ? 'No orders in the last two minutes. Place a test order below, or call POST /orders.'
@@ -300,14 +308,20 @@ function vendorTable(vendors) {
   if (vendors.length === 0) return note('No vendor is configured: add a section [vendors.<id>] to the configuration.');
   return table('What each vendor’s database and API say', [['Vendor'], ['Last sync'], ['Open updates', 'number'], ['Takes updates']], vendors.map((vendor) => [
     h('b', {}, vendor.id),
-    [vendor.lastSyncError ? badge(vendor.lastSyncError, 'bad') : badge('ok', 'good'), ' ', h('span', { class: 'soft' }, ago(vendor.lastSyncAt))],
+    lastSync(vendor),
     number(vendor.openUpdates),
     pushState(vendor),
   ]));
 }
 
+function lastSync(vendor) {
+  const when = vendor.lastSyncAt ? [' ', h('span', { class: 'soft' }, ago(vendor.lastSyncAt))] : null;
+  if (vendor.lastSyncError) return [badge('failed', 'bad'), when, h('div', { class: 'soft' }, words(vendor.lastSyncError))];
+  return when ? [badge('ok', 'good'), when] : badge('not synced yet', 'warn');
+}
+
 function pushState(vendor) {
-  if (vendor.pushState === 'open') return [badge('left alone', 'bad'), ' ', h('span', { class: 'soft' }, `${vendor.lastPushError ?? 'it does not answer'}; tried again by itself`)];
+  if (vendor.pushState === 'open') return [badge('left alone', 'bad'), ' ', h('span', { class: 'soft' }, `${words(vendor.lastPushError ?? 'no answer')}; tried again by itself`)];
   if (vendor.pushState === 'probing') return badge('being tried', 'warn');
   if (vendor.pushState === 'ok') return badge('yes', 'good');
   return h('span', { class: 'soft' }, 'not told anything yet');
@@ -315,10 +329,13 @@ function pushState(vendor) {
 
 const lastDepths = new Map();
 
+// As messages go: those of work, those that wait to be tried again, those that are dead.
+const QUEUES = ['orders_queue', 'orders_retry_queue', 'orders_dlq', 'vendor_sync', 'vendor_sync_retry', 'vendor_sync_dlq'];
+
 function queueTable(depths, outbox) {
   if (depths instanceof Error) return h('p', { class: 'problem' }, `The queues cannot be looked at: ${depths.message}`);
   const now = Date.now();
-  const rows = depths.map((queue) => {
+  const rows = [...depths].sort((a, b) => QUEUES.indexOf(a.name) - QUEUES.indexOf(b.name)).map((queue) => {
     const dead = queue.name.endsWith('_dlq');
     const before = lastDepths.get(queue.name);
     if (!before || before.ready !== queue.ready || now - before.at > 10000) lastDepths.set(queue.name, { at: now, ready: queue.ready, rate: before ? (queue.ready - before.ready) / ((now - before.at) / 1000) : 0 });
@@ -467,7 +484,7 @@ function deadLettersPage(queue = 'orders_dlq', order = '') {
       const all = h('input', { type: 'checkbox', id: `all-${reason}`, 'aria-label': `Choose all with ${reason}`, onchange: () => { of.forEach((letter) => all.checked ? chosen.add(letter.messageId) : chosen.delete(letter.messageId)); show(); } });
       all.checked = of.every((letter) => chosen.has(letter.messageId));
       return h('section', { 'aria-label': reason }, h('h3', {}, h('label', { class: 'check' }, all, `${reason.replaceAll('_', ' ')} (${number(of.length)})`)),
-        table('', [['Choose'], ['Message'], ['Since'], ['Attempts', 'number'], ['What went wrong']], of.map((letter) => letterRow(letter))));
+        table('', [['Choose'], ['Message', 'long'], ['Since', 'short'], ['Attempts', 'number'], ['What went wrong', 'long']], of.map((letter) => letterRow(letter))));
     }));
     if (focused) $(focused)?.focus();
   };
@@ -477,7 +494,7 @@ function deadLettersPage(queue = 'orders_dlq', order = '') {
     box.checked = chosen.has(id);
     const inspect = h('button', { type: 'button', id: `inspect-${id}`, class: 'link', 'aria-expanded': String(opened.has(id)), onclick: () => { opened.has(id) ? opened.delete(id) : opened.add(id); show(); } }, code(id || 'no id'));
     return [box, [inspect, opened.has(id) ? h('pre', {}, JSON.stringify(letter.body, null, 2)) : null,
-      opened.has(id) && queue === 'orders_dlq' ? h('p', {}, h('a', { href: `#/orders/${encodeURIComponent(id)}` }, 'To the order')) : null],
+      opened.has(id) && queue === 'orders_dlq' && UUID.test(id) ? h('p', {}, h('a', { href: `#/orders/${encodeURIComponent(id)}` }, 'To the order')) : null],
     ago(letter.deadLetteredAt), letter.attempts ?? '–', letter.error ?? '–'];
   };
   let before = '';
