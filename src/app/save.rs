@@ -18,7 +18,7 @@ pub(super) async fn save(
 ) -> Result<Vec<Waiting>, Error> {
     db::stock::insert(connection, &changes.new_shelves, now).await?;
     db::orders::save(connection, &changes.orders, now).await?;
-    db::stock::save(connection, &changes.shelves).await?;
+    db::stock::save(connection, &changes.shelves, now).await?;
     db::stock::insert_vendor_changes(connection, &changes.vendor_changes, now).await?;
     db::updates::save(connection, &changes.updates, now).await?;
     db::updates::insert(connection, &changes.new_updates, now).await?;
