@@ -6,6 +6,7 @@ pub mod cancel;
 pub mod dead_letters;
 pub mod decide;
 mod error;
+pub mod events;
 pub mod gauges;
 pub mod keys;
 pub mod outcome;

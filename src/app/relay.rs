@@ -54,6 +54,9 @@ const FORGOTTEN_BATCH_MAX: i64 = 500;
 /// looks it takes.
 const LOOK_BATCH_MAX: usize = 20;
 const LOOKS_MAX: usize = 5000;
+/// Rows of old events deleted in one transaction, and such transactions of one slow sweep: a thousand rows a second.
+const EVENTS_BATCH_MAX: usize = 5000;
+const EVENTS_BATCHES_MAX: usize = 12;
 
 /// Hands over what was committed, to be published now.
 #[derive(Clone)]
@@ -277,12 +280,14 @@ pub async fn sweep_until_stopped(
     context: Context,
     publisher: Publisher,
     relay: Relay,
+    events_kept_for: Duration,
     shutdown: Shutdown,
     supervisor: Supervisor,
 ) {
     let sweeping = supervisor.part("the sweeper of the outbox", SWEEP_MAX);
     let mut link = publisher.link();
     let mut slow_sweep_at = tokio::time::Instant::now() + SLOW_SWEEP_INTERVAL;
+    let mut events_swept_at = slow_sweep_at;
     let mut after = 0;
     let mut wait = SWEEP_INTERVAL;
     let mut was_up = false;
@@ -295,6 +300,13 @@ pub async fn sweep_until_stopped(
             changed = link.changed(), if !was_up && !is_gone => is_gone = changed.is_err(),
         }
         wait = SWEEP_INTERVAL;
+        // Also while RabbitMQ is away, when orders are cancelled and synced still.
+        if tokio::time::Instant::now() >= events_swept_at {
+            events_swept_at = tokio::time::Instant::now() + SLOW_SWEEP_INTERVAL;
+            if let Err(error) = sweep_events(&context, events_kept_for).await {
+                tracing::debug!(%error, "could not delete old events; trying again");
+            }
+        }
         // A sweep that cannot publish would only lock rows.
         if *link.borrow_and_update() != Link::Up {
             was_up = false;
@@ -333,6 +345,27 @@ pub async fn sweep_until_stopped(
             }
         }
     }
+}
+
+/// Deletes the events that are older than that, a bounded number of them. Returns how many.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn sweep_events(context: &Context, kept_for: Duration) -> Result<usize, Error> {
+    let limit = i64::try_from(EVENTS_BATCH_MAX).unwrap_or(i64::MAX);
+    let mut deleted = 0;
+    for _ in 0..EVENTS_BATCHES_MAX {
+        let of_batch = context
+            .with_connection(async |connection| {
+                Ok(db::events::delete_older(connection, kept_for, limit).await?)
+            })
+            .await?;
+        deleted += of_batch;
+        if of_batch < EVENTS_BATCH_MAX {
+            break;
+        }
+    }
+    Ok(deleted)
 }
 
 /// What a sweep has come to.

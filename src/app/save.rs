@@ -17,12 +17,11 @@ pub(super) async fn save(
     now: DateTime<Utc>,
 ) -> Result<Vec<Waiting>, Error> {
     db::stock::insert(connection, &changes.new_shelves, now).await?;
-    // First, while the orders and the stock are locked but not written: the checks of the foreign keys lock what they
-    // find, which costs nothing on a row that this transaction has locked, and a write on one that it has written.
+    // First, so that what the updates name is looked up before it has a new version.
     db::updates::insert(connection, &changes.new_updates, now).await?;
     db::stock::insert_vendor_changes(connection, &changes.vendor_changes, now).await?;
     db::orders::save(connection, &changes.orders, now).await?;
-    db::stock::save(connection, &changes.shelves).await?;
+    db::stock::save(connection, &changes.shelves, now).await?;
     db::updates::save(connection, &changes.updates, now).await?;
     // One that was closed in the transaction that made it has nothing to tell.
     let to_tell: Vec<_> = changes

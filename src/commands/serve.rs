@@ -12,6 +12,7 @@ use super::{
 };
 use crate::app::Context;
 use crate::app::accept::{self, Accept};
+use crate::app::events::Events;
 use crate::app::keys::KeyRing;
 use crate::app::outcome::Outcomes;
 use crate::app::overview::Overviews;
@@ -166,6 +167,7 @@ pub async fn run(
         context.clone(),
         publisher.clone(),
         relay.clone(),
+        config.events.kept_for,
         shutdown.clone(),
         supervisor.clone(),
     ));
@@ -176,12 +178,14 @@ pub async fn run(
     });
 
     let (outcomes, mut looking) = Outcomes::start(context.clone(), shutdown.clone());
+    let (events, mut following) = Events::start(context.clone(), shutdown.clone());
     let for_keys = context.clone();
     let state = State {
         overviews: Overviews::new(context.clone()),
         context,
         accept,
         outcomes,
+        events,
         relay,
         publisher: publisher.clone(),
         broker: broker_settings(config),
@@ -213,6 +217,7 @@ pub async fn run(
         _ = &mut publishing => Err(Failure::bug("the part that publishes ended by itself")),
         _ = &mut sweeping => Err(Failure::bug("the sweeper ended by itself")),
         _ = &mut looking => Err(Failure::bug("the part that looks for outcomes ended by itself")),
+        _ = &mut following => Err(Failure::bug("the part that looks for events ended by itself")),
         _ = &mut vouching => Err(Failure::bug("the part that vouches ended by itself")),
         _ = &mut looking_at_keys => Err(Failure::bug("the part that looks at the API keys ended by itself")),
         ended = &mut serving => Err(ended_by_itself(ended)),

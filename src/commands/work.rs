@@ -48,6 +48,7 @@ pub async fn run(
         context.clone(),
         publisher.clone(),
         relay.clone(),
+        config.events.kept_for,
         shutdown.clone(),
         supervisor.clone(),
     ));

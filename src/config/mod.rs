@@ -45,6 +45,8 @@ pub struct Config {
     pub vendor_sync: VendorSync,
     /// The consumers' process.
     pub work: Work,
+    /// What is kept for those who listen.
+    pub events: Events,
     /// How the vendors' stock is read.
     pub sync: Sync,
     /// Where the metrics are, beside the HTTP API.
@@ -136,6 +138,13 @@ pub struct VendorSync {
 pub struct Work {
     /// How long messages may wait without one being finished, while both stores work.
     pub stalled_after: Duration,
+}
+
+/// Section `events`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Events {
+    /// How long events are kept, so that who lost its connection hears of them.
+    pub kept_for: Duration,
 }
 
 /// Section `sync`.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::layers::{Key, VENDORS};
 use super::reader::{Reader, quoted};
 use super::{
-    Catalogue, Config, Database, Http, Log, Metrics, Orders, QueueType, RabbitMq, Secret,
+    Catalogue, Config, Database, Events, Http, Log, Metrics, Orders, QueueType, RabbitMq, Secret,
     SecretUrl, Sync, TableName, Telemetry, Vendor, VendorSync, Work, limits,
 };
 use crate::limit::Limit;
@@ -20,6 +20,7 @@ pub(super) fn config(reader: &mut Reader) -> Option<Config> {
     let orders = orders(reader);
     let vendor_sync = vendor_sync(reader);
     let work = work(reader);
+    let events = events(reader);
     let sync = sync(reader);
     let metrics = metrics(reader);
     let telemetry = telemetry_of(reader);
@@ -32,6 +33,7 @@ pub(super) fn config(reader: &mut Reader) -> Option<Config> {
         orders: orders?,
         vendor_sync: vendor_sync?,
         work: work?,
+        events: events?,
         sync: sync?,
         metrics: metrics?,
         telemetry: telemetry?,
@@ -140,6 +142,16 @@ fn work(reader: &mut Reader) -> Option<Work> {
     );
     Some(Work {
         stalled_after: stalled_after?,
+    })
+}
+
+fn events(reader: &mut Reader) -> Option<Events> {
+    let kept_for = reader.milliseconds(
+        &Key::fixed("events.kept_for_ms"),
+        limits::EVENTS_KEPT_FOR_MS,
+    );
+    Some(Events {
+        kept_for: kept_for?,
     })
 }
 

@@ -658,6 +658,7 @@ fn the_default_file_names_the_bounds() {
             bounds(limits::UPDATES_PER_CALL),
         ),
         ("work.stalled_after_ms", bounds(limits::STALLED_AFTER_MS)),
+        ("events.kept_for_ms", bounds(limits::EVENTS_KEPT_FOR_MS)),
         ("sync.chunk_rows", bounds(limits::CHUNK_ROWS)),
     ];
     let described = descriptions();

@@ -6,6 +6,7 @@ pub mod acceptors;
 pub mod audit;
 pub mod consumers;
 pub mod dropped_letters;
+pub mod events;
 pub mod gauges;
 pub mod keys;
 pub mod movements;

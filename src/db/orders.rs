@@ -261,7 +261,7 @@ fn lines(json: serde_json::Value) -> Result<Lines, Error> {
     Lines::parse_summed(lines).map_err(corrupt)
 }
 
-/// Writes what has become of locked orders, and what of it no column keeps.
+/// Writes what has become of locked orders, what of it no column keeps, and the events that tell of it.
 ///
 /// # Errors
 /// See [`Error`].
@@ -280,10 +280,17 @@ pub async fn save(
         .map_err(corrupt)?;
     prepared(
         diesel::sql_query(
-            "UPDATE orders SET status = t.status, reason = t.reason,
+            "WITH t AS MATERIALIZED (
+                 SELECT * FROM unnest($1, $2, $3) AS t(id, status, reason)
+             ), told AS (
+                 INSERT INTO events (kind, order_ids, reason, at)
+                 SELECT 'order.' || status, array_agg(id), CASE WHEN status = 'failed' THEN reason END AS kept, $4
+                 FROM t WHERE status <> 'pending' GROUP BY status, kept
+             )
+             UPDATE orders SET status = t.status, reason = t.reason,
                  decided_at = CASE WHEN t.status IN ('confirmed', 'rejected') THEN $4 ELSE decided_at END,
                  cancelled_at = CASE WHEN t.status = 'cancelled' THEN $4 END
-             FROM unnest($1, $2, $3) AS t(id, status, reason) WHERE orders.id = t.id",
+             FROM t WHERE orders.id = t.id",
         )
         .bind::<Array<SqlUuid>, _>(orders.iter().map(|(id, _, _)| id.0).collect::<Vec<_>>())
         .bind::<Array<Text>, _>(orders.iter().map(|(_, s, _)| s.as_str()).collect::<Vec<_>>())

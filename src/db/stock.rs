@@ -1,5 +1,7 @@
 //! The aggregated stock: one row per product and vendor.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -137,13 +139,14 @@ pub async fn has_any(connection: &mut AsyncPgConnection, vendor: &VendorId) -> R
     Ok(row.any)
 }
 
-/// Writes locked rows.
+/// Writes locked rows, and the event that tells of those of which another number is available.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn save(
     connection: &mut AsyncPgConnection,
     shelves: &[(Place, Shelf)],
+    now: DateTime<Utc>,
 ) -> Result<(), Error> {
     if shelves.is_empty() {
         return Ok(());
@@ -151,25 +154,34 @@ pub async fn save(
     let columns = Columns::new(shelves);
     prepared(
         diesel::sql_query(
-            "UPDATE stock SET name = coalesce(t.name, stock.name), on_hand = t.on_hand,
+            "WITH t AS MATERIALIZED (
+                 SELECT * FROM unnest($1, $2, $3, $4, $5, $6)
+                     AS t(product_id, vendor_id, name, on_hand, open_delta, blocked_run)
+             ), told AS (
+                 INSERT INTO events (kind, product_ids, at)
+                 SELECT 'stock.changed', array_agg(DISTINCT t.product_id), $7
+                 FROM t JOIN stock s ON s.product_id = t.product_id AND s.vendor_id = t.vendor_id
+                 -- As it was: a statement does not see what it changes.
+                 WHERE s.on_hand + s.open_delta <> t.on_hand + t.open_delta HAVING count(*) > 0
+             )
+             UPDATE stock SET name = coalesce(t.name, stock.name), on_hand = t.on_hand,
                  open_delta = t.open_delta, blocked_run = t.blocked_run
-             FROM unnest($1, $2, $3, $4, $5, $6)
-                 AS t(product_id, vendor_id, name, on_hand, open_delta, blocked_run)
-             WHERE stock.product_id = t.product_id AND stock.vendor_id = t.vendor_id",
+             FROM t WHERE stock.product_id = t.product_id AND stock.vendor_id = t.vendor_id",
         )
         .bind::<Array<Text>, _>(columns.products)
         .bind::<Array<Text>, _>(columns.vendors)
         .bind::<Array<Nullable<Text>>, _>(columns.names)
         .bind::<Array<BigInt>, _>(columns.on_hand)
         .bind::<Array<BigInt>, _>(columns.open_delta)
-        .bind::<Array<Nullable<BigInt>>, _>(columns.blocked_run),
+        .bind::<Array<Nullable<BigInt>>, _>(columns.blocked_run)
+        .bind::<Timestamptz, _>(now),
     )
     .execute(connection)
     .await?;
     Ok(())
 }
 
-/// Inserts rows that did not exist.
+/// Inserts rows that did not exist, and the event that tells of them.
 ///
 /// # Errors
 /// See [`Error`].
@@ -184,9 +196,13 @@ pub async fn insert(
     let columns = Columns::new(shelves);
     prepared(
         diesel::sql_query(
-            "INSERT INTO stock (product_id, vendor_id, name, on_hand, open_delta, blocked_run, first_on_hand, first_listed_at)
-             SELECT t.*, t.on_hand, $7
-             FROM unnest($1, $2, $3, $4, $5, $6) AS t(product_id, vendor_id, name, on_hand, open_delta, blocked_run)",
+            "WITH inserted AS (
+                 INSERT INTO stock (product_id, vendor_id, name, on_hand, open_delta, blocked_run, first_on_hand, first_listed_at)
+                 SELECT t.*, t.on_hand, $7
+                 FROM unnest($1, $2, $3, $4, $5, $6) AS t(product_id, vendor_id, name, on_hand, open_delta, blocked_run)
+                 RETURNING product_id
+             )
+             INSERT INTO events (kind, product_ids, at) SELECT 'stock.changed', array_agg(DISTINCT product_id), $7 FROM inserted",
         )
         .bind::<Array<Text>, _>(columns.products)
         .bind::<Array<Text>, _>(columns.vendors)
@@ -409,6 +425,37 @@ struct Id {
 
 fn vendor_texts(vendors: &[VendorId]) -> Vec<&str> {
     vendors.iter().map(VendorId::as_str).collect()
+}
+
+/// How much of each product is available over these vendors; products that none of them has ever listed are left out.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn list_available(
+    connection: &mut AsyncPgConnection,
+    vendors: &[VendorId],
+    products: &[ProductId],
+) -> Result<BTreeMap<ProductId, i64>, Error> {
+    #[derive(diesel::QueryableByName)]
+    struct Available {
+        #[diesel(sql_type = Text)]
+        product_id: String,
+        #[diesel(sql_type = BigInt)]
+        available: i64,
+    }
+    let rows: Vec<Available> = prepared(
+        diesel::sql_query(
+            "SELECT product_id, sum(greatest(on_hand + open_delta, 0))::bigint AS available FROM stock
+             WHERE product_id = ANY($1) AND vendor_id = ANY($2) GROUP BY product_id",
+        )
+        .bind::<Array<Text>, _>(texts(products))
+        .bind::<Array<Text>, _>(vendor_texts(vendors)),
+    )
+    .load(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| Ok((product_id(row.product_id)?, row.available)))
+        .collect()
 }
 
 /// Looks one product up at these vendors; empty when none of them has ever listed it.

@@ -66,16 +66,21 @@ impl Door {
             ),
         })?;
         match needs {
-            Needs::Scope(scope) if !caller.may(scope) => Err(Problem::new(
-                INSUFFICIENT_SCOPE,
-                format!("this needs an API key with the scope {scope}"),
-            )
-            .challenging(format!(
-                "Bearer realm=\"stockctl\", error=\"insufficient_scope\", scope=\"{scope}\""
-            ))),
+            Needs::Scope(scope) if !caller.may(scope) => Err(lacks(scope)),
             _ => Ok(caller),
         }
     }
+}
+
+/// What a caller is told whose key does not allow that.
+pub(super) fn lacks(scope: Scope) -> Problem {
+    Problem::new(
+        INSUFFICIENT_SCOPE,
+        format!("this needs an API key with the scope {scope}"),
+    )
+    .challenging(format!(
+        "Bearer realm=\"stockctl\", error=\"insufficient_scope\", scope=\"{scope}\""
+    ))
 }
 
 /// Lets a request in, or says why not. What comes after knows its caller by [`caller`].

@@ -10,6 +10,7 @@ mod dead_letters;
 mod docs;
 mod drain;
 mod edge;
+mod events;
 mod health;
 mod listening;
 mod metrics;
@@ -26,6 +27,7 @@ mod request_id;
 mod routes;
 mod vendors;
 
+use std::any::Any;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -33,6 +35,7 @@ use actix_web::dev::Server;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 
 use crate::app::accept::Accept;
+use crate::app::events::Events;
 use crate::app::gauges::Gauges;
 use crate::app::outcome::Outcomes;
 use crate::app::overview::Overviews;
@@ -54,6 +57,7 @@ pub use metrics::MetricsListener;
 pub use probe::{Probe, SideDoor};
 use problem::{Problem, problems_of_extractors};
 use routes::At;
+use socket2::SockRef;
 use tracing::Instrument;
 
 /// Largest body of a request. An order with 100 lines of the longest product ids takes half of it.
@@ -62,6 +66,8 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024;
 pub const UPDATES_BODY_BYTES_MAX: usize = 512 * 1024;
 /// A client has this long to send the head of a request, and as long again for its body.
 const SEND_DEADLINE: Duration = Duration::from_secs(5);
+/// A client that takes nothing of what it is sent for so long is gone.
+const TAKE_DEADLINE: Duration = Duration::from_secs(60);
 /// An idle connection is kept this long.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// Connections of one process that are served at once, and that wait to be.
@@ -79,6 +85,8 @@ pub struct State {
     pub relay: Relay,
     /// Where callers wait for what becomes of their orders.
     pub outcomes: Outcomes,
+    /// For those who listen to what happens.
+    pub events: Events,
     /// For replays, and to see whether the broker is there.
     pub publisher: mq::Publisher,
     /// For an operator's own sessions with the broker.
@@ -120,7 +128,8 @@ pub fn server(
             .configure(configure)
             .wrap_fn(move |request, routes| edge.around(request, routes))
     })
-    .on_connect(move |_, connection| {
+    .on_connect(move |stream, connection| {
+        give_up_what_takes_nothing(stream);
         connection.insert(for_connections.connection());
     })
     .keep_alive(KEEP_ALIVE)
@@ -136,6 +145,16 @@ pub fn server(
     .run();
     let ending = Ending::new(server.handle(), drain, closing);
     Ok((server, ending, probe))
+}
+
+/// Lets the kernel close a connection whose peer is there and reads nothing: the server itself would keep it, and what it
+/// has for it, for ever.
+fn give_up_what_takes_nothing(stream: &dyn Any) {
+    if let Some(stream) = stream.downcast_ref::<actix_web::rt::net::TcpStream>()
+        && let Err(error) = SockRef::from(stream).set_tcp_user_timeout(Some(TAKE_DEADLINE))
+    {
+        tracing::debug!(%error, "a connection has no deadline for what it is sent");
+    }
 }
 
 fn configure(config: &mut web::ServiceConfig) {
@@ -160,6 +179,9 @@ fn routes() -> Vec<At> {
         At::new("/orders/batch").post(ORDER, batch::place_all),
         At::new("/orders/{id}").get(READ, orders::show),
         At::new("/orders/{id}/cancel").post(ORDER, orders::cancel),
+        At::new("/events")
+            .of_type("text/event-stream")
+            .get(AnyKey, events::listen),
         At::new("/products").get(AnyKey, products::list),
         At::new("/products/{id}").get(AnyKey, products::show),
         At::new("/products/{id}/movements").get(ADMIN, movements::list),

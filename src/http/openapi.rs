@@ -38,6 +38,7 @@ use super::problem::{self, CODES, Code, ProblemBody};
         super::orders::list,
         super::orders::show,
         super::orders::cancel,
+        super::events::listen,
         super::products::list,
         super::products::show,
         super::movements::list,
@@ -64,7 +65,7 @@ use super::problem::{self, CODES, Code, ProblemBody};
         super::docs::page,
         super::docs::script,
     ),
-    components(schemas(ProblemBody<'static>))
+    components(schemas(ProblemBody<'static>, crate::domain::events::Document<'static>, super::events::Notice<'static>))
 )]
 struct Handlers;
 
@@ -401,6 +402,7 @@ fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'
             p::OUTCOME_UNKNOWN,
         ]),
         ("post", "/orders/batch") => codes.push(p::BUSY),
+        ("get", "/events") => codes.extend([p::INSUFFICIENT_SCOPE, p::TOO_MANY_LISTENERS]),
         ("get", "/orders/{id}") => codes.extend([p::INVALID_PARAMETER, p::NOT_YET_VISIBLE]),
         ("post", "/orders/{id}/cancel") => codes.extend([p::NOT_CANCELLABLE, p::NOT_YET_VISIBLE]),
         ("put", "/vendors/{vendor}/products/{id}") => {
@@ -515,6 +517,7 @@ mod tests {
         GET /admin/queues: admin
         GET /docs
         GET /docs/rapidoc-min.js
+        GET /events: any key
         GET /healthz
         GET /metrics: admin
         GET /openapi.json

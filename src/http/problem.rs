@@ -86,6 +86,8 @@ codes! {
         "Repeat it after Retry-After; nothing happens twice by that.";
     BUSY = 503 "busy", "Too many orders are waiting",
         "Nothing was accepted; repeat it after Retry-After, and more slowly.";
+    TOO_MANY_LISTENERS = 503 "too_many_listeners", "Too many listen to events",
+        "Connect again after Retry-After, or to another process.";
     OUTCOME_UNKNOWN = 503 "outcome_unknown", "Whether the order was accepted is not known",
         "Repeat it with the same Idempotency-Key, or look for the order by orderId.";
     NOT_YET_VISIBLE = 503 "not_yet_visible", "The order may be on its way",

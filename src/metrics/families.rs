@@ -539,6 +539,32 @@ pub static RABBITMQ: LazyLock<Connections> = LazyLock::new(|| Connections {
     ),
 });
 
+/// What those who listen to events are told.
+pub struct Events {
+    /// Who listens now.
+    pub listeners: IntGauge,
+    /// Events told, each as often as it was.
+    pub sent: IntCounter,
+    /// Listeners that were too slow.
+    pub too_slow: IntCounter,
+}
+
+/// What those who listen to events are told.
+pub static EVENTS: LazyLock<Events> = LazyLock::new(|| Events {
+    listeners: gauge(
+        "stockctl_event_listeners",
+        "Connections that listen to GET /events; above 500 of a process they are refused.",
+    ),
+    sent: counter(
+        "stockctl_events_sent_total",
+        "Events told to those who listen, each as often as it was told.",
+    ),
+    too_slow: counter(
+        "stockctl_event_listeners_too_slow_total",
+        "Listeners that were let go since they did not read what they were told.",
+    ),
+});
+
 /// What the HTTP API answers.
 pub struct Http {
     answers: Vec<IntCounter>,
@@ -801,6 +827,7 @@ pub(super) fn touch() {
     LazyLock::force(&FAULTS);
     LazyLock::force(&RABBITMQ);
     LazyLock::force(&HTTP);
+    LazyLock::force(&EVENTS);
     LazyLock::force(&SEEN);
     LazyLock::force(&TRACES);
     LazyLock::force(&POOLS);

@@ -19,9 +19,10 @@ use prometheus::{
 };
 
 pub use families::{
-    ACCEPTING, Accepting, Call, Connections, DECIDING, Deciding, Decision, FAULTS, Fault, HTTP,
-    Http, MESSAGES, Messages, Published, RABBITMQ, Refused, SEEN, SYNCS, Seen, SeenVendor,
-    SpanDropped, SyncRow, SyncRun, Syncs, TRACES, Traces, UpdateOutcome, VENDORS, Vendors, Via,
+    ACCEPTING, Accepting, Call, Connections, DECIDING, Deciding, Decision, EVENTS, Events, FAULTS,
+    Fault, HTTP, Http, MESSAGES, Messages, Published, RABBITMQ, Refused, SEEN, SYNCS, Seen,
+    SeenVendor, SpanDropped, SyncRow, SyncRun, Syncs, TRACES, Traces, UpdateOutcome, VENDORS,
+    Vendors, Via,
 };
 pub use pools::{PoolFigures, PoolUse, watch_pool};
 

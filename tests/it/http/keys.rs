@@ -69,6 +69,11 @@ fn operations() -> Vec<(Method, String, Option<Vec<String>>)> {
             .replace("{vendor}", "vendorA")
             .replace("{messageId}", "m-1")
             .replace("{id}", "00000000-0000-7000-8000-000000000000");
+        // Whoever is let in there would be told for ever.
+        let path = match path.as_str() {
+            "/events" => "/events?type=none".to_owned(),
+            _ => path,
+        };
         for (method, operation) in of_path.as_object().expect("operations") {
             let method = method.to_uppercase().parse().expect("a method");
             let security = operation["security"].as_array().expect("a list");

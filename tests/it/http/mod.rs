@@ -5,6 +5,7 @@ mod batch;
 mod cancel;
 mod described;
 mod edge;
+mod events;
 mod history;
 mod hostile;
 mod idempotency;
