@@ -93,29 +93,7 @@ async fn an_order_is_placed_by_keyboard_and_followed_to_its_end_without_reloadin
     page.press_button("Search").await;
     page.shows("main", "Nothing is like that.").await;
 
-    // An order is found by its id, and one that is none is said to be none.
-    page.go("#/orders").await;
-    page.shows("main tbody tr:nth-child(4)", "p1").await;
-    page.looks_well("orders").await;
-    page.click("#order-status option[value=rejected]").await;
-    page.shows_no("main tbody .badge", "confirmed").await;
-    page.fill("input[name=id]", &format!(" {rejected} ")).await;
-    page.press_button("Find").await;
-    page.shows(
-        "main .problem",
-        "Not enough stock: 50 of p1 asked for, 5 available.",
-    )
-    .await;
-    page.go("#/orders").await;
-    page.fill("input[name=id]", "01a21584-0000-7000-8000-000000000000")
-        .await;
-    page.press_button("Find").await;
-    page.shows("main .problem", "there is no order").await;
-    page.go("#/orders").await;
-    page.fill("input[name=id]", "4711").await;
-    page.press_button("Find").await;
-    page.shows("main .problem", "id").await;
-    page.looks_well("order-missing").await;
+    finds_orders(&page, &rejected).await;
 
     // It is cancelled after a second thought only, and the stock is there again.
     page.go(&format!("#/orders/{id}")).await;
@@ -139,4 +117,30 @@ async fn an_order_is_placed_by_keyboard_and_followed_to_its_end_without_reloadin
     for part in parts {
         part.stop().await;
     }
+}
+
+/// An order is found by its id, and one that is none is said to be none.
+async fn finds_orders(page: &Page, rejected: &str) {
+    page.go("#/orders").await;
+    page.shows("main tbody tr:nth-child(4)", "p1").await;
+    page.looks_well("orders").await;
+    page.click("#order-status option[value=rejected]").await;
+    page.shows_no("main tbody .badge", "confirmed").await;
+    page.fill("input[name=id]", &format!(" {rejected} ")).await;
+    page.press_button("Find").await;
+    page.shows(
+        "main .problem",
+        "Not enough stock: 50 of p1 asked for, 5 available.",
+    )
+    .await;
+    page.go("#/orders").await;
+    page.fill("input[name=id]", "01a21584-0000-7000-8000-000000000000")
+        .await;
+    page.press_button("Find").await;
+    page.shows("main .problem", "there is no order").await;
+    page.go("#/orders").await;
+    page.fill("input[name=id]", "4711").await;
+    page.press_button("Find").await;
+    page.shows("main .problem", "id").await;
+    page.looks_well("order-missing").await;
 }
