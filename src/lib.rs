@@ -20,8 +20,8 @@
 //! domain/          rules, pure: no async, no clock, no I/O
 //! ```
 //!
-//! `config`, `telemetry`, `metrics` (what is counted, in any room but `domain`), `shutdown`, `supervisor` (what systemd is
-//! told) and `limit` (bounds that change by a reload) stand beside them, and `fault_injection`, which is empty unless a
+//! `config`, `telemetry`, `metrics` and `traces` (what is counted and traced, in any room but `domain`), `shutdown`,
+//! `supervisor` (what systemd is told) and `limit` (bounds that change by a reload) stand beside them, and `fault_injection`, which is empty unless a
 //! build asks for planted bugs. Edges do not name each other, and `domain`
 //! names none of tokio, diesel, actix or amiquip; a test holds the directions.
 //!
@@ -54,4 +54,5 @@ pub mod schedule;
 pub mod shutdown;
 pub mod supervisor;
 pub mod telemetry;
+pub mod traces;
 pub mod vendors;

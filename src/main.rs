@@ -68,10 +68,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             let config = load()?;
             let supervisor = supervised(&config)?;
             let listener = commands::serve::bind(&config)?;
-            let served =
-                commands::serve::run(&config, listener, shutdown.clone(), &supervisor).await;
-            supervisor.ending();
-            served
+            let serving = commands::serve::run(&config, listener, shutdown.clone(), &supervisor);
+            to_the_end(&config, "serve", &supervisor, serving).await
         }
         Command::Sync {
             once,
@@ -88,18 +86,16 @@ async fn run(cli: Cli) -> Result<(), Failure> {
                 commands::sync::run_once(&config, &selection, json).await
             } else {
                 let supervisor = supervised(&config)?;
-                let synced =
-                    commands::sync::run(&config, &selection, shutdown.clone(), &supervisor).await;
-                supervisor.ending();
-                synced
+                let syncing =
+                    commands::sync::run(&config, &selection, shutdown.clone(), &supervisor);
+                to_the_end(&config, "sync", &supervisor, syncing).await
             }
         }
         Command::Work { queues } => {
             let config = load()?;
             let supervisor = supervised(&config)?;
-            let worked = commands::work::run(&config, &queues, shutdown.clone(), &supervisor).await;
-            supervisor.ending();
-            worked
+            let working = commands::work::run(&config, &queues, shutdown.clone(), &supervisor);
+            to_the_end(&config, "work", &supervisor, working).await
         }
         Command::Config { command } => {
             commands::configuration::run(cli.config.as_deref(), &command)
@@ -136,6 +132,20 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             }
         }
     }
+}
+
+/// Runs a part whose spans are exported where the configuration says so; the last of them leave when it has ended.
+async fn to_the_end(
+    config: &Config,
+    command: &str,
+    supervisor: &Supervisor,
+    running: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    let exporting = commands::traces::export(config, command)?;
+    let result = running.await;
+    supervisor.ending();
+    exporting.close().await;
+    result
 }
 
 /// Reads the configuration, and begins to log as it says.

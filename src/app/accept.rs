@@ -10,16 +10,18 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::relay::Relay;
 use super::vouch::{Voucher, Vouching};
-use super::{Context, Error, Kind, with_deadline};
+use super::{Context, Error, Kind, traced, with_deadline};
 use crate::db;
 use crate::db::orders::Order;
 use crate::domain::ids::OrderId;
 use crate::domain::messages::encode_order;
 use crate::domain::order::{NewOrder, Status};
 use crate::domain::tally::Tally;
+use crate::domain::trace::TraceContext;
 use crate::metrics::{ACCEPTING, FAULTS, Fault, Refused, Via};
-use crate::mq::{self, Headers, Message, PublishError, Publisher, Queue};
+use crate::mq::{self, Message, PublishError, Publisher, Queue};
 use crate::pg;
+use crate::traces::{self, Span};
 
 /// Requests that wait for a transaction; more are refused at once. A second's worth at full speed.
 const REQUESTS_WAITING_MAX: usize = 10_000;
@@ -80,6 +82,8 @@ type Answer = Result<Accepted, NotAccepted>;
 struct Request {
     order: NewOrder,
     answer: oneshot::Sender<Answer>,
+    /// What it is a part of.
+    trace: Option<TraceContext>,
 }
 
 /// Where requests go to be accepted.
@@ -125,7 +129,12 @@ impl Accept {
     /// See [`NotAccepted`].
     pub async fn accept(&self, order: NewOrder) -> Answer {
         let begun = Instant::now();
-        let answer = self.answer_to(order).await;
+        let mut span = Span::child("accept order", traces::Kind::Internal);
+        span.note("stockctl.order.id", order.id);
+        let answer = self.answer_to(order, span.context().cloned()).await;
+        if let Err(error) = &answer {
+            span.fail(error);
+        }
         match &answer {
             Ok(Accepted::New | Accepted::ThroughBroker) => {
                 ACCEPTING.duration.observe(begun.elapsed().as_secs_f64());
@@ -136,11 +145,15 @@ impl Accept {
         answer
     }
 
-    async fn answer_to(&self, order: NewOrder) -> Answer {
+    async fn answer_to(&self, order: NewOrder, trace: Option<TraceContext>) -> Answer {
         let (answer, answered) = oneshot::channel();
         let id = order.id;
         self.requests
-            .try_send(Request { order, answer })
+            .try_send(Request {
+                order,
+                answer,
+                trace,
+            })
             .map_err(|_| NotAccepted::Busy)?;
         answered
             .await
@@ -200,50 +213,64 @@ struct Committer {
 /// Requests by the order they ask for: several may ask for the same one at the same time.
 type ByOrder = BTreeMap<OrderId, (NewOrder, Vec<oneshot::Sender<Answer>>)>;
 
+/// What the orders are a part of, where they are of any trace; the first request for an order counts.
+type Traces = HashMap<OrderId, TraceContext>;
+
 impl Committer {
     async fn accept(&self, requests: Vec<Request>) {
         let mut by_order = ByOrder::new();
-        for Request { order, answer } in requests {
+        let mut traces = Traces::new();
+        for Request {
+            order,
+            answer,
+            trace,
+        } in requests
+        {
+            if let Some(trace) = trace {
+                traces.entry(order.id).or_insert(trace);
+            }
             by_order
                 .entry(order.id)
                 .or_insert_with(|| (order, Vec::new()))
                 .1
                 .push(answer);
         }
-        self.commit(by_order).await;
+        self.commit(by_order, &traces).await;
     }
 
-    async fn commit(&self, by_order: ByOrder) {
+    async fn commit(&self, by_order: ByOrder, traces: &Traces) {
         if self.store_is_down() {
-            self.publish(by_order, false).await;
+            self.publish(by_order, false, traces).await;
             return;
         }
         let orders: Vec<NewOrder> = by_order.values().map(|(order, _)| order.clone()).collect();
-        match self.insert(&orders).await {
+        match self.insert(&orders, traces).await {
             Ok(inserted) => self.answer(by_order, &inserted).await,
             Err(Insert::NotBegun(error)) => {
                 self.note_down(&error);
-                self.publish(by_order, false).await;
+                self.publish(by_order, false, traces).await;
             }
             Err(Insert::Unknown(error)) => {
                 self.note_down(&error);
-                self.publish(by_order, true).await;
+                self.publish(by_order, true, traces).await;
             }
             // One bad order must not fail its neighbours.
             Err(Insert::Refused(_)) if by_order.len() > 1 => {
                 for (id, entry) in by_order {
-                    Box::pin(self.commit(ByOrder::from([(id, entry)]))).await;
+                    Box::pin(self.commit(ByOrder::from([(id, entry)]), traces)).await;
                 }
             }
             Err(Insert::Refused(error)) => {
                 let order = by_order.keys().next();
-                tracing::error!(?order, %error, "an order cannot be inserted");
+                let trace = order.and_then(|order| traces.get(order));
+                let trace_id = trace.map(|trace| trace.trace_id.to_string());
+                tracing::error!(?order, trace_id, %error, "an order cannot be inserted");
                 refuse(by_order, &NotAccepted::Bug(error));
             }
         }
     }
 
-    async fn insert(&self, orders: &[NewOrder]) -> Result<Vec<OrderId>, Insert> {
+    async fn insert(&self, orders: &[NewOrder], traces: &Traces) -> Result<Vec<OrderId>, Insert> {
         let pool = &self.context.database;
         let mut connection = pool
             .get()
@@ -264,7 +291,15 @@ impl Committer {
             _ => Insert::NotBegun(error.to_string()),
         })?;
         let (inserted, waiting) = inserted;
-        self.relay.hand_over(waiting);
+        // Their messages are of the transaction, and so of all its orders.
+        let causes: Vec<TraceContext> = match traces.is_empty() {
+            true => Vec::new(),
+            false => {
+                let of = inserted.iter().filter_map(|id| traces.get(id));
+                of.cloned().collect()
+            }
+        };
+        self.relay.hand_over_for(&causes, waiting);
         Ok(inserted)
     }
 
@@ -352,13 +387,13 @@ impl Committer {
     }
 
     /// Accepts through the broker. `maybe_committed` says that PostgreSQL may have them as well.
-    async fn publish(&self, by_order: ByOrder, maybe_committed: bool) {
+    async fn publish(&self, by_order: ByOrder, maybe_committed: bool, traces: &Traces) {
         let messages = by_order
             .values()
             .map(|(order, _)| Message {
                 queue: Queue::Orders,
                 message_id: order.id.to_string(),
-                headers: Headers::new(),
+                headers: traced::headers_of(traces.get(&order.id)),
                 body: encode_order(order).into_bytes(),
             })
             .collect();

@@ -15,6 +15,7 @@ pub mod relay;
 mod save;
 pub mod status;
 pub mod sync;
+pub mod traced;
 pub mod vendor_stock;
 pub mod vouch;
 

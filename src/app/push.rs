@@ -18,6 +18,7 @@ use crate::domain::update::{Outcome, State, Update};
 use crate::domain::vendor_answer::Answers;
 use crate::fault_injection;
 use crate::metrics::{Call, DECIDING, Decision, UpdateOutcome, VENDORS};
+use crate::traces::{self, Span};
 
 /// What a push has come to.
 #[derive(Debug, Default)]
@@ -80,8 +81,17 @@ async fn call(
     updates: &[Update],
 ) -> Result<Answers, Error> {
     let begun = Instant::now();
-    let answers = vendor.api.send(source, updates).await.map_err(Error::from);
     let id = vendor_id.as_str();
+    let mut span = Span::child("POST stock-updates", traces::Kind::Client);
+    span.note("http.request.method", "POST");
+    span.note("stockctl.vendor.id", id);
+    span.note_count("stockctl.updates", updates.len());
+    let call = span.around(vendor.api.send(source, updates));
+    let answers = call.await.map_err(Error::from);
+    if let Err(error) = &answers {
+        span.fail(error);
+    }
+    drop(span);
     VENDORS
         .call_duration(id)
         .observe(begun.elapsed().as_secs_f64());

@@ -2,30 +2,34 @@
 //! this process could not publish, or did not live to, a sweeper publishes later; what the broker has lost, a slow sweep
 //! sends again. Consumers remove duplicates, so every doubt is settled by publishing.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use diesel_async::{AsyncConnection, AsyncPgConnection};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use super::{Context, Error, TRANSACTION_DEADLINE, with_deadline};
+use super::{Context, Error, TRANSACTION_DEADLINE, traced, with_deadline};
 use crate::db;
 use crate::db::outbox::{Claimed, Waiting};
 use crate::domain::ids::OrderId;
 use crate::domain::messages;
 use crate::domain::order::Status;
+use crate::domain::trace::TraceContext;
 use crate::metrics::MESSAGES;
-use crate::mq::{Headers, Link, Message, PublishError, Publisher, Queue};
+use crate::mq::{Link, Message, PublishError, Publisher, Queue};
 use crate::shutdown::Shutdown;
 use crate::supervisor::Supervisor;
+use crate::traces::{self, Kind, Span};
 
 /// Batches that wait to be published at once; more are left to the sweeper.
 const BATCHES_WAITING_MAX: usize = 256;
 /// Messages published by one call.
 const PUBLISH_BATCH_MAX: usize = 2000;
+/// Rows left to the sweeper whose contexts are remembered; the oldest are forgotten first.
+const CONTEXTS_MAX: usize = 10_000;
 /// A confirm takes milliseconds; without one for this long, the sweeper tries again.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(10);
 /// A sweep is bounded by its deadlines, which add up to less.
@@ -54,21 +58,66 @@ const LOOKS_MAX: usize = 5000;
 /// Hands over what was committed, to be published now.
 #[derive(Clone)]
 pub struct Relay {
-    batches: mpsc::Sender<Vec<Waiting>>,
+    batches: mpsc::Sender<Batch>,
     refused: Refused,
 }
 
-/// The highest row that could not be published for want of a connection, since it was last asked for; 0 for none.
+/// What was committed together, and the span of its publishing.
+struct Batch {
+    waiting: Vec<Waiting>,
+    span: Span,
+}
+
+/// A message, and the context that it passes on.
+type Traced = (Waiting, Option<TraceContext>);
+
+/// What this process knows of rows that it could not publish.
 #[derive(Clone, Default)]
-struct Refused(Arc<AtomicI64>);
+struct Refused(Arc<Known>);
+
+#[derive(Default)]
+struct Known {
+    /// The highest row that could not be published for want of a connection, since it was last asked for; 0 for none.
+    highest: AtomicI64,
+    /// The contexts of rows that are left to the sweeper, where they have one. Only as long as this process lives, and
+    /// only if its own sweeper gets the row: a column of the outbox would be written with every order for these few.
+    contexts: Mutex<BTreeMap<i64, TraceContext>>,
+}
 
 impl Refused {
     fn note(&self, id: i64) {
-        self.0.fetch_max(id, Ordering::Relaxed);
+        self.0.highest.fetch_max(id, Ordering::Relaxed);
     }
 
     fn take(&self) -> i64 {
-        self.0.swap(0, Ordering::Relaxed)
+        self.0.highest.swap(0, Ordering::Relaxed)
+    }
+
+    fn contexts(&self) -> MutexGuard<'_, BTreeMap<i64, TraceContext>> {
+        self.0
+            .contexts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers what a row that is left to the sweeper is a part of.
+    fn remember(&self, id: i64, context: TraceContext) {
+        let mut contexts = self.contexts();
+        contexts.insert(id, context);
+        if contexts.len() > CONTEXTS_MAX {
+            contexts.pop_first();
+        }
+    }
+
+    /// With what they are a part of, as far as that is known.
+    fn traced(&self, rows: Vec<Waiting>) -> Vec<Traced> {
+        let mut contexts = self.contexts();
+        rows.into_iter()
+            .map(|row| {
+                let context = contexts.remove(&row.id);
+                (row, context)
+            })
+            .collect()
     }
 }
 
@@ -87,10 +136,36 @@ impl Relay {
         (Self { batches, refused }, publishing)
     }
 
-    /// Publishes rows of the outbox soon. Never waits: when too much is under way, the sweeper has them.
+    /// Publishes rows of the outbox soon, as a part of what this task is doing. Never waits: when too much is under way,
+    /// the sweeper has them.
     pub fn hand_over(&self, waiting: Vec<Waiting>) {
-        if !waiting.is_empty() {
-            let _ = self.batches.try_send(waiting);
+        self.hand_over_for(traces::current().as_slice(), waiting);
+    }
+
+    /// As [`Self::hand_over`], for what is done in the traces `causes`.
+    pub fn hand_over_for(&self, causes: &[TraceContext], waiting: Vec<Waiting>) {
+        let Some(first) = waiting.first() else { return };
+        let mut span = match causes {
+            [] => Span::none(),
+            causes => Span::begin("publish", Kind::Producer, causes),
+        };
+        if span.is_recorded() {
+            span.rename(|| format!("publish {}", first.queue));
+            span.note("messaging.system", "rabbitmq");
+            span.note("messaging.operation.type", "send");
+            span.note("messaging.destination.name", &first.queue);
+            span.note_count("messaging.batch.message_count", waiting.len());
+        }
+        if let Err(error) = self.batches.try_send(Batch { waiting, span }) {
+            let mut batch = error.into_inner();
+            batch
+                .span
+                .fail("too much is under way; left to the sweeper");
+            if let Some(context) = batch.span.context() {
+                for row in &batch.waiting {
+                    self.refused.remember(row.id, context.clone());
+                }
+            }
         }
     }
 }
@@ -99,30 +174,49 @@ impl Relay {
 pub struct Publishing {
     context: Context,
     publisher: Publisher,
-    receiver: mpsc::Receiver<Vec<Waiting>>,
+    receiver: mpsc::Receiver<Batch>,
     refused: Refused,
 }
 
 impl Publishing {
     /// Publishes what is handed over until every [`Relay`] is dropped.
     pub async fn run(mut self) {
-        let mut batch = Vec::new();
+        let (mut batch, mut spans) = (Vec::new(), Vec::new());
+        let add = |batch: &mut Vec<Traced>, spans: &mut Vec<Span>, more: Batch| {
+            let context = more.span.context();
+            batch.extend(more.waiting.into_iter().map(|row| (row, context.cloned())));
+            if more.span.is_recorded() {
+                spans.push(more.span);
+            }
+        };
         while let Some(first) = self.receiver.recv().await {
-            batch.extend(first);
+            add(&mut batch, &mut spans, first);
             while batch.len() < PUBLISH_BATCH_MAX {
                 let Ok(more) = self.receiver.try_recv() else {
                     break;
                 };
-                batch.extend(more);
+                add(&mut batch, &mut spans, more);
             }
-            if let Err(error) = self.publish(std::mem::take(&mut batch)).await {
+            let published = self.publish(std::mem::take(&mut batch), &mut spans).await;
+            if let Err(error) = published {
                 tracing::debug!(%error, "published, but the outbox rows stay: they will be published again");
             }
         }
     }
 
-    async fn publish(&self, waiting: Vec<Waiting>) -> Result<(), Error> {
+    async fn publish(&self, waiting: Vec<Traced>, spans: &mut Vec<Span>) -> Result<(), Error> {
+        let all = waiting.len();
         let confirmed = publish_confirmed(&self.publisher, waiting, &self.refused).await;
+        if confirmed.len() < all {
+            let failed = all - confirmed.len();
+            spans.iter_mut().for_each(|span| {
+                span.fail(format!(
+                    "{failed} of {all} messages that left together have no confirm; left to the sweeper"
+                ));
+            });
+        }
+        // They end with the confirms, and not with the deletion of the rows.
+        spans.clear();
         if confirmed.is_empty() {
             return Ok(());
         }
@@ -137,13 +231,12 @@ impl Publishing {
 /// Publishes, and returns the rows whose confirm has come.
 async fn publish_confirmed(
     publisher: &Publisher,
-    waiting: Vec<Waiting>,
+    waiting: Vec<Traced>,
     refused: &Refused,
 ) -> Vec<i64> {
-    let mut ids = Vec::with_capacity(waiting.len());
+    let mut rows = Vec::with_capacity(waiting.len());
     let mut messages = Vec::with_capacity(waiting.len());
-    for row in waiting {
-        ids.push(row.id);
+    for (row, context) in waiting {
         messages.push(Message {
             queue: if row.queue == Queue::Orders.base_name() {
                 Queue::Orders
@@ -151,15 +244,20 @@ async fn publish_confirmed(
                 Queue::VendorSync
             },
             message_id: row.message_id.to_string(),
-            headers: Headers::new(),
+            headers: traced::headers_of(context.as_ref()),
             body: row.body.into_bytes(),
         });
+        rows.push((row.id, context));
     }
     let results = publisher.publish(messages, PUBLISH_DEADLINE).await;
-    let mut confirmed = Vec::with_capacity(ids.len());
-    for (id, result) in ids.iter().zip(results) {
+    let mut confirmed = Vec::with_capacity(rows.len());
+    for ((id, context), result) in rows.into_iter().zip(results) {
+        match (&result, context) {
+            (Ok(()), _) | (_, None) => {}
+            (Err(_), Some(context)) => refused.remember(id, context),
+        }
         match result {
-            Ok(()) => confirmed.push(*id),
+            Ok(()) => confirmed.push(id),
             Err(PublishError::Invalid(problem)) => {
                 tracing::error!(
                     outbox_id = id,
@@ -167,7 +265,7 @@ async fn publish_confirmed(
                     "an outbox row can never be published; look at it in the database"
                 );
             }
-            Err(PublishError::Unavailable(_)) => refused.note(*id),
+            Err(PublishError::Unavailable(_)) => refused.note(id),
             Err(_) => {}
         }
     }
@@ -272,6 +370,7 @@ async fn sweep(
                         return Ok(Swept::default());
                     };
                     let (waiting, needless) = compose(connection, waiting).await?;
+                    let waiting = relay.refused.traced(waiting);
                     let confirmed = publish_confirmed(publisher, waiting, &relay.refused).await;
                     db::outbox::delete(connection, &confirmed).await?;
                     db::outbox::delete(connection, &needless).await?;

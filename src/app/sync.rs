@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use diesel_async::{AsyncConnection, AsyncPgConnection};
+use tracing::Instrument;
 
 use super::save::save;
 use super::{Context, Error};
@@ -12,6 +13,7 @@ use crate::db;
 use crate::domain::book::{Changes, Listed, Place, Shelf};
 use crate::domain::ids::{ProductId, UpdateId, VendorId};
 use crate::pg;
+use crate::traces::{self, Kind, Span};
 use crate::vendors::snapshot::{self, Snapshot};
 
 /// How a sync is run.
@@ -62,8 +64,17 @@ pub async fn sync(
     if !db::vendors::try_lock_sync(&mut session, vendor_id).await? {
         return Ok(Outcome::Busy);
     }
-    let result = run(context, vendor_id, options, progress).await;
+    let mut span = Span::begin("sync vendor", Kind::Internal, traces::current().as_slice());
+    span.note("stockctl.vendor.id", vendor_id);
+    let running = span.around(run(context, vendor_id, options, progress));
+    let result = running.instrument(span.for_log()).await;
+    if let Ok(Outcome::Done(summary)) = &result {
+        span.note("stockctl.sync.listed", summary.listed);
+        span.note("stockctl.sync.written", summary.written);
+        span.note("stockctl.sync.closed", summary.closed);
+    }
     if let Err(error) = &result {
+        span.fail(error);
         note_failure(context, vendor_id, error).await;
     }
     // The lock ends with its session.

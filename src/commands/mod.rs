@@ -20,6 +20,7 @@ pub mod status;
 mod style;
 pub mod sync;
 mod table;
+pub mod traces;
 pub mod up;
 pub mod work;
 

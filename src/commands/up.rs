@@ -93,10 +93,13 @@ async fn run_on(
         prepared = prepare(servers, address, &path, progress) => prepared?,
     };
     greet(servers, address, &path);
-    tokio::select! {
+    let exporting = super::traces::export(&config, "up")?;
+    let result = tokio::select! {
         result = run_parts(&config, listener, shutdown) => result,
         failure = watch(servers) => Err(failure),
-    }
+    };
+    exporting.close().await;
+    result
 }
 
 /// Fills the servers, and reads the configuration that it writes for all subcommands.

@@ -28,6 +28,7 @@ pub(super) struct Key(pub(super) Vec<String>);
 pub(super) enum Value {
     Text(String),
     Integer(i64),
+    Fraction(f64),
     Boolean(bool),
     List(Vec<Value>),
     /// A section without keys: it says that the section is there.
@@ -224,7 +225,11 @@ impl Value {
                     .collect(),
             ),
             DeValue::Table(_) => Self::EmptySection,
-            DeValue::Float(_) => Self::Other("a number with a fraction"),
+            // What is no number to Rust (nan, inf) is none here.
+            DeValue::Float(digits) => match digits.as_str().replace('_', "").parse::<f64>() {
+                Ok(number) if number.is_finite() => Self::Fraction(number),
+                _ => Self::Other("not a number"),
+            },
             DeValue::Datetime(_) => Self::Other("a date or time"),
         }
     }

@@ -25,6 +25,8 @@ pub(super) const VENDOR_TIMEOUT_MS: RangeInclusive<u64> = 100..=60_000;
 pub(super) const UPDATES_PER_CALL: RangeInclusive<usize> = 1..=1_000;
 /// Below a second every slow batch looks stalled; beyond half an hour the broker has closed the channel anyway.
 pub(super) const STALLED_AFTER_MS: RangeInclusive<u64> = 1_000..=1_800_000;
+/// None of the traces, or all of them.
+pub(super) const SAMPLE_RATIO: RangeInclusive<f64> = 0.0..=1.0;
 /// A chunk's stock rows are locked while it is written, and orders wait for them.
 pub(super) const CHUNK_ROWS: RangeInclusive<usize> = 1..=50_000;
 /// The broker limits a queue's name to 255 bytes; this leaves room for the name itself, and is readable.

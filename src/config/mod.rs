@@ -49,6 +49,8 @@ pub struct Config {
     pub sync: Sync,
     /// Where the metrics are, beside the HTTP API.
     pub metrics: Metrics,
+    /// Where traces go.
+    pub telemetry: Telemetry,
     /// The vendors by their ids: at least one, and no two ids that differ in case only.
     pub vendors: BTreeMap<String, Vendor>,
     /// What is logged and how.
@@ -151,6 +153,15 @@ pub struct Metrics {
     /// Where a listener for `/metrics` alone begins to look for a free port, if there is to be one; always a loopback
     /// address.
     pub listen: Option<SocketAddr>,
+}
+
+/// Section `telemetry`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Telemetry {
+    /// The base of the address of a collector of traces that speaks OTLP over HTTP, if there is to be one.
+    pub otlp_endpoint: Option<SecretUrl>,
+    /// The share of the traces that begin here and are recorded, 0 to 1.
+    pub sample_ratio: f64,
 }
 
 /// Section `vendors.<id>`.

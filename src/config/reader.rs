@@ -128,6 +128,31 @@ impl Reader {
         })
     }
 
+    /// A number between two bounds, both allowed, which may have a fraction.
+    pub(super) fn fraction(&mut self, key: &Key, bounds: RangeInclusive<f64>) -> Option<f64> {
+        self.required(key, |setting| {
+            let wanted = format!(
+                "it must be a number from {} to {}",
+                bounds.start(),
+                bounds.end()
+            );
+            let number = match (&setting.value, &setting.origin) {
+                (Value::Fraction(number), _) => *number,
+                // Whole ones are numbers too; those within any bounds here are exact.
+                (Value::Integer(number), _) => *number as f64,
+                (Value::Text(text), Origin::Variable(_)) => text
+                    .trim()
+                    .parse()
+                    .map_err(|_| format!("{wanted}, not {}", quoted(text)))?,
+                (other, _) => return Err(format!("{wanted}, not {}", kind(other))),
+            };
+            match bounds.contains(&number) {
+                true => Ok(number),
+                false => Err(format!("{wanted}, not {number}")),
+            }
+        })
+    }
+
     /// A time in whole milliseconds within `bounds`.
     pub(super) fn milliseconds(
         &mut self,
@@ -299,6 +324,7 @@ fn kind(value: &Value) -> &'static str {
     match value {
         Value::Text(_) => "a text",
         Value::Integer(_) => "a number",
+        Value::Fraction(_) => "a number with a fraction",
         Value::Boolean(_) => "true or false",
         Value::List(_) => "a list",
         Value::EmptySection => "a section",

@@ -7,7 +7,7 @@ use super::layers::{Key, VENDORS};
 use super::reader::{Reader, quoted};
 use super::{
     Catalogue, Config, Database, Http, Log, Metrics, Orders, QueueType, RabbitMq, Secret,
-    SecretUrl, Sync, TableName, Vendor, VendorSync, Work, limits,
+    SecretUrl, Sync, TableName, Telemetry, Vendor, VendorSync, Work, limits,
 };
 use crate::limit::Limit;
 use crate::telemetry;
@@ -22,6 +22,7 @@ pub(super) fn config(reader: &mut Reader) -> Option<Config> {
     let work = work(reader);
     let sync = sync(reader);
     let metrics = metrics(reader);
+    let telemetry = telemetry_of(reader);
     let vendors = vendors(reader);
     let log = log(reader);
     Some(Config {
@@ -33,6 +34,7 @@ pub(super) fn config(reader: &mut Reader) -> Option<Config> {
         work: work?,
         sync: sync?,
         metrics: metrics?,
+        telemetry: telemetry?,
         vendors: vendors?,
         log: log?,
     })
@@ -155,6 +157,17 @@ fn metrics(reader: &mut Reader) -> Option<Metrics> {
         metrics_address(text).map(Some)
     });
     Some(Metrics { listen: listen? })
+}
+
+fn telemetry_of(reader: &mut Reader) -> Option<Telemetry> {
+    let otlp_endpoint = reader.text_or(&Key::fixed("telemetry.otlp_endpoint"), None, |text| {
+        SecretUrl::http(text).map(Some)
+    });
+    let sample_ratio = reader.fraction(&Key::fixed("telemetry.sample_ratio"), limits::SAMPLE_RATIO);
+    Some(Telemetry {
+        otlp_endpoint: otlp_endpoint?,
+        sample_ratio: sample_ratio?,
+    })
 }
 
 /// The keys of a vendor, in the order in which they are read.

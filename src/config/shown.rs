@@ -75,7 +75,7 @@ fn value(key: &Key, value: &Value, origin: &Origin) -> Json {
     let parse: fn(&str) -> Result<SecretUrl, String> = match parts.as_slice() {
         ["database", "url"] | [VENDORS, _, "database_url"] => SecretUrl::postgres,
         ["rabbitmq", "url"] => SecretUrl::amqp,
-        [VENDORS, _, "api_url"] => SecretUrl::http,
+        [VENDORS, _, "api_url"] | ["telemetry", "otlp_endpoint"] => SecretUrl::http,
         [VENDORS, _, "api_key"] => return json!("***"),
         _ => return plain(value, origin),
     };
@@ -105,13 +105,18 @@ fn plain(value: &Value, origin: &Origin) -> Json {
         // A variable has no type; a number or a truth in it is shown as what it is read as.
         (Value::Text(text), Origin::Variable(_)) => match text.trim().parse::<i64>() {
             Ok(number) => json!(number),
-            Err(_) => text
-                .trim()
-                .parse::<bool>()
-                .map_or(json!(text), |truth| json!(truth)),
+            Err(_) => match text.trim().parse::<bool>() {
+                Ok(truth) => json!(truth),
+                // Only what has digits is a fraction to people; "nan" and "inf" are words.
+                Err(_) => match text.trim().parse::<f64>() {
+                    Ok(fraction) if text.contains(|c: char| c.is_ascii_digit()) => json!(fraction),
+                    _ => json!(text),
+                },
+            },
         },
         (Value::Text(text), _) => json!(text),
         (Value::Integer(number), _) => json!(number),
+        (Value::Fraction(number), _) => json!(number),
         (Value::Boolean(truth), _) => json!(truth),
         (Value::List(values), _) => values.iter().map(|one| plain(one, origin)).collect(),
         (Value::EmptySection, _) => json!({}),

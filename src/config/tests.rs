@@ -84,6 +84,7 @@ fn what_is_not_set_has_its_default() {
         format!("{:?}", config.vendor_sync),
         format!("{:?}", config.work),
         format!("{:?}", config.metrics),
+        format!("{:?}", config.telemetry),
         format!("{:?}", config.vendors),
         format!("{:?}", config.log),
     ];
@@ -95,6 +96,7 @@ fn what_is_not_set_has_its_default() {
     VendorSync { retries_max: 3, retry_delay: 5s, prefetch: 512, timeout: 5s, updates_per_call_max: 500 }
     Work { stalled_after: 300s }
     Metrics { listen: None }
+    Telemetry { otlp_endpoint: None, sample_ratio: 0.1 }
     {"vendorA": Vendor { database_url: postgres://stockctl:***@db/vendoradb, api_url: http://127.0.0.1:8080/vendors/vendorA, api_key: None, ledger: true, catalogue: Catalogue { table: TableName { schema: None, table: "products" }, id_column: "id", name_column: "name", stock_column: "stock" } }}
     Log { format: Auto, level: "info,actix_server=warn,amiquip=error" }
     "#);
@@ -650,6 +652,7 @@ fn the_default_file_names_the_bounds() {
         ("vendor_sync.retry_delay_ms", bounds(limits::RETRY_DELAY_MS)),
         ("vendor_sync.prefetch", bounds(limits::PREFETCH)),
         ("vendor_sync.timeout_ms", bounds(limits::VENDOR_TIMEOUT_MS)),
+        ("telemetry.sample_ratio", bounds(limits::SAMPLE_RATIO)),
         (
             "vendor_sync.updates_per_call_max",
             bounds(limits::UPDATES_PER_CALL),

@@ -13,7 +13,7 @@ use chrono::{SecondsFormat, Utc};
 use tokio::time::Instant;
 
 use crate::app::relay::Relay;
-use crate::app::{Context, Error, Kind, dead_letters};
+use crate::app::{Context, Error, Kind, dead_letters, traced};
 use crate::db::updates::DeadLetter;
 use crate::domain::ids::UpdateId;
 use crate::domain::messages::{DEAD_ATTEMPTS, DEAD_ERROR, DEAD_REASON, DEAD_TIME, RETRY_COUNT};
@@ -60,6 +60,24 @@ enum Subject<'a> {
     Unreadable,
     Order(&'a NewOrder),
     Updates(&'a [UpdateId]),
+}
+
+impl Subject<'_> {
+    /// The order, for the log.
+    fn order(&self) -> Option<String> {
+        match self {
+            Self::Order(order) => Some(order.id.to_string()),
+            Self::Unreadable | Self::Updates(_) => None,
+        }
+    }
+
+    /// The first of the updates, for the log.
+    fn update(&self) -> Option<String> {
+        match self {
+            Self::Updates(ids) => ids.first().map(ToString::to_string),
+            Self::Unreadable | Self::Order(_) => None,
+        }
+    }
 }
 
 /// How waiting for PostgreSQL ended.
@@ -190,6 +208,9 @@ impl Door {
                 tracing::info!(
                     queue = from.base_name(),
                     message_id = delivery.message_id,
+                    order = subject.order(),
+                    update = subject.update(),
+                    trace_id = traced::trace_id_of(&delivery.headers),
                     retry_count,
                     "to be retried"
                 );
@@ -211,6 +232,9 @@ impl Door {
                 tracing::warn!(
                     queue = from.base_name(),
                     message_id = delivery.message_id,
+                    order = subject.order(),
+                    update = subject.update(),
+                    trace_id = traced::trace_id_of(&delivery.headers),
                     code,
                     error,
                     "dead-lettered"
@@ -253,7 +277,7 @@ impl Door {
                 Weighed::GiveUp => return false,
                 Weighed::ItsOwn => {
                     // The letter is safe, and says why; another copy of it would say no more.
-                    tracing::error!(%error, "the state of a dead-lettered message cannot be written");
+                    tracing::error!(order = subject.order(), update = subject.update(), %error, "the state of a dead-lettered message cannot be written");
                     return true;
                 }
             }
@@ -334,11 +358,16 @@ fn work_queue(copied_to: Queue) -> Queue {
     }
 }
 
+/// A copy stays in its trace.
 fn copy(queue: Queue, delivery: &Delivery, headers: &Headers) -> Message {
+    let mut headers = headers.clone();
+    headers.extend(traced::headers_of(
+        traced::context_of(&delivery.headers).as_ref(),
+    ));
     Message {
         queue,
         message_id: delivery.message_id.clone().unwrap_or_default(),
-        headers: headers.clone(),
+        headers,
         body: delivery.body.clone(),
     }
 }

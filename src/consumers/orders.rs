@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use chrono::Utc;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::suspects::{self, Begun, begin_suspect};
 use super::{Door, HOLD_MAX, Subject, Waited, Weighed};
-use crate::app::{Error, decide};
+use crate::app::{Error, decide, traced};
 use crate::domain::book::Decision;
 use crate::domain::messages;
 use crate::domain::order::{NewOrder, Reason};
@@ -16,6 +17,7 @@ use crate::fault_injection::{Bug, is_planted};
 use crate::limit::Limit;
 use crate::metrics::{self, DECIDING, FAULTS, Fault};
 use crate::mq::{Consumer, Delivery, Queue, Tag};
+use crate::traces::{Kind, Span};
 
 /// About what an order of one line takes in a message; a batch is measured by it before it is read.
 const ORDER_BYTES: usize = 160;
@@ -186,12 +188,24 @@ async fn begin(door: &Door, suspect: &mut Held, parts: Vec<Part>, until: Instant
 
 async fn decide_batch(door: &Door, held: &mut [Held], batch: &[Part], until: Instant) {
     let mut rounds = 0;
+    let causes = traced::contexts_of(batch.iter().map(|(of, _)| &held[*of].delivery.headers));
     let verdicts = loop {
-        let error = match attempt(door, held, batch).await {
+        let mut span = Span::begin("decide orders", Kind::Consumer, &causes);
+        describe(&mut span, batch);
+        let attempted = span.around(attempt(door, held, batch));
+        let error = match attempted.instrument(span.for_log()).await {
             Ok(verdicts) => break verdicts,
             Err(error) => error,
         };
-        tracing::warn!(%error, orders = batch.len(), "orders could not be decided");
+        span.fail(&error);
+        span.for_log().in_scope(|| {
+            // The only one of a batch is named.
+            let one = batch.first().filter(|_| batch.len() == 1);
+            let order = one.map(|(_, order)| order.id.to_string());
+            let message_id = one.and_then(|(of, _)| held[*of].delivery.message_id.as_deref());
+            tracing::warn!(%error, order, message_id, orders = batch.len(), "orders could not be decided");
+        });
+        drop(span);
         match door.weigh(&error, batch.len(), &mut rounds, until).await {
             Weighed::Again => {}
             Weighed::GiveUp => {
@@ -234,6 +248,20 @@ async fn decide_batch(door: &Door, held: &mut [Held], batch: &[Part], until: Ins
             )
             .await;
         held[*of].is_given_up |= !is_carried_out;
+    }
+}
+
+/// Says what a batch is.
+fn describe(span: &mut Span, batch: &[Part]) {
+    if !span.is_recorded() {
+        return;
+    }
+    span.note("messaging.system", "rabbitmq");
+    span.note("messaging.operation.type", "process");
+    span.note("messaging.destination.name", Queue::Orders.base_name());
+    span.note_count("stockctl.orders", batch.len());
+    if let [(_, order)] = batch {
+        span.note("stockctl.order.id", order.id);
     }
 }
 

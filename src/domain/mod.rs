@@ -16,6 +16,7 @@ pub mod order;
 pub mod retry;
 pub mod status;
 pub mod tally;
+pub mod trace;
 pub mod update;
 pub mod vendor_answer;
 pub mod vendor_api;

@@ -23,6 +23,8 @@ use super::cors::{self, Cors, is_preflight};
 use super::drain::Drain;
 use super::problem::{CROSS_ORIGIN, Problem};
 use super::request_id::{RequestId, X_REQUEST_ID};
+use crate::domain::trace::{TRACEPARENT, TRACESTATE, TraceContext};
+use crate::traces::{Kind, Span};
 
 /// What an answer has unless it says otherwise itself: it is data, for whoever asked, at that moment.
 const UNLESS_SAID: [(HeaderName, &str); 5] = [
@@ -108,14 +110,18 @@ where
 {
     let id = RequestId::of(request.headers());
     // At the level of errors, so that whatever is logged at all has it.
-    let span = tracing::error_span!("request", request_id = %id, caller = tracing::field::Empty);
+    let span = tracing::error_span!("request", request_id = %id, caller = tracing::field::Empty, trace_id = tracing::field::Empty);
+    let mut trace = begin_trace(&request);
+    if let Some(context) = trace.context() {
+        span.record("trace_id", tracing::field::display(context.trace_id));
+    }
     // For handlers that tell of problems inside their answers.
     request.extensions_mut().insert(id.clone());
     let answering = routes.call(request);
     async move {
         // What a handler shares with others are handles, which a panic leaves usable.
-        let answered = AssertUnwindSafe(answering)
-            .catch_unwind()
+        let answered = trace
+            .around(AssertUnwindSafe(answering).catch_unwind())
             .instrument(span.clone())
             .await;
         match answered {
@@ -126,16 +132,69 @@ where
                     answer = answer.into_response(problem);
                 }
                 finish(answer.response_mut(), &id, &drain);
+                describe(&mut trace, &answer);
                 Ok(answer)
             }
             Err(panic) => {
                 span.in_scope(|| tracing::error!(panic = text_of(&*panic), "a handler panicked"));
                 let mut answer = Problem::internal().of_request(id.clone()).error_response();
                 finish(&mut answer, &id, &drain);
+                trace.fail("a handler panicked");
                 // The request went with the handler, and an answer is made with its request or as an error.
                 Err(InternalError::from_response("a handler panicked", answer).into())
             }
         }
+    }
+}
+
+/// The context that a request came with: of one traceparent, since two contradict each other.
+fn context_of(headers: &HeaderMap) -> Option<TraceContext> {
+    let mut parents = headers.get_all(TRACEPARENT);
+    let parent = parents.next().filter(|_| parents.next().is_none())?;
+    let mut states = headers.get_all(TRACESTATE);
+    // They may come in several headers, which are one list.
+    let state = match (states.next(), states.next()) {
+        (None, _) => None,
+        (Some(only), None) => Some(only.as_bytes().to_vec()),
+        _ => {
+            let all: Vec<&[u8]> = headers
+                .get_all(TRACESTATE)
+                .map(HeaderValue::as_bytes)
+                .collect();
+            Some(all.join(&b','))
+        }
+    };
+    TraceContext::parse(parent.as_bytes(), state.as_deref())
+}
+
+/// Paths that machines ask for again and again: unless they belong to a trace, they are none.
+const PROBES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+
+fn begin_trace(request: &ServiceRequest) -> Span {
+    let context = context_of(request.headers());
+    if context.is_none() && PROBES.contains(&request.path()) {
+        return Span::none();
+    }
+    Span::begin("HTTP", Kind::Server, context.as_slice())
+}
+
+/// Names what was asked for as the API's description does: what stands in the path in its place is no name.
+fn describe(trace: &mut Span, answer: &ServiceResponse) {
+    if !trace.is_recorded() {
+        return;
+    }
+    let method = answer.request().method();
+    let status = answer.status();
+    trace.note("http.request.method", method);
+    trace.note_count("http.response.status_code", usize::from(status.as_u16()));
+    if let Some(route) = answer.request().match_pattern() {
+        trace.rename(|| format!("{method} {route}"));
+        trace.note("http.route", route);
+    } else {
+        trace.rename(|| method.to_string());
+    }
+    if status.is_server_error() {
+        trace.fail(status);
     }
 }
 
@@ -289,7 +348,12 @@ mod tests {
             .route("/", web::get().to(logging))
             .wrap_fn(move |request, routes| edge.around(request, routes));
         let app = test::init_service(app).await;
-        let request = test::TestRequest::get().insert_header(("x-request-id", "r-2"));
+        let request = test::TestRequest::get()
+            .insert_header(("x-request-id", "r-2"))
+            .insert_header((
+                "traceparent",
+                "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            ));
         test::call_service(&app, request.to_request()).await;
         let log = String::from_utf8(written.0.lock().expect("whole").clone()).expect("text");
         let lines: Vec<&str> = log
@@ -299,6 +363,8 @@ mod tests {
         assert_eq!(lines.len(), 2, "{log}");
         for line in lines {
             assert!(line.contains("\"request_id\":\"r-2\""), "{line}");
+            let trace = "\"trace_id\":\"0af7651916cd43dd8448eb211c80319c\"";
+            assert!(line.contains(trace), "{line}");
         }
     }
 

@@ -41,6 +41,7 @@ use crate::app::{self, Context};
 use crate::domain::ids::{IdError, ProductId, VendorId};
 use crate::domain::keys::Scope;
 use crate::mq;
+use crate::traces;
 pub use auth::Door;
 use auth::Needs::{self, AnyKey, Nothing};
 pub use batch::BATCH_BODY_BYTES_MAX;
@@ -203,8 +204,8 @@ async fn no_route(request: HttpRequest) -> Result<HttpResponse, Problem> {
 async fn detached<T: Send + 'static>(
     use_case: impl Future<Output = Result<T, app::Error>> + Send + 'static,
 ) -> Result<T, app::Error> {
-    // Its lines of the log are the request's.
-    tokio::spawn(use_case.in_current_span())
+    // Its lines of the log are the request's, and so is its trace.
+    tokio::spawn(traces::within(traces::current(), use_case).in_current_span())
         .await
         .unwrap_or_else(|error| Err(app::Error::Broken(error.to_string())))
 }

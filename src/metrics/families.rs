@@ -37,6 +37,16 @@ labels! {
         Broker = ["broker"],
     }
 
+    /// Why a span was not exported.
+    SpanDropped {
+        /// As many as may wait were waiting.
+        QueueFull = ["queue_full"],
+        /// The collector could not be reached or said that it could not take it, several times.
+        CollectorAway = ["collector_away"],
+        /// The collector does not want it.
+        Refused = ["refused"],
+    }
+
     /// Why an order was not accepted although there is nothing wrong with the request.
     Refused {
         /// As many requests as may wait are waiting.
@@ -737,6 +747,27 @@ fn seen() -> Seen {
     }
 }
 
+/// Traces.
+pub struct Traces {
+    /// Spans that the collector has taken.
+    pub exported: IntCounter,
+    /// Spans that it has not.
+    pub dropped: Counters<SpanDropped>,
+}
+
+/// Spans of traces, where they are exported.
+pub static TRACES: LazyLock<Traces> = LazyLock::new(|| Traces {
+    exported: counter(
+        "stockctl_spans_exported_total",
+        "Spans of traces that the collector has taken.",
+    ),
+    dropped: Counters::new(
+        "stockctl_spans_dropped_total",
+        "Spans of traces that were recorded and are lost.",
+        &["reason"],
+    ),
+});
+
 struct Process {
     started: Gauge,
     build: IntGaugeVec,
@@ -771,5 +802,6 @@ pub(super) fn touch() {
     LazyLock::force(&RABBITMQ);
     LazyLock::force(&HTTP);
     LazyLock::force(&SEEN);
+    LazyLock::force(&TRACES);
     LazyLock::force(&POOLS);
 }

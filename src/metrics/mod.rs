@@ -20,8 +20,8 @@ use prometheus::{
 
 pub use families::{
     ACCEPTING, Accepting, Call, Connections, DECIDING, Deciding, Decision, FAULTS, Fault, HTTP,
-    Http, MESSAGES, Messages, Published, RABBITMQ, Refused, SEEN, SYNCS, Seen, SeenVendor, SyncRow,
-    SyncRun, Syncs, UpdateOutcome, VENDORS, Vendors, Via,
+    Http, MESSAGES, Messages, Published, RABBITMQ, Refused, SEEN, SYNCS, Seen, SeenVendor,
+    SpanDropped, SyncRow, SyncRun, Syncs, TRACES, Traces, UpdateOutcome, VENDORS, Vendors, Via,
 };
 pub use pools::{PoolFigures, PoolUse, watch_pool};
 

@@ -8,9 +8,11 @@ use reqwest::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
 
 use crate::domain::ids::UpdateId;
 use crate::domain::messages::UpdateItem;
+use crate::domain::trace::{TRACEPARENT, TRACESTATE};
 use crate::domain::update::Update;
 use crate::domain::vendor_answer::{self, Answers};
 use crate::domain::vendor_api::{UpdatesRequest, retry_after};
+use crate::traces;
 
 /// Most bytes of an answer: a result is about 200 bytes, and a request has at most 1000 updates.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
@@ -123,6 +125,12 @@ impl Client {
         let mut call = self.http.post(&self.url).json(&request);
         if let Some(authorization) = &self.authorization {
             call = call.header(AUTHORIZATION, authorization.clone());
+        }
+        if let Some(context) = traces::current() {
+            call = call.header(TRACEPARENT, context.traceparent());
+            if let Some(state) = context.tracestate() {
+                call = call.header(TRACESTATE, state);
+            }
         }
         let mut response = call.send().await.map_err(unreachable)?;
         let status = response.status();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms of this crate that it may name.
-const MAY_NAME: [(&str, &[&str]); 21] = [
+const MAY_NAME: [(&str, &[&str]); 22] = [
     ("domain", &[]),
     ("metrics", &[]),
     ("pg", &["metrics"]),
@@ -12,6 +12,7 @@ const MAY_NAME: [(&str, &[&str]); 21] = [
     ("shutdown", &[]),
     ("supervisor", &["shutdown"]),
     ("telemetry", &[]),
+    ("traces", &["domain", "metrics"]),
     ("config", &["limit", "telemetry"]),
     ("fault_injection", &[]),
     ("mq", &["fault_injection", "metrics"]),
@@ -19,7 +20,7 @@ const MAY_NAME: [(&str, &[&str]); 21] = [
     ("bench", &[]),
     ("client", &[]),
     ("db", &["domain", "pg"]),
-    ("vendors", &["domain", "pg"]),
+    ("vendors", &["domain", "pg", "traces"]),
     (
         "app",
         &[
@@ -31,10 +32,14 @@ const MAY_NAME: [(&str, &[&str]); 21] = [
             "pg",
             "shutdown",
             "supervisor",
+            "traces",
             "vendors",
         ],
     ),
-    ("http", &["app", "db", "domain", "metrics", "mq", "vendors"]),
+    (
+        "http",
+        &["app", "db", "domain", "metrics", "mq", "traces", "vendors"],
+    ),
     (
         "consumers",
         &[
@@ -47,6 +52,7 @@ const MAY_NAME: [(&str, &[&str]); 21] = [
             "mq",
             "shutdown",
             "supervisor",
+            "traces",
         ],
     ),
     (
@@ -81,6 +87,7 @@ const MAY_NAME: [(&str, &[&str]); 21] = [
             "shutdown",
             "supervisor",
             "telemetry",
+            "traces",
             "vendors",
         ],
     ),
@@ -94,7 +101,7 @@ const KEPT_IN: [(&str, &[&str]); 12] = [
     ("actix_web", &["http"]),
     ("listenfd", &["http"]),
     ("socket2", &["http"]),
-    ("reqwest", &["client", "vendors"]),
+    ("reqwest", &["client", "traces", "vendors"]),
     ("hyper", &["bench"]),
     ("tokio_postgres", &["pg"]),
     ("clap", &["cli", "commands"]),

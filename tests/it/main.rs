@@ -26,6 +26,7 @@ mod status;
 mod support;
 mod sync;
 mod systemd;
+mod traces;
 mod vendor_calls;
 mod vendor_changes;
 mod vendor_stock;

@@ -9,11 +9,12 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::app::{Context, Error};
+use crate::app::{Context, Error, traced};
 use crate::db;
 use crate::domain::dead_letter::{self, Selection, Subject};
 use crate::domain::ids::UpdateId;
 use crate::domain::messages::{DEAD_ATTEMPTS, DEAD_ERROR, DEAD_REASON, DEAD_TIME};
+use crate::domain::trace::TraceContext;
 use crate::mq::{DeadLetters, Delivery, HeaderValue, Headers, Queue, Settings, Tag};
 
 /// How long an operator's session may wait for the broker.
@@ -45,6 +46,8 @@ pub struct Letter {
     pub subject: Subject,
     /// Its headers, the broker's own among them.
     pub headers: BTreeMap<String, serde_json::Value>,
+    /// What it is a part of.
+    pub(super) trace: Option<TraceContext>,
     /// The message.
     pub body: Vec<u8>,
 }
@@ -73,6 +76,7 @@ impl Letter {
                 .iter()
                 .map(|(name, value)| (name.clone(), json(value)))
                 .collect(),
+            trace: traced::context_of(&delivery.headers),
             message_id,
             reason,
             dead_lettered_at: at,

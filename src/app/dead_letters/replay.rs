@@ -7,11 +7,11 @@ use super::letter::{Letter, SESSION_DEADLINE, select};
 use super::report::{Act, Progress, Report, handle_each};
 use super::{commit_unless_rehearsed, done_or_rehearsed, mark_updates};
 use crate::app::save::save;
-use crate::app::{Context, Error, TRANSACTION_DEADLINE, with_deadline};
+use crate::app::{Context, Error, TRANSACTION_DEADLINE, traced, with_deadline};
 use crate::db;
 use crate::domain::dead_letter::{Selection, Subject};
 use crate::domain::ids::{OrderId, UpdateId};
-use crate::mq::{Headers, Message, PublishError, Publisher, Queue, Settings};
+use crate::mq::{Message, PublishError, Publisher, Queue, Settings};
 
 /// Replays the letters that are meant. Whatever it dies of, the letter in hand stays in the queue: the next replay
 /// repeats it, and consumers remove duplicates. Without a publisher it is a rehearsal.
@@ -90,12 +90,12 @@ async fn revive_orders(
 }
 
 async fn publish(publisher: &Publisher, to: Queue, letter: Letter) -> Result<(), Error> {
-    // Fresh headers, and so a fresh count of retries: the broker drops silently what carries the x-death of a queue it
+    // Fresh headers but for its trace, and so a fresh count of retries: the broker drops silently what carries the x-death of a queue it
     // has been in.
     let message = Message {
         queue: to,
         message_id: letter.message_id,
-        headers: Headers::new(),
+        headers: traced::headers_of(letter.trace.as_ref()),
         body: letter.body,
     };
     for result in publisher.publish(vec![message], SESSION_DEADLINE).await {

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::Addressed;
-use crate::app::Error;
 use crate::app::push::{self, Pushed};
+use crate::app::{Error, traced};
 use crate::consumers::suspects::{self, Begun, begin_suspect};
 use crate::consumers::{Door, HOLD_MAX, Subject, Weighed, retry_count};
 use crate::db;
@@ -17,6 +18,7 @@ use crate::domain::messages::{self, UpdateItem, UpdatesMessage};
 use crate::domain::retry::{self, Verdict};
 use crate::limit::Limit;
 use crate::mq::{Delivery, Queue, Tag};
+use crate::traces::{Kind, Span};
 
 /// What a step has come to.
 #[derive(Default)]
@@ -99,6 +101,18 @@ fn apart(delivery: &Delivery) -> Option<Vec<Delivery>> {
     Some(message.updates.iter().cloned().map(single).collect())
 }
 
+/// Says what a batch is.
+fn describe(span: &mut Span, vendor_id: &VendorId, batch: &[Addressed]) {
+    if !span.is_recorded() {
+        return;
+    }
+    span.note("messaging.system", "rabbitmq");
+    span.note("messaging.operation.type", "process");
+    span.note("messaging.destination.name", Queue::VendorSync.base_name());
+    span.note_count("messaging.batch.message_count", batch.len());
+    span.note("stockctl.vendor.id", vendor_id);
+}
+
 /// Sends to vendors. Clones share what they have learnt.
 #[derive(Clone)]
 pub(super) struct Vendor {
@@ -174,8 +188,12 @@ impl Vendor {
 
     async fn push(&self, vendor_id: &VendorId, batch: Vec<Addressed>, until: Instant) -> Step {
         let mut rounds = 0;
+        let causes = traced::contexts_of(batch.iter().map(|one| &one.delivery.headers));
         let (verdicts, said) = loop {
-            let error = match self.attempt(vendor_id, &batch, until).await {
+            let mut span = Span::begin("push updates", Kind::Consumer, &causes);
+            describe(&mut span, vendor_id, &batch);
+            let attempted = span.around(self.attempt(vendor_id, &batch, until));
+            let error = match attempted.instrument(span.for_log()).await {
                 Ok((verdicts, was_called)) => {
                     let said = if was_called {
                         Said::Answer
@@ -186,7 +204,14 @@ impl Vendor {
                 }
                 Err(error) => error,
             };
-            tracing::warn!(vendor = %vendor_id, %error, messages = batch.len(), "updates not taken");
+            span.fail(&error);
+            span.for_log().in_scope(|| {
+                // The only one of a batch is named.
+                let one = batch.first().filter(|_| batch.len() == 1);
+                let message_id = one.and_then(|one| one.delivery.message_id.as_deref());
+                tracing::warn!(vendor = %vendor_id, %error, message_id, messages = batch.len(), "updates not taken");
+            });
+            drop(span);
             match self
                 .door
                 .weigh(&error, batch.len(), &mut rounds, until)
