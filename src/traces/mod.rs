@@ -6,9 +6,9 @@
 //! of one call) is a span of its own: in the trace of what it is for while that is a single one, and else the root of a
 //! trace of its own with a link to each. What follows from it carries its context.
 //!
-//! It is own code and not the OpenTelemetry crates: a span is a dozen fields, OTLP allows JSON, reqwest is here, and what
-//! is asked of the queue (never to wait, to count what it drops, to say once that the collector is away) their exporters
-//! do not offer. Nothing is allocated for what is not recorded.
+//! It is own code and not the OpenTelemetry crates: a span is a dozen fields, OTLP allows JSON, reqwest is here, and the
+//! queue has rules of its own (never to wait, to count what it drops, to say once that the collector is away). Nothing is
+//! allocated for what is not recorded.
 
 mod export;
 mod otlp;
