@@ -124,7 +124,7 @@ async fn listen(shop: &Shop, query: &str, headers: &[(&str, &str)]) -> Ear {
         let chunk = ear.response.chunk().await.expect("in time").expect("more");
         ear.stream
             .unread
-            .push_str(&String::from_utf8(chunk.to_vec()).expect("UTF-8"));
+            .push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
         if let Some((block, _)) = ear.stream.unread.split_once("\n\n") {
             let id = block.lines().find_map(|line| line.strip_prefix("id: "));
             ear.stream.last_id = id.expect("an id").to_owned();
