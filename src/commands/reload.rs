@@ -1,5 +1,5 @@
-//! What changes while a process runs: on SIGHUP it reads its configuration again, and takes from it the log's level and the
-//! bounds of its batches. Anything else waits for the next start, and a configuration that will not do changes nothing.
+//! What changes while a process runs: on SIGHUP it reads its configuration again, and takes from it the log's level, the
+//! rates of callers and the bounds of its batches. Anything else waits for the next start, and a configuration that will not do changes nothing.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -68,6 +68,9 @@ fn take(current: &mut Config, newer: &Config) {
         if limit.set(newer.get()) {
             changed.push(key);
         }
+    }
+    if current.http.rates.set(newer.http.rates.get()) {
+        changed.push("http.rate_limit");
     }
     tracing::info!(
         changed = changed.join(", "),

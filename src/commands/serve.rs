@@ -91,11 +91,17 @@ fn with_own_pool(context: &Context) -> Result<Context, Failure> {
 /// Who is let in, with what keeps that up to date.
 fn door(config: &Config, context: Context, shutdown: &Shutdown) -> (Door, JoinHandle<()>) {
     if !config.http.require_keys {
-        return (Door::open(), tokio::spawn(std::future::pending()));
+        return (
+            Door::open(config.http.rates.clone()),
+            tokio::spawn(std::future::pending()),
+        );
     }
     let keys = KeyRing::default();
     let looking = keys.clone().look_until_stopped(context, shutdown.clone());
-    (Door::Keys(keys), tokio::spawn(looking))
+    (
+        Door::with_keys(keys, config.http.rates.clone()),
+        tokio::spawn(looking),
+    )
 }
 
 /// Says that the server is ready once it has answered, and from then on that it gets on as long as it answers.

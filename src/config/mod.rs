@@ -22,7 +22,7 @@ pub use self::error::{ConfigError, Origin, Problem};
 pub use self::secret::Secret;
 pub use self::secret_url::SecretUrl;
 pub use self::shown::{Shown, list_from};
-use crate::limit::Limit;
+use crate::limit::{Limit, RateLimits};
 use crate::telemetry;
 
 /// The file that is read when none is named, if it is there; `stockctl up` writes it.
@@ -66,6 +66,8 @@ pub struct Http {
     pub cors_origins: Vec<String>,
     /// Whether whoever calls needs an API key.
     pub require_keys: bool,
+    /// How much each caller may ask for.
+    pub rates: RateLimits,
 }
 
 /// Section `database`.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 
 use super::layers::{Key, VENDORS};
 use super::reader::{Reader, quoted};
@@ -9,7 +10,7 @@ use super::{
     Catalogue, Config, Database, Http, Log, Metrics, Orders, QueueType, RabbitMq, Secret,
     SecretUrl, Sync, TableName, Vendor, VendorSync, Work, limits,
 };
-use crate::limit::Limit;
+use crate::limit::{Limit, Rate, RateLimits, Rates};
 use crate::telemetry;
 
 /// Reads everything before it gives up, so that all problems are told at once.
@@ -48,12 +49,77 @@ fn http(reader: &mut Reader) -> Option<Http> {
         limits::SHUTDOWN_DEADLINE_MS,
     );
     let cors_origins = reader.texts_or_none(&Key::fixed("http.cors_origins"), origin);
+    let rates = rates(reader);
     Some(Http {
         listen: listen?,
         shutdown_deadline: shutdown_deadline?,
         cors_origins: cors_origins?,
         require_keys: require_keys?,
+        rates: RateLimits::new(rates?),
     })
+}
+
+fn rates(reader: &mut Reader) -> Option<Rates> {
+    let key = Key::fixed("http.rate_limit_per_second");
+    let per_second = reader.number_if_any(&key, limits::RATE_PER_SECOND);
+    let burst_key = Key::fixed("http.rate_limit_burst");
+    let burst = reader.number_if_any(&burst_key, limits::RATE_BURST);
+    let overrides = reader.texts_or_none(&Key::fixed("http.rate_limit_overrides"), rate_of_caller);
+    let (per_second, burst) = (per_second?, burst?);
+    if per_second.is_none() && burst.is_some() {
+        reader.note(
+            &burst_key,
+            None,
+            format!("a burst alone is no limit; set {key} too"),
+        );
+        return None;
+    }
+    let mut of_caller = BTreeMap::new();
+    for (name, rate) in overrides? {
+        if of_caller.insert(name.clone(), rate).is_some() {
+            reader.note(
+                &Key::fixed("http.rate_limit_overrides"),
+                None,
+                format!("it names {name} twice"),
+            );
+            return None;
+        }
+    }
+    let of_each = per_second.and_then(|per_second| rate(per_second, burst.unwrap_or(per_second)));
+    Some(Rates { of_each, of_caller })
+}
+
+fn rate(per_second: u32, burst: u32) -> Option<Rate> {
+    Some(Rate {
+        per_second: NonZeroU32::new(per_second)?,
+        burst: NonZeroU32::new(burst)?,
+    })
+}
+
+/// A caller's own rate: `webshop=500/1000`.
+fn rate_of_caller(text: &str) -> Result<(String, Rate), String> {
+    let parsed = || {
+        let (name, rates) = text.split_once('=')?;
+        let (per_second, burst) = rates.split_once('/').unwrap_or((rates, rates));
+        let per_second: u32 = per_second.trim().parse().ok()?;
+        let burst: u32 = burst.trim().parse().ok()?;
+        let is_allowed =
+            limits::RATE_PER_SECOND.contains(&per_second) && limits::RATE_BURST.contains(&burst);
+        let rate = rate(per_second, burst).filter(|_| is_allowed && !name.trim().is_empty())?;
+        Some((name.trim().to_owned(), rate))
+    };
+    let (name, rate) = parsed().ok_or_else(|| {
+        format!(
+            "it must be a caller's name, how much it may ask for in a second ({} to {}) and at once ({} to {}), such as \
+             webshop=500/1000, not {}",
+            limits::RATE_PER_SECOND.start(),
+            limits::RATE_PER_SECOND.end(),
+            limits::RATE_BURST.start(),
+            limits::RATE_BURST.end(),
+            quoted(text)
+        )
+    })?;
+    Ok((name, rate))
 }
 
 fn database(reader: &mut Reader) -> Option<Database> {

@@ -22,6 +22,7 @@ use tracing::Instrument;
 use super::cors::{self, Cors, is_preflight};
 use super::drain::Drain;
 use super::problem::{CROSS_ORIGIN, Problem};
+use super::rate::{Counters, Standing};
 use super::request_id::{RequestId, X_REQUEST_ID};
 
 /// What an answer has unless it says otherwise itself: it is data, for whoever asked, at that moment.
@@ -41,18 +42,18 @@ const FOREIGN_CHANGE: &str = "the browser says that this comes from a page of an
                               name it";
 
 /// What is around every request.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Edge(Arc<Shared>);
 
-#[derive(Debug)]
 struct Shared {
     drain: Drain,
     cors: Cors,
+    rates: Counters,
 }
 
 impl Edge {
-    pub(super) fn new(drain: Drain, cors: Cors) -> Self {
-        Self(Arc::new(Shared { drain, cors }))
+    pub(super) fn new(drain: Drain, cors: Cors, rates: Counters) -> Self {
+        Self(Arc::new(Shared { drain, cors, rates }))
     }
 
     /// Handles a request with all that is around it.
@@ -87,6 +88,12 @@ impl Edge {
         let edge = self.clone();
         async move {
             let mut answer = answering.await?;
+            if !edge.0.rates.is_off() {
+                let standing = answer.request().extensions().get::<Standing>().copied();
+                if let Some(standing) = standing {
+                    standing.say(answer.headers_mut());
+                }
+            }
             if edge.0.cors.is_on() {
                 cors::vary(answer.headers_mut());
             }
@@ -186,6 +193,7 @@ mod tests {
 
     use super::super::problem::{INTERNAL, LOGGED};
     use super::*;
+    use crate::limit::{RateLimits, Rates};
 
     /// What a server answers whose handlers are broken in this way and that.
     async fn answer(path: &str) -> (StatusCode, HeaderMap, Value) {
@@ -199,7 +207,11 @@ mod tests {
         async fn without_data(_: web::Data<u8>) -> &'static str {
             "never"
         }
-        let edge = Edge::new(Drain::default(), Cors::default());
+        let edge = Edge::new(
+            Drain::default(),
+            Cors::default(),
+            Counters::new(RateLimits::new(Rates::default())),
+        );
         let app = App::new()
             .route("/panic", web::get().to(panicking))
             .route("/typed/{id}", web::get().to(typed))
@@ -284,7 +296,11 @@ mod tests {
             .with_writer(move || writer.clone())
             .finish();
         let _logging = tracing::subscriber::set_default(subscriber);
-        let edge = Edge::new(Drain::default(), Cors::default());
+        let edge = Edge::new(
+            Drain::default(),
+            Cors::default(),
+            Counters::new(RateLimits::new(Rates::default())),
+        );
         let app = App::new()
             .route("/", web::get().to(logging))
             .wrap_fn(move |request, routes| edge.around(request, routes));

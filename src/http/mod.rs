@@ -22,6 +22,7 @@ mod probe;
 pub mod problem;
 mod products;
 mod query;
+mod rate;
 mod request_id;
 mod routes;
 mod vendors;
@@ -104,9 +105,10 @@ pub fn server(
     let (listener, closing) = listening.split()?;
     let gauges = web::Data::from(state.gauges.clone());
     let state = web::Data::new(state);
+    let rates = door.counters();
     let door = web::Data::new(door);
     let drain = Drain::default();
-    let edge = Edge::new(drain.clone(), Cors::new(cors_origins));
+    let edge = Edge::new(drain.clone(), Cors::new(cors_origins), rates);
     let (for_app, for_connections) = (drain.clone(), drain.clone());
     let (side_door, probe) = side_door.split(drain.clone());
     let server = HttpServer::new(move || {

@@ -80,6 +80,8 @@ codes! {
         "Mend the fields that the pointers name.";
     IDEMPOTENCY_CONFLICT = 422 "idempotency_conflict", "The idempotency key belongs to another request",
         "Use a new key for a new order.";
+    RATE_LIMITED = 429 "rate_limited", "Too many requests of this caller",
+        "Nothing was done; repeat it after Retry-After, and more slowly.";
     INTERNAL = 500 "internal", "Something went wrong here",
         "Ours to mend: it is in the log under the request's id.";
     UNAVAILABLE = 503 "unavailable", "Temporarily unavailable",
@@ -151,6 +153,12 @@ impl Problem {
     /// The same problem, with the value of `WWW-Authenticate`.
     pub(super) fn challenging(mut self, challenge: String) -> Self {
         self.0.challenge = Some(challenge);
+        self
+    }
+
+    /// The same problem, which is over after so many seconds.
+    pub(super) fn after(mut self, seconds: u32) -> Self {
+        self.0.retry_after_s = Some(seconds);
         self
     }
 

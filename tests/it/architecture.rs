@@ -34,7 +34,10 @@ const MAY_NAME: [(&str, &[&str]); 21] = [
             "vendors",
         ],
     ),
-    ("http", &["app", "db", "domain", "metrics", "mq", "vendors"]),
+    (
+        "http",
+        &["app", "db", "domain", "limit", "metrics", "mq", "vendors"],
+    ),
     (
         "consumers",
         &[

@@ -13,6 +13,7 @@ mod listing;
 mod operations;
 mod outage;
 mod page;
+mod rates;
 mod vendors;
 mod waiting;
 
