@@ -4,7 +4,7 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
 use crate::config::{self, Config};
@@ -17,10 +17,9 @@ use crate::telemetry;
 /// # Errors
 /// The operating system refuses the handler.
 pub fn on_hangup(path: Option<PathBuf>, config: &Config) -> Result<(), Failure> {
-    if std::io::stdin().is_terminal() {
+    let Some(mut hangups) = hangups()? else {
         return Ok(());
-    }
-    let mut hangups = signal(SignalKind::hangup()).map_err(Failure::bug)?;
+    };
     let mut current = config.clone();
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {
@@ -34,6 +33,17 @@ pub fn on_hangup(path: Option<PathBuf>, config: &Config) -> Result<(), Failure> 
         }
     });
     Ok(())
+}
+
+/// Each SIGHUP, where it means to reload.
+///
+/// # Errors
+/// The operating system refuses the handler.
+pub(super) fn hangups() -> Result<Option<Signal>, Failure> {
+    if std::io::stdin().is_terminal() {
+        return Ok(None);
+    }
+    signal(SignalKind::hangup()).map(Some).map_err(Failure::bug)
 }
 
 /// Takes from a newer configuration what can be changed, and says what was.

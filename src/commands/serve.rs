@@ -130,6 +130,34 @@ fn ended_by_itself(ended: Result<std::io::Result<()>, JoinError>) -> Failure {
     })
 }
 
+/// Reads what TLS is spoken with, and again on each SIGHUP, whatever else the configuration says then.
+fn tls(config: &Config) -> Result<Option<http::Tls>, Failure> {
+    let Some(files) = &config.http.tls else {
+        return Ok(None);
+    };
+    let files = http::TlsFiles {
+        certificate: files.certificate.clone(),
+        key: files.key.clone(),
+    };
+    let tls = http::Tls::read(files)
+        .map_err(|error| Failure::new(EXIT_CONFIGURATION, error.to_string()))?;
+    if let Some(mut hangups) = super::reload::hangups()? {
+        let tls = tls.clone();
+        tokio::spawn(async move {
+            while hangups.recv().await.is_some() {
+                match tls.read_again() {
+                    Ok(()) => tracing::info!("the certificate was read again"),
+                    Err(error) => tracing::error!(
+                        %error,
+                        "the certificate was not read again; the one from before is shown still"
+                    ),
+                }
+            }
+        });
+    }
+    Ok(Some(tls))
+}
+
 /// Lets the requests that are in hand be answered.
 async fn drain(draining: &mut Ending, deadlines: &Deadlines) {
     draining.drain(deadlines.idle).await;
@@ -151,6 +179,7 @@ pub async fn run(
     shutdown: Shutdown,
     supervisor: &Supervisor,
 ) -> Result<(), Failure> {
+    let tls = tls(config)?;
     let context = context(config)?;
     let gauges = super::metrics::gauges(config, &context)?;
     // To the end: also while the last requests are answered.
@@ -200,9 +229,13 @@ pub async fn run(
         listening,
         side_door,
         state,
-        door,
-        config.http.shutdown_deadline,
-        config.http.cors_origins.clone(),
+        http::Settings {
+            door: door.secured(tls.is_some()),
+            tls,
+            cors_origins: config.http.cors_origins.clone(),
+            connections_max: config.http.connections_max,
+            shutdown_deadline: config.http.shutdown_deadline,
+        },
     )
     .map_err(Failure::bug)?;
     let mut serving = tokio::spawn(server);

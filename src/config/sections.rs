@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 
 use super::layers::{Key, VENDORS};
 use super::reader::{Reader, quoted};
 use super::{
     Catalogue, Config, Database, Http, Log, Metrics, Orders, QueueType, RabbitMq, Secret,
-    SecretUrl, Sync, TableName, Vendor, VendorSync, Work, limits,
+    SecretUrl, Sync, TableName, TlsFiles, Vendor, VendorSync, Work, limits,
 };
 use crate::limit::{Limit, Rate, RateLimits, Rates};
 use crate::telemetry;
@@ -50,13 +51,43 @@ fn http(reader: &mut Reader) -> Option<Http> {
     );
     let cors_origins = reader.texts_or_none(&Key::fixed("http.cors_origins"), origin);
     let rates = rates(reader);
+    let connections_max = reader.number(&Key::fixed("http.connections_max"), limits::CONNECTIONS);
+    let tls = tls(reader);
     Some(Http {
         listen: listen?,
         shutdown_deadline: shutdown_deadline?,
         cors_origins: cors_origins?,
         require_keys: require_keys?,
         rates: RateLimits::new(rates?),
+        connections_max: connections_max?,
+        tls: tls?,
     })
+}
+
+fn tls(reader: &mut Reader) -> Option<Option<TlsFiles>> {
+    let keys = [
+        Key::fixed("http.tls_certificate"),
+        Key::fixed("http.tls_key"),
+    ];
+    let [certificate, key] = keys
+        .each_ref()
+        .map(|key| reader.text_or(key, None, |text| path(text).map(Some)));
+    let files = match (certificate?, key?) {
+        (None, None) => return Some(None),
+        (Some(certificate), Some(key)) => return Some(Some(TlsFiles { certificate, key })),
+        (None, Some(_)) => &keys,
+        (Some(_), None) => &[keys[1].clone(), keys[0].clone()],
+    };
+    let [missing, given] = files;
+    reader.note(missing, None, format!("{given} is set; set both, or none"));
+    None
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() || text.contains('\0') {
+        return Err("it must be the path of a file".to_owned());
+    }
+    Ok(PathBuf::from(text))
 }
 
 fn rates(reader: &mut Reader) -> Option<Rates> {
@@ -224,10 +255,11 @@ fn metrics(reader: &mut Reader) -> Option<Metrics> {
 }
 
 /// The keys of a vendor, in the order in which they are read.
-const VENDOR_KEYS: [&str; 8] = [
+const VENDOR_KEYS: [&str; 9] = [
     "database_url",
     "api_url",
     "api_key",
+    "api_ca",
     "ledger",
     "table",
     "id_column",
@@ -272,12 +304,16 @@ fn vendor(reader: &mut Reader, id: &str) -> Option<Vendor> {
     let api_key = reader.text_or(&Key::of_vendor(id, "api_key"), None, |text| {
         Secret::parse(text).map(Some)
     });
+    let api_ca = reader.text_or(&Key::of_vendor(id, "api_ca"), None, |text| {
+        path(text).map(Some)
+    });
     let ledger = reader.boolean_or(&Key::of_vendor(id, "ledger"), true);
     let catalogue = catalogue(reader, id, ledger == Some(true));
     Some(Vendor {
         database_url: database_url?,
         api_url: api_url?,
         api_key: api_key?,
+        api_ca: api_ca?,
         ledger: ledger?,
         catalogue: catalogue?,
     })

@@ -88,14 +88,14 @@ fn what_is_not_set_has_its_default() {
         format!("{:?}", config.log),
     ];
     insta::assert_snapshot!(lines.join("\n"), @r#"
-    Http { listen: 127.0.0.1:8080, shutdown_deadline: 10s, cors_origins: [], require_keys: false, rates: Rates { of_each: None, of_caller: {} } }
+    Http { listen: 127.0.0.1:8080, shutdown_deadline: 10s, cors_origins: [], require_keys: false, rates: Rates { of_each: None, of_caller: {} }, connections_max: 20000, tls: None }
     Database { url: postgres://stockctl:***@db/ordersdb, pool_size: 8, connect_timeout: 2s, statement_timeout: 5s }
     RabbitMq { urls: [amqp://stockctl:***@mq/%2f], queue_prefix: "", queue_type: Quorum }
     Orders { retries_max: 3, retry_delay: 5s, batch_max: 500, prefetch: 250 }
     VendorSync { retries_max: 3, retry_delay: 5s, prefetch: 512, timeout: 5s, updates_per_call_max: 500 }
     Work { stalled_after: 300s }
     Metrics { listen: None }
-    {"vendorA": Vendor { database_url: postgres://stockctl:***@db/vendoradb, api_url: http://127.0.0.1:8080/vendors/vendorA, api_key: None, ledger: true, catalogue: Catalogue { table: TableName { schema: None, table: "products" }, id_column: "id", name_column: "name", stock_column: "stock" } }}
+    {"vendorA": Vendor { database_url: postgres://stockctl:***@db/vendoradb, api_url: http://127.0.0.1:8080/vendors/vendorA, api_key: None, api_ca: None, ledger: true, catalogue: Catalogue { table: TableName { schema: None, table: "products" }, id_column: "id", name_column: "name", stock_column: "stock" } }}
     Log { format: Auto, level: "info,actix_server=warn,amiquip=error" }
     "#);
 }
@@ -678,6 +678,7 @@ fn the_default_file_names_the_bounds() {
             bounds(limits::RATE_PER_SECOND),
         ),
         ("http.rate_limit_burst", bounds(limits::RATE_BURST)),
+        ("http.connections_max", bounds(limits::CONNECTIONS)),
         ("database.pool_size", bounds(limits::POOL_SIZE)),
         (
             "database.connect_timeout_ms",

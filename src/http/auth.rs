@@ -35,6 +35,8 @@ pub(super) enum Needs {
 pub struct Door {
     lock: Lock,
     counters: Counters,
+    /// Whether what a browser keeps is sent over TLS alone.
+    is_secure: bool,
 }
 
 #[derive(Clone)]
@@ -52,6 +54,7 @@ impl Door {
         Self {
             lock: Lock::None(Arc::new(Caller::local())),
             counters: Counters::new(rates),
+            is_secure: false,
         }
     }
 
@@ -61,7 +64,20 @@ impl Door {
         Self {
             lock: Lock::Keys(keys),
             counters: Counters::new(rates),
+            is_secure: false,
         }
+    }
+
+    /// The same, where TLS is spoken or not.
+    #[must_use]
+    pub fn secured(mut self, is_secure: bool) -> Self {
+        self.is_secure = is_secure;
+        self
+    }
+
+    fn cookie(&self, value: &str, seconds: u32) -> String {
+        let secure = if self.is_secure { "; Secure" } else { "" };
+        format!("{COOKIE}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}")
     }
 
     /// What counts the callers.
@@ -220,7 +236,7 @@ pub(super) async fn log_in(
     if let Lock::Keys(keys) = &door.lock {
         let token = login.key.trim();
         check_scope(&*Door::unlock(keys, token)?, Needs::Scope(Scope::Admin))?;
-        answer.insert_header((SET_COOKIE, cookie(token, LOGGED_IN_FOR_S)));
+        answer.insert_header((SET_COOKIE, door.cookie(token, LOGGED_IN_FOR_S)));
     }
     Ok(answer.finish())
 }
@@ -230,14 +246,10 @@ pub(super) async fn log_in(
 /// The browser forgets the key.
 #[utoipa::path(post, path = "/logout", tag = "operations",
     responses((status = 204, description = "Logged out", headers(("Set-Cookie" = String, description = "Nothing")))))]
-pub(super) async fn log_out() -> HttpResponse {
+pub(super) async fn log_out(door: Data<Door>) -> HttpResponse {
     HttpResponse::NoContent()
-        .insert_header((SET_COOKIE, cookie("", 0)))
+        .insert_header((SET_COOKIE, door.cookie("", 0)))
         .finish()
-}
-
-fn cookie(value: &str, seconds: u32) -> String {
-    format!("{COOKIE}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict")
 }
 
 /// The token of `Authorization: Bearer`.

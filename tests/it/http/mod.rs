@@ -14,6 +14,7 @@ mod operations;
 mod outage;
 mod page;
 mod rates;
+mod tls;
 mod vendors;
 mod waiting;
 
