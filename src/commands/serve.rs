@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -130,6 +131,33 @@ fn ended_by_itself(ended: Result<std::io::Result<()>, JoinError>) -> Failure {
     })
 }
 
+/// Files beside the connections of callers: of both stores, of vendors, of the runtime.
+const OTHER_FILES: u64 = 1_000;
+
+/// Lets the process open as many files as its connections need, as far as it may. Not more: what it starts inherits that,
+/// and some programs set aside room for each file that they might open.
+fn make_room_for_connections(config: &Config) {
+    let wanted = u64::try_from(config.http.connections_max)
+        .unwrap_or(u64::MAX)
+        .saturating_add(OTHER_FILES);
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let reached = wanted.min(hard).max(soft);
+        if reached > soft {
+            setrlimit(Resource::RLIMIT_NOFILE, reached, hard)?;
+        }
+        Ok(reached)
+    });
+    match raised {
+        Ok(reached) if reached >= wanted => {}
+        Ok(reached) => tracing::warn!(
+            files = reached,
+            "the process may not open as many files as http.connections_max needs: {wanted}; raise the limit of its \
+             supervisor (LimitNOFILE), or lower that key"
+        ),
+        Err(error) => tracing::warn!(%error, "how many files may be open is not known"),
+    }
+}
+
 /// Reads what TLS is spoken with, and again on each SIGHUP, whatever else the configuration says then.
 fn tls(config: &Config) -> Result<Option<http::Tls>, Failure> {
     let Some(files) = &config.http.tls else {
@@ -180,6 +208,7 @@ pub async fn run(
     supervisor: &Supervisor,
 ) -> Result<(), Failure> {
     let tls = tls(config)?;
+    make_room_for_connections(config);
     let context = context(config)?;
     let gauges = super::metrics::gauges(config, &context)?;
     // To the end: also while the last requests are answered.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use actix_web::body::BoxBody;
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse};
 use actix_web::error::InternalError;
+use actix_web::http::Uri;
 use actix_web::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
@@ -21,9 +22,10 @@ use tracing::Instrument;
 
 use super::cors::{self, Cors, is_preflight};
 use super::drain::Drain;
-use super::problem::{CROSS_ORIGIN, Problem};
+use super::problem::{CROSS_ORIGIN, Problem, URI_TOO_LONG};
 use super::rate::{Counters, Standing};
 use super::request_id::{RequestId, X_REQUEST_ID};
+use super::unread::Held;
 
 /// What an answer has unless it says otherwise itself: it is data, for whoever asked, at that moment.
 const UNLESS_SAID: [(HeaderName, &str); 5] = [
@@ -40,6 +42,9 @@ const UNLESS_SAID: [(HeaderName, &str); 5] = [
 /// What a page is told that may not.
 const FOREIGN_CHANGE: &str = "the browser says that this comes from a page of another origin, and http.cors_origins does not \
                               name it";
+
+/// Bytes of an address: a path and a query of it have a few hundred, and proxies on the way take no more either.
+const URI_BYTES_MAX: usize = 8 * 1024;
 
 /// What is around every request.
 #[derive(Clone)]
@@ -71,14 +76,21 @@ impl Edge {
             .0
             .cors
             .is_foreign_change(request.method(), request.headers());
-        let answering = if is_asking || is_foreign {
+        let refusal = if is_too_long(request.uri()) {
+            Some(Problem::new(
+                URI_TOO_LONG,
+                format!("an address may have at most {URI_BYTES_MAX} bytes"),
+            ))
+        } else if is_foreign {
+            Some(Problem::new(CROSS_ORIGIN, FOREIGN_CHANGE))
+        } else {
+            None
+        };
+        let answering = if is_asking || refusal.is_some() {
             let id = RequestId::of(request.headers());
-            let mut answer = if is_asking {
-                cors::preflight()
-            } else {
-                Problem::new(CROSS_ORIGIN, FOREIGN_CHANGE)
-                    .of_request(id.clone())
-                    .error_response()
+            let mut answer = match refusal {
+                Some(problem) => problem.of_request(id.clone()).error_response(),
+                None => cors::preflight(),
             };
             finish(&mut answer, &id, &self.0.drain);
             Either::Left(ready(Ok(request.into_response(answer))))
@@ -105,9 +117,14 @@ impl Edge {
     }
 }
 
+fn is_too_long(uri: &Uri) -> bool {
+    uri.path_and_query()
+        .is_some_and(|text| text.as_str().len() > URI_BYTES_MAX)
+}
+
 fn answer<S>(
     drain: Drain,
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     routes: &S,
 ) -> impl Future<Output = Result<ServiceResponse<BoxBody>, Error>> + use<S>
 where
@@ -118,6 +135,7 @@ where
     let span = tracing::error_span!("request", request_id = %id, caller = tracing::field::Empty);
     // For handlers that tell of problems inside their answers.
     request.extensions_mut().insert(id.clone());
+    let unread = Held::of(&mut request);
     let answering = routes.call(request);
     async move {
         // What a handler shares with others are handles, which a panic leaves usable.
@@ -133,7 +151,10 @@ where
                     answer = answer.into_response(problem);
                 }
                 finish(answer.response_mut(), &id, &drain);
-                Ok(answer)
+                Ok(match unread {
+                    Some(held) => held.by(answer),
+                    None => answer,
+                })
             }
             Err(panic) => {
                 span.in_scope(|| tracing::error!(panic = text_of(&*panic), "a handler panicked"));

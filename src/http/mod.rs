@@ -27,6 +27,7 @@ mod request_id;
 mod routes;
 mod stream;
 mod tls;
+mod unread;
 mod vendors;
 
 use std::net::SocketAddr;

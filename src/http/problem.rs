@@ -74,6 +74,8 @@ codes! {
         "Read it again, and repeat the request with the new ETag.";
     BODY_TOO_LARGE = 413 "body_too_large", "The body is too large",
         "Send less at once; the limit is named.";
+    URI_TOO_LONG = 414 "uri_too_long", "The address is too long",
+        "Ask for less; the limit is named.";
     UNSUPPORTED_MEDIA_TYPE = 415 "unsupported_media_type", "The body must be application/json",
         "Send JSON, as Content-Type: application/json.";
     VALIDATION_FAILED = 422 "validation_failed", "The request is not valid",

@@ -103,7 +103,7 @@ const KEPT_IN: [(&str, &[&str]); 12] = [
     ("clap", &["cli", "commands"]),
     ("clap_complete", &["cli", "commands"]),
     ("clap_mangen", &["commands"]),
-    ("nix", &["local"]),
+    ("nix", &["commands", "local"]),
     ("prometheus", &["metrics"]),
 ];
 

@@ -3,6 +3,7 @@
 mod bad_input;
 mod batch;
 mod cancel;
+mod connections;
 mod described;
 mod edge;
 mod history;
