@@ -186,6 +186,16 @@ fn tls(config: &Config) -> Result<Option<http::Tls>, Failure> {
     Ok(Some(tls))
 }
 
+fn settings(config: &Config, door: Door, tls: Option<http::Tls>) -> http::Settings {
+    http::Settings {
+        door: door.secured(tls.is_some()),
+        tls,
+        cors_origins: config.http.cors_origins.clone(),
+        connections_max: config.http.connections_max,
+        shutdown_deadline: config.http.shutdown_deadline,
+    }
+}
+
 /// Lets the requests that are in hand be answered.
 async fn drain(draining: &mut Ending, deadlines: &Deadlines) {
     draining.drain(deadlines.idle).await;
@@ -254,19 +264,9 @@ pub async fn run(
     let address = listening.local_addr().map_err(Failure::bug)?;
     let side_door = SideDoor::open().map_err(Failure::bug)?;
     let (door, mut looking_at_keys) = door(config, for_keys, &shutdown);
-    let (server, mut draining, probe) = http::server(
-        listening,
-        side_door,
-        state,
-        http::Settings {
-            door: door.secured(tls.is_some()),
-            tls,
-            cors_origins: config.http.cors_origins.clone(),
-            connections_max: config.http.connections_max,
-            shutdown_deadline: config.http.shutdown_deadline,
-        },
-    )
-    .map_err(Failure::bug)?;
+    let (server, mut draining, probe) =
+        http::server(listening, side_door, state, settings(config, door, tls))
+            .map_err(Failure::bug)?;
     let mut serving = tokio::spawn(server);
     tracing::info!(%address, "serving");
     let vouching_for_http = tokio::spawn(vouch_for_http(probe, address, supervisor.clone()));
