@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -26,6 +26,9 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The key cannot be one.
+    #[error("the API key has characters that no key has")]
+    Key,
     /// Nobody answers.
     #[error("the API at {at} cannot be reached: {problem}")]
     Unreachable {
@@ -61,12 +64,14 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) struct Api {
     authority: String,
     base: String,
+    authorization: Option<HeaderValue>,
 }
 
 /// An open connection.
 pub(super) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     authority: String,
+    authorization: Option<HeaderValue>,
 }
 
 /// What came back.
@@ -83,11 +88,15 @@ impl Connection {
         path: &str,
         body: Vec<u8>,
     ) -> Result<Answer, String> {
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(HOST, &self.authority)
-            .header(CONTENT_TYPE, "application/json")
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization.clone());
+        }
+        let request = request
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| error.to_string())?;
         let exchange = async {
@@ -167,7 +176,7 @@ struct Product {
 }
 
 impl Api {
-    pub(super) fn at(url: &str) -> Result<Self, Error> {
+    pub(super) fn at(url: &str, key: Option<&str>) -> Result<Self, Error> {
         let address = |problem: &str| Error::Address {
             url: url.to_owned(),
             problem: problem.to_owned(),
@@ -177,7 +186,16 @@ impl Api {
             return Err(address("only http:// is spoken"));
         }
         let host = parsed.host_str().ok_or_else(|| address("it has no host"))?;
+        let authorization = key
+            .map(|key| {
+                let mut value =
+                    HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| Error::Key)?;
+                value.set_sensitive(true);
+                Ok(value)
+            })
+            .transpose()?;
         Ok(Self {
+            authorization,
             authority: format!("{host}:{}", parsed.port().unwrap_or(80)),
             base: parsed.path().trim_end_matches('/').to_owned(),
         })
@@ -212,6 +230,7 @@ impl Api {
         Ok(Connection {
             sender,
             authority: self.authority.clone(),
+            authorization: self.authorization.clone(),
         })
     }
 

@@ -21,7 +21,7 @@ use self::measured::Measured;
 /// # Errors
 /// The API cannot be reached, or sells nothing.
 pub async fn run(plan: &Plan, progress: &(dyn Fn(&str) + Send + Sync)) -> Result<Report, Error> {
-    let api = Api::at(&plan.url)?;
+    let api = Api::at(&plan.url, plan.api_key.as_deref())?;
     let products = api.list_products(plan.products_max).await?;
     if products.is_empty() {
         return Err(Error::NothingToSell);

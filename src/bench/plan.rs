@@ -24,11 +24,13 @@ pub enum Distribution {
     Hot,
 }
 
-/// What to do.
-#[derive(Debug, Clone, PartialEq)]
+/// What to do. Not to be printed: it has the key.
+#[derive(Clone, PartialEq)]
 pub struct Plan {
     /// The base of the API.
     pub url: String,
+    /// What the API lets us in by, with the scopes `orders:write` and `orders:read`.
+    pub api_key: Option<String>,
     /// Connections, each with one request at a time.
     pub connections: usize,
     /// How requests follow each other.

@@ -179,8 +179,8 @@ impl Api {
     /// Prepares a client; nothing is connected before the first call.
     ///
     /// # Errors
-    /// The address cannot be used.
-    pub fn new(address: &str) -> Result<Self, Error> {
+    /// The address, or the certificates, cannot be used.
+    pub fn new(address: &str, authorities: Option<&[u8]>) -> Result<Self, Error> {
         let base = parse(address)?;
         // Fails only when a provider was set before, and any will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -192,6 +192,10 @@ impl Api {
         if base.scheme() == "http" {
             // A client reads all certificates of the machine, and this one is never asked to trust any.
             http = http.tls_certs_only([]);
+        }
+        if let Some(pem) = authorities {
+            let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(Error::Setup)?;
+            http = http.tls_certs_merge(certificates);
         }
         if is_this_machine(&base) {
             // A proxy would look for it on a machine of its own.
@@ -441,7 +445,7 @@ mod tests {
             ),
             (" http://[::1]:80 ", "http://[::1]"),
         ] {
-            assert_eq!(Api::new(address).expect("usable").address(), shown);
+            assert_eq!(Api::new(address, None).expect("usable").address(), shown);
         }
         for (address, problem) in [
             (
@@ -459,7 +463,7 @@ mod tests {
             ),
             ("http://shop.example/?a=b", "it must end with the path"),
         ] {
-            let error = Api::new(address).expect_err(address).to_string();
+            let error = Api::new(address, None).expect_err(address).to_string();
             assert!(error.contains(problem), "{address}: {error}");
             assert!(!error.contains("hush"), "{error}");
         }
@@ -467,7 +471,7 @@ mod tests {
 
     #[test]
     fn whatever_an_id_holds_the_path_has_one_part_for_it() {
-        let api = Api::new("http://127.0.0.1:8080/stock").expect("usable");
+        let api = Api::new("http://127.0.0.1:8080/stock", None).expect("usable");
         for (id, path) in [
             ("p1", "/stock/products/p1"),
             ("a/b?c#d", "/stock/products/a%2Fb%3Fc%23d"),

@@ -1,6 +1,7 @@
 //! What the subcommands that call the HTTP API have in common: where it is, and what it refuses, in words.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -17,7 +18,7 @@ use crate::http::problem::CODES;
 /// Which API, and how its answers are printed.
 #[derive(Debug, Clone, Args)]
 pub(super) struct Calling {
-    /// Base of the HTTP API [default: http:// and http.listen of the configuration]
+    /// Base of the HTTP API [default: http.listen of the configuration, with https:// where it has TLS]
     #[arg(
         long,
         value_name = "URL",
@@ -26,6 +27,15 @@ pub(super) struct Calling {
         hide_env_values = true
     )]
     url: Option<String>,
+    /// PEM file of authorities that are trusted beside the system's, for https:
+    #[arg(
+        long,
+        value_name = "FILE",
+        global = true,
+        env = "STOCKCTL_CA",
+        hide_env_values = true
+    )]
+    ca: Option<PathBuf>,
     /// Print the API's own answers, a line each
     #[arg(long, global = true)]
     json: bool,
@@ -58,10 +68,18 @@ impl Calling {
                          STOCKCTL_URL",
                     ));
                 }
-                format!("http://{}", config.http.listen)
+                let scheme = if config.http.tls.is_some() {
+                    "https"
+                } else {
+                    "http"
+                };
+                format!("{scheme}://{}", config.http.listen)
             }
         };
-        let api = Api::new(&address).map_err(failure)?;
+        let authorities = self.ca.as_deref().map(std::fs::read).transpose();
+        let authorities = authorities
+            .map_err(|error| Failure::new(EXIT_USAGE, format!("--ca (STOCKCTL_CA): {error}")))?;
+        let api = Api::new(&address, authorities.as_deref()).map_err(failure)?;
         // A variable and no argument, which everybody on the machine could read.
         match std::env::var(KEY_VARIABLE) {
             Ok(key) if !key.trim().is_empty() => api.with_key(key.trim()).map_err(failure),

@@ -8,11 +8,20 @@ use super::{EXIT_UNREACHABLE, EXIT_USAGE, Failure, say};
 use crate::bench::{self, Distribution, Error, Latency, Pace, Plan, Report};
 
 /// What was asked for.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Options {
     /// Base of the HTTP API
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     url: String,
+    /// An API key with the scopes orders:write and orders:read; better in the variable, since everybody on the machine can
+    /// read arguments
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "STOCKCTL_API_KEY",
+        hide_env_values = true
+    )]
+    api_key: Option<String>,
     /// Connections, each with one request at a time
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     connections: u32,
@@ -48,6 +57,15 @@ pub struct Options {
     json: bool,
 }
 
+/// Without the key.
+impl std::fmt::Debug for Options {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Options")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum DistributionName {
     Uniform,
@@ -66,6 +84,12 @@ impl Options {
         let usize_of = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
         Ok(Plan {
             url: self.url.clone(),
+            api_key: self
+                .api_key
+                .as_deref()
+                .map(str::trim)
+                .filter(|key| !key.is_empty())
+                .map(str::to_owned),
             connections: usize_of(self.connections),
             pace: self
                 .rate
@@ -96,7 +120,7 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     };
     let report = bench::run(&plan, &progress).await.map_err(|error| {
         let code = match error {
-            Error::Address { .. } => EXIT_USAGE,
+            Error::Address { .. } | Error::Key => EXIT_USAGE,
             _ => EXIT_UNREACHABLE,
         };
         Failure::new(code, error.to_string())

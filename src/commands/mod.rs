@@ -127,9 +127,15 @@ pub fn context(config: &Config) -> Result<Context, Failure> {
                 api: Client::new(
                     vendor.api_url.expose(),
                     vendor.api_key.as_ref().map(config::Secret::expose),
+                    authorities(&id, vendor)?.as_deref(),
                     config.vendor_sync.timeout,
                 )
-                .map_err(Failure::bug)?,
+                .map_err(|error| {
+                    Failure::new(
+                        EXIT_CONFIGURATION,
+                        format!("vendors.{id}.api_url or api_ca: {error:#}"),
+                    )
+                })?,
                 has_ledger: vendor.ledger,
             };
             crate::metrics::VENDORS.configured(id.as_str());
@@ -140,6 +146,23 @@ pub fn context(config: &Config) -> Result<Context, Failure> {
         database: pg::Pool::new("orders", database_settings(config)).map_err(Failure::bug)?,
         vendors,
     })
+}
+
+/// The authorities that a vendor's API is trusted by, beside the system's.
+fn authorities(id: &VendorId, vendor: &config::Vendor) -> Result<Option<Vec<u8>>, Failure> {
+    let Some(file) = &vendor.api_ca else {
+        return Ok(None);
+    };
+    let problem = |problem: &str| {
+        let text = format!("vendors.{id}.api_ca ({}): {problem}", file.display());
+        Failure::new(EXIT_CONFIGURATION, text)
+    };
+    let pem = std::fs::read(file).map_err(|error| problem(&error.to_string()))?;
+    let marker = b"-----BEGIN CERTIFICATE-----";
+    if !pem.windows(marker.len()).any(|part| part == marker) {
+        return Err(problem("there is no certificate in it; it must be PEM"));
+    }
+    Ok(Some(pem))
 }
 
 fn catalogue(config: &config::Catalogue) -> Catalogue {

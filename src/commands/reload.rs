@@ -1,10 +1,10 @@
-//! What changes while a process runs: on SIGHUP it reads its configuration again, and takes from it the log's level and the
-//! bounds of its batches. Anything else waits for the next start, and a configuration that will not do changes nothing.
+//! What changes while a process runs: on SIGHUP it reads its configuration again, and takes from it the log's level, the
+//! rates of callers and the bounds of its batches. Anything else waits for the next start, and a configuration that will not do changes nothing.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
 use crate::config::{self, Config};
@@ -17,10 +17,9 @@ use crate::telemetry;
 /// # Errors
 /// The operating system refuses the handler.
 pub fn on_hangup(path: Option<PathBuf>, config: &Config) -> Result<(), Failure> {
-    if std::io::stdin().is_terminal() {
+    let Some(mut hangups) = hangups()? else {
         return Ok(());
-    }
-    let mut hangups = signal(SignalKind::hangup()).map_err(Failure::bug)?;
+    };
     let mut current = config.clone();
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {
@@ -34,6 +33,17 @@ pub fn on_hangup(path: Option<PathBuf>, config: &Config) -> Result<(), Failure> 
         }
     });
     Ok(())
+}
+
+/// Each SIGHUP, where it means to reload.
+///
+/// # Errors
+/// The operating system refuses the handler.
+pub(super) fn hangups() -> Result<Option<Signal>, Failure> {
+    if std::io::stdin().is_terminal() {
+        return Ok(None);
+    }
+    signal(SignalKind::hangup()).map(Some).map_err(Failure::bug)
 }
 
 /// Takes from a newer configuration what can be changed, and says what was.
@@ -68,6 +78,9 @@ fn take(current: &mut Config, newer: &Config) {
         if limit.set(newer.get()) {
             changed.push(key);
         }
+    }
+    if current.http.rates.set(newer.http.rates.get()) {
+        changed.push("http.rate_limit");
     }
     tracing::info!(
         changed = changed.join(", "),

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -92,11 +93,17 @@ fn with_own_pool(context: &Context) -> Result<Context, Failure> {
 /// Who is let in, with what keeps that up to date.
 fn door(config: &Config, context: Context, shutdown: &Shutdown) -> (Door, JoinHandle<()>) {
     if !config.http.require_keys {
-        return (Door::open(), tokio::spawn(std::future::pending()));
+        return (
+            Door::open(config.http.rates.clone()),
+            tokio::spawn(std::future::pending()),
+        );
     }
     let keys = KeyRing::default();
     let looking = keys.clone().look_until_stopped(context, shutdown.clone());
-    (Door::Keys(keys), tokio::spawn(looking))
+    (
+        Door::with_keys(keys, config.http.rates.clone()),
+        tokio::spawn(looking),
+    )
 }
 
 /// Says that the server is ready once it has answered, and from then on that it gets on as long as it answers.
@@ -125,6 +132,71 @@ fn ended_by_itself(ended: Result<std::io::Result<()>, JoinError>) -> Failure {
     })
 }
 
+/// Files beside the connections of callers: of both stores, of vendors, of the runtime.
+const OTHER_FILES: u64 = 1_000;
+
+/// Lets the process open as many files as its connections need, as far as it may. Not more: what it starts inherits that,
+/// and some programs set aside room for each file that they might open.
+fn make_room_for_connections(config: &Config) {
+    let wanted = u64::try_from(config.http.connections_max)
+        .unwrap_or(u64::MAX)
+        .saturating_add(OTHER_FILES);
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let reached = wanted.min(hard).max(soft);
+        if reached > soft {
+            setrlimit(Resource::RLIMIT_NOFILE, reached, hard)?;
+        }
+        Ok(reached)
+    });
+    match raised {
+        Ok(reached) if reached >= wanted => {}
+        Ok(reached) => tracing::warn!(
+            files = reached,
+            "the process may not open as many files as http.connections_max needs: {wanted}; raise the limit of its \
+             supervisor (LimitNOFILE), or lower that key"
+        ),
+        Err(error) => tracing::warn!(%error, "how many files may be open is not known"),
+    }
+}
+
+/// Reads what TLS is spoken with, and again on each SIGHUP, whatever else the configuration says then.
+fn tls(config: &Config) -> Result<Option<http::Tls>, Failure> {
+    let Some(files) = &config.http.tls else {
+        return Ok(None);
+    };
+    let files = http::TlsFiles {
+        certificate: files.certificate.clone(),
+        key: files.key.clone(),
+    };
+    let tls = http::Tls::read(files)
+        .map_err(|error| Failure::new(EXIT_CONFIGURATION, error.to_string()))?;
+    if let Some(mut hangups) = super::reload::hangups()? {
+        let tls = tls.clone();
+        tokio::spawn(async move {
+            while hangups.recv().await.is_some() {
+                match tls.read_again() {
+                    Ok(()) => tracing::info!("the certificate was read again"),
+                    Err(error) => tracing::error!(
+                        %error,
+                        "the certificate was not read again; the one from before is shown still"
+                    ),
+                }
+            }
+        });
+    }
+    Ok(Some(tls))
+}
+
+fn settings(config: &Config, door: Door, tls: Option<http::Tls>) -> http::Settings {
+    http::Settings {
+        door: door.secured(tls.is_some()),
+        tls,
+        cors_origins: config.http.cors_origins.clone(),
+        connections_max: config.http.connections_max,
+        shutdown_deadline: config.http.shutdown_deadline,
+    }
+}
+
 /// Lets the requests that are in hand be answered.
 async fn drain(draining: &mut Ending, deadlines: &Deadlines) {
     draining.drain(deadlines.idle).await;
@@ -146,6 +218,8 @@ pub async fn run(
     shutdown: Shutdown,
     supervisor: &Supervisor,
 ) -> Result<(), Failure> {
+    let tls = tls(config)?;
+    make_room_for_connections(config);
     let context = context(config)?;
     let gauges = super::metrics::gauges(config, &context)?;
     // To the end: also while the last requests are answered.
@@ -194,15 +268,9 @@ pub async fn run(
     let address = listening.local_addr().map_err(Failure::bug)?;
     let side_door = SideDoor::open().map_err(Failure::bug)?;
     let (door, mut looking_at_keys) = door(config, for_keys, &shutdown);
-    let (server, mut draining, probe) = http::server(
-        listening,
-        side_door,
-        state,
-        door,
-        config.http.shutdown_deadline,
-        config.http.cors_origins.clone(),
-    )
-    .map_err(Failure::bug)?;
+    let (server, mut draining, probe) =
+        http::server(listening, side_door, state, settings(config, door, tls))
+            .map_err(Failure::bug)?;
     let mut serving = tokio::spawn(server);
     tracing::info!(%address, "serving");
     let vouching_for_http = tokio::spawn(vouch_for_http(probe, address, supervisor.clone()));

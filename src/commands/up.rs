@@ -124,6 +124,8 @@ async fn prepare(
     telemetry::init(config.log.format, &config.log.level).map_err(Failure::bug)?;
     // One process has one set of figures, and they are at the HTTP address.
     config.metrics.listen = None;
+    // Its vendors are called at the address that it has just written down.
+    config.http.tls = None;
     progress("reading the vendors' stock");
     read_stock(&config).await?;
     Ok(config)

@@ -5,6 +5,11 @@ use std::ops::RangeInclusive;
 
 /// Below 100 ms nothing in hand could finish; 5 minutes is longer than any supervisor waits.
 pub(super) const SHUTDOWN_DEADLINE_MS: RangeInclusive<u64> = 100..=300_000;
+/// A million take all the memory there is.
+pub(super) const CONNECTIONS: RangeInclusive<usize> = 1..=1_000_000;
+/// One process answers some ten thousand requests a second; a burst is what has come together in a minute of that.
+pub(super) const RATE_PER_SECOND: RangeInclusive<u32> = 1..=100_000;
+pub(super) const RATE_BURST: RangeInclusive<u32> = 1..=1_000_000;
 /// PostgreSQL allows 100 connections by default.
 pub(super) const POOL_SIZE: RangeInclusive<usize> = 1..=100;
 /// Below 100 ms a busy server looks unreachable; beyond a minute the caller has gone.

@@ -15,14 +15,14 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::error::{ConfigError, Origin, Problem};
 pub use self::secret::Secret;
 pub use self::secret_url::SecretUrl;
 pub use self::shown::{Shown, list_from};
-use crate::limit::Limit;
+use crate::limit::{Limit, RateLimits};
 use crate::telemetry;
 
 /// The file that is read when none is named, if it is there; `stockctl up` writes it.
@@ -70,6 +70,21 @@ pub struct Http {
     pub cors_origins: Vec<String>,
     /// Whether whoever calls needs an API key.
     pub require_keys: bool,
+    /// How much each caller may ask for.
+    pub rates: RateLimits,
+    /// Connections that are served at once.
+    pub connections_max: usize,
+    /// What TLS is spoken with; none where it is not.
+    pub tls: Option<TlsFiles>,
+}
+
+/// PEM files of section `http`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate, and those between it and its authority.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 /// Section `database`.
@@ -182,6 +197,8 @@ pub struct Vendor {
     pub api_url: SecretUrl,
     /// What its HTTP API lets us in by.
     pub api_key: Option<Secret>,
+    /// The certificates of authorities that its HTTP API is trusted by, beside the system's.
+    pub api_ca: Option<PathBuf>,
     /// Whether the vendor's database has the ledger of handled updates.
     pub ledger: bool,
     /// Where the vendor lists its products.

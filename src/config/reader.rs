@@ -107,25 +107,19 @@ impl Reader {
     where
         T: TryFrom<i64> + PartialOrd + Display,
     {
-        self.required(key, |setting| {
-            let wanted = format!(
-                "it must be a whole number from {} to {}",
-                bounds.start(),
-                bounds.end()
-            );
-            let number = match (&setting.value, &setting.origin) {
-                (Value::Integer(number), _) => *number,
-                (Value::Text(text), Origin::Variable(_)) => text
-                    .trim()
-                    .parse()
-                    .map_err(|_| format!("{wanted}, not {}", quoted(text)))?,
-                (other, _) => return Err(format!("{wanted}, not {}", kind(other))),
-            };
-            T::try_from(number)
-                .ok()
-                .filter(|number| bounds.contains(number))
-                .ok_or_else(|| format!("{wanted}, not {number}"))
-        })
+        self.required(key, |setting| parse_number(setting, &bounds))
+    }
+
+    /// A whole number within `bounds`, if there is one.
+    pub(super) fn number_if_any<T>(
+        &mut self,
+        key: &Key,
+        bounds: RangeInclusive<T>,
+    ) -> Option<Option<T>>
+    where
+        T: TryFrom<i64> + PartialOrd + Display,
+    {
+        self.optional(key, |setting| parse_number(setting, &bounds))
     }
 
     /// A number between two bounds, both allowed, which may have a fraction.
@@ -318,6 +312,29 @@ fn parse_text<T>(
         Value::Text(text) => parse(text.trim()),
         other => Err(format!("it must be a text, not {}", kind(other))),
     }
+}
+
+fn parse_number<T>(setting: &Setting, bounds: &RangeInclusive<T>) -> Result<T, String>
+where
+    T: TryFrom<i64> + PartialOrd + Display,
+{
+    let wanted = format!(
+        "it must be a whole number from {} to {}",
+        bounds.start(),
+        bounds.end()
+    );
+    let number = match (&setting.value, &setting.origin) {
+        (Value::Integer(number), _) => *number,
+        (Value::Text(text), Origin::Variable(_)) => text
+            .trim()
+            .parse()
+            .map_err(|_| format!("{wanted}, not {}", quoted(text)))?,
+        (other, _) => return Err(format!("{wanted}, not {}", kind(other))),
+    };
+    T::try_from(number)
+        .ok()
+        .filter(|number| bounds.contains(number))
+        .ok_or_else(|| format!("{wanted}, not {number}"))
 }
 
 fn kind(value: &Value) -> &'static str {

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
 
 use super::layers::{Key, VENDORS};
 use super::reader::{Reader, quoted};
 use super::{
     Catalogue, Config, Database, Events, Http, Log, Metrics, Orders, QueueType, RabbitMq, Secret,
-    SecretUrl, Sync, TableName, Telemetry, Vendor, VendorSync, Work, limits,
+    SecretUrl, Sync, TableName, Telemetry, TlsFiles, Vendor, VendorSync, Work, limits,
 };
-use crate::limit::Limit;
+use crate::limit::{Limit, Rate, RateLimits, Rates};
 use crate::telemetry;
 
 /// Reads everything before it gives up, so that all problems are told at once.
@@ -52,12 +54,107 @@ fn http(reader: &mut Reader) -> Option<Http> {
         limits::SHUTDOWN_DEADLINE_MS,
     );
     let cors_origins = reader.texts_or_none(&Key::fixed("http.cors_origins"), origin);
+    let rates = rates(reader);
+    let connections_max = reader.number(&Key::fixed("http.connections_max"), limits::CONNECTIONS);
+    let tls = tls(reader);
     Some(Http {
         listen: listen?,
         shutdown_deadline: shutdown_deadline?,
         cors_origins: cors_origins?,
         require_keys: require_keys?,
+        rates: RateLimits::new(rates?),
+        connections_max: connections_max?,
+        tls: tls?,
     })
+}
+
+fn tls(reader: &mut Reader) -> Option<Option<TlsFiles>> {
+    let keys = [
+        Key::fixed("http.tls_certificate"),
+        Key::fixed("http.tls_key"),
+    ];
+    let [certificate, key] = keys
+        .each_ref()
+        .map(|key| reader.text_or(key, None, |text| path(text).map(Some)));
+    let files = match (certificate?, key?) {
+        (None, None) => return Some(None),
+        (Some(certificate), Some(key)) => return Some(Some(TlsFiles { certificate, key })),
+        (None, Some(_)) => &keys,
+        (Some(_), None) => &[keys[1].clone(), keys[0].clone()],
+    };
+    let [missing, given] = files;
+    reader.note(missing, None, format!("{given} is set; set both, or none"));
+    None
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() || text.contains('\0') {
+        return Err("it must be the path of a file".to_owned());
+    }
+    Ok(PathBuf::from(text))
+}
+
+fn rates(reader: &mut Reader) -> Option<Rates> {
+    let key = Key::fixed("http.rate_limit_per_second");
+    let per_second = reader.number_if_any(&key, limits::RATE_PER_SECOND);
+    let burst_key = Key::fixed("http.rate_limit_burst");
+    let burst = reader.number_if_any(&burst_key, limits::RATE_BURST);
+    let overrides = reader.texts_or_none(&Key::fixed("http.rate_limit_overrides"), rate_of_caller);
+    let (per_second, burst) = (per_second?, burst?);
+    if per_second.is_none() && burst.is_some() {
+        reader.note(
+            &burst_key,
+            None,
+            format!("a burst alone is no limit; set {key} too"),
+        );
+        return None;
+    }
+    let mut of_caller = BTreeMap::new();
+    for (name, rate) in overrides? {
+        if of_caller.insert(name.clone(), rate).is_some() {
+            reader.note(
+                &Key::fixed("http.rate_limit_overrides"),
+                None,
+                format!("it names {name} twice"),
+            );
+            return None;
+        }
+    }
+    let of_each = per_second.and_then(|per_second| rate(per_second, burst.unwrap_or(per_second)));
+    Some(Rates { of_each, of_caller })
+}
+
+fn rate(per_second: u32, burst: u32) -> Option<Rate> {
+    Some(Rate {
+        per_second: NonZeroU32::new(per_second)?,
+        burst: NonZeroU32::new(burst)?,
+    })
+}
+
+/// A caller's own rate: `webshop=500/1000`.
+fn rate_of_caller(text: &str) -> Result<(String, Rate), String> {
+    let parsed = || {
+        let (name, rates) = text.split_once('=')?;
+        let (per_second, burst) = rates.split_once('/').unwrap_or((rates, rates));
+        let per_second: u32 = per_second.trim().parse().ok()?;
+        let burst: u32 = burst.trim().parse().ok()?;
+        let is_allowed =
+            limits::RATE_PER_SECOND.contains(&per_second) && limits::RATE_BURST.contains(&burst);
+        let rate = rate(per_second, burst).filter(|_| is_allowed && !name.trim().is_empty())?;
+        Some((name.trim().to_owned(), rate))
+    };
+    let (name, rate) = parsed().ok_or_else(|| {
+        format!(
+            "it must be a caller's name, how much it may ask for in a second ({} to {}) and at once ({} to {}), such as \
+             webshop=500/1000, not {}",
+            limits::RATE_PER_SECOND.start(),
+            limits::RATE_PER_SECOND.end(),
+            limits::RATE_BURST.start(),
+            limits::RATE_BURST.end(),
+            quoted(text)
+        )
+    })?;
+    Ok((name, rate))
 }
 
 fn database(reader: &mut Reader) -> Option<Database> {
@@ -183,10 +280,11 @@ fn telemetry_of(reader: &mut Reader) -> Option<Telemetry> {
 }
 
 /// The keys of a vendor, in the order in which they are read.
-const VENDOR_KEYS: [&str; 8] = [
+const VENDOR_KEYS: [&str; 9] = [
     "database_url",
     "api_url",
     "api_key",
+    "api_ca",
     "ledger",
     "table",
     "id_column",
@@ -231,12 +329,16 @@ fn vendor(reader: &mut Reader, id: &str) -> Option<Vendor> {
     let api_key = reader.text_or(&Key::of_vendor(id, "api_key"), None, |text| {
         Secret::parse(text).map(Some)
     });
+    let api_ca = reader.text_or(&Key::of_vendor(id, "api_ca"), None, |text| {
+        path(text).map(Some)
+    });
     let ledger = reader.boolean_or(&Key::of_vendor(id, "ledger"), true);
     let catalogue = catalogue(reader, id, ledger == Some(true));
     Some(Vendor {
         database_url: database_url?,
         api_url: api_url?,
         api_key: api_key?,
+        api_ca: api_ca?,
         ledger: ledger?,
         catalogue: catalogue?,
     })

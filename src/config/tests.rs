@@ -89,7 +89,7 @@ fn what_is_not_set_has_its_default() {
         format!("{:?}", config.log),
     ];
     insta::assert_snapshot!(lines.join("\n"), @r#"
-    Http { listen: 127.0.0.1:8080, shutdown_deadline: 10s, cors_origins: [], require_keys: false }
+    Http { listen: 127.0.0.1:8080, shutdown_deadline: 10s, cors_origins: [], require_keys: false, rates: Rates { of_each: None, of_caller: {} }, connections_max: 20000, tls: None }
     Database { url: postgres://stockctl:***@db/ordersdb, pool_size: 8, connect_timeout: 2s, statement_timeout: 5s }
     RabbitMq { urls: [amqp://stockctl:***@mq/%2f], queue_prefix: "", queue_type: Quorum }
     Orders { retries_max: 3, retry_delay: 5s, batch_max: 500, prefetch: 250 }
@@ -97,7 +97,7 @@ fn what_is_not_set_has_its_default() {
     Work { stalled_after: 300s }
     Metrics { listen: None }
     Telemetry { otlp_endpoint: None, sample_ratio: 0.1 }
-    {"vendorA": Vendor { database_url: postgres://stockctl:***@db/vendoradb, api_url: http://127.0.0.1:8080/vendors/vendorA, api_key: None, ledger: true, catalogue: Catalogue { table: TableName { schema: None, table: "products" }, id_column: "id", name_column: "name", stock_column: "stock" } }}
+    {"vendorA": Vendor { database_url: postgres://stockctl:***@db/vendoradb, api_url: http://127.0.0.1:8080/vendors/vendorA, api_key: None, api_ca: None, ledger: true, catalogue: Catalogue { table: TableName { schema: None, table: "products" }, id_column: "id", name_column: "name", stock_column: "stock" } }}
     Log { format: Auto, level: "info,actix_server=warn,amiquip=error" }
     "#);
 }
@@ -251,6 +251,46 @@ fn everything_that_is_missing_is_told_at_once() {
       vendors.vendorA.api_url: it is required and not set; set it in test.toml, or set STOCKCTL__VENDORS__VENDORA__API_URL
       vendor.b.api_url (test.toml, line 3): there is no such key; the nearest one is vendors.vendorA.api_url
     ");
+}
+
+#[test]
+fn the_rates_of_callers_are_read_and_what_is_no_rate_is_told() {
+    let config = load_text(
+        &format!(
+            "[http]\nrate_limit_per_second = 10\nrate_limit_overrides = [\"a=5/50\", \"b = 7\"]\n{REQUIRED}"
+        ),
+        &[],
+    )
+    .unwrap();
+    let rates = config.http.rates.get();
+    let of = |rate: crate::limit::Rate| (rate.per_second.get(), rate.burst.get());
+    assert_eq!(rates.of_each.map(of), Some((10, 10)));
+    assert_eq!(of(rates.of_caller["a"]), (5, 50));
+    assert_eq!(of(rates.of_caller["b"]), (7, 7));
+    for (text, problem) in [
+        ("rate_limit_burst = 10", "a burst alone is no limit"),
+        ("rate_limit_per_second = 0", "from 1 to 100000"),
+        ("rate_limit_overrides = [\"a\"]", "such as webshop=500/1000"),
+        (
+            "rate_limit_overrides = [\"=5\"]",
+            "such as webshop=500/1000",
+        ),
+        (
+            "rate_limit_overrides = [\"a=0/1\"]",
+            "such as webshop=500/1000",
+        ),
+        (
+            "rate_limit_overrides = [\"a=1/1000001\"]",
+            "such as webshop=500/1000",
+        ),
+        (
+            "rate_limit_overrides = [\"a=1\", \"a=2\"]",
+            "it names a twice",
+        ),
+    ] {
+        let told = told(load_text(&format!("[http]\n{text}\n{REQUIRED}"), &[]));
+        assert!(told.contains(problem), "{text}: {told}");
+    }
 }
 
 #[test]
@@ -635,6 +675,12 @@ fn the_default_file_names_the_bounds() {
             "http.shutdown_deadline_ms",
             bounds(limits::SHUTDOWN_DEADLINE_MS),
         ),
+        (
+            "http.rate_limit_per_second",
+            bounds(limits::RATE_PER_SECOND),
+        ),
+        ("http.rate_limit_burst", bounds(limits::RATE_BURST)),
+        ("http.connections_max", bounds(limits::CONNECTIONS)),
         ("database.pool_size", bounds(limits::POOL_SIZE)),
         (
             "database.connect_timeout_ms",

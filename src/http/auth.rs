@@ -1,6 +1,7 @@
 //! Who calls, and whether they may. Where keys are required, each request but a few has one (RFC 6750); each route says
 //! what it needs.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use actix_web::http::header::{AUTHORIZATION, COOKIE as COOKIE_HEADER, SET_COOKIE};
@@ -13,8 +14,10 @@ use utoipa::ToSchema;
 use super::body::read_json;
 use super::cors::is_from_here;
 use super::problem::{INSUFFICIENT_SCOPE, INVALID_KEY, Problem, UNAUTHENTICATED, UNAVAILABLE};
+use super::rate::Counters;
 use crate::app::keys::{KeyRing, NotAdmitted};
 use crate::domain::keys::{Caller, Scope};
+use crate::limit::RateLimits;
 
 /// What a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,11 +30,19 @@ pub(super) enum Needs {
     Scope(Scope),
 }
 
-/// Who is let in.
+/// Who is let in, and how often.
 #[derive(Clone)]
-pub enum Door {
+pub struct Door {
+    lock: Lock,
+    counters: Counters,
+    /// Whether what a browser keeps is sent over TLS alone.
+    is_secure: bool,
+}
+
+#[derive(Clone)]
+enum Lock {
     /// Whoever reaches it: it can be reached from this machine only.
-    Open(Arc<Caller>),
+    None(Arc<Caller>),
     /// Who has a key.
     Keys(KeyRing),
 }
@@ -39,36 +50,96 @@ pub enum Door {
 impl Door {
     /// One that asks for no keys.
     #[must_use]
-    pub fn open() -> Self {
-        Self::Open(Arc::new(Caller::local()))
+    pub fn open(rates: RateLimits) -> Self {
+        Self {
+            lock: Lock::None(Arc::new(Caller::local())),
+            counters: Counters::new(rates),
+            is_secure: false,
+        }
     }
 
-    fn caller(&self, request: &HttpRequest, needs: Needs) -> Result<Arc<Caller>, Problem> {
-        let keys = match self {
-            Self::Open(local) => return Ok(Arc::clone(local)),
-            Self::Keys(keys) => keys,
+    /// One that asks for keys.
+    #[must_use]
+    pub fn with_keys(keys: KeyRing, rates: RateLimits) -> Self {
+        Self {
+            lock: Lock::Keys(keys),
+            counters: Counters::new(rates),
+            is_secure: false,
+        }
+    }
+
+    /// The same, where TLS is spoken or not.
+    #[must_use]
+    pub fn secured(mut self, is_secure: bool) -> Self {
+        self.is_secure = is_secure;
+        self
+    }
+
+    fn cookie(&self, value: &str, seconds: u32) -> String {
+        let secure = if self.is_secure { "; Secure" } else { "" };
+        format!("{COOKIE}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}")
+    }
+
+    /// What counts the callers.
+    pub(super) fn counters(&self) -> Counters {
+        self.counters.clone()
+    }
+
+    fn caller(&self, request: &HttpRequest) -> Result<Arc<Caller>, Problem> {
+        let keys = match &self.lock {
+            Lock::None(local) => return Ok(Arc::clone(local)),
+            Lock::Keys(keys) => keys,
         };
         // The page's own requests have the key that somebody has logged in with.
         let token = match logged_in_with(request) {
             Some(token) if !request.headers().contains_key(AUTHORIZATION) => token,
             _ => bearer(request)?,
         };
-        Self::unlock(keys, token, needs)
+        Self::unlock(keys, token)
     }
 
-    fn unlock(keys: &KeyRing, token: &str, needs: Needs) -> Result<Arc<Caller>, Problem> {
-        let caller = keys.caller(token, Utc::now()).map_err(|why| match why {
+    fn unlock(keys: &KeyRing, token: &str) -> Result<Arc<Caller>, Problem> {
+        keys.caller(token, Utc::now()).map_err(|why| match why {
             NotAdmitted::Refused(refusal) => Problem::new(INVALID_KEY, refusal.to_string())
                 .challenging("Bearer realm=\"stockctl\", error=\"invalid_token\"".to_owned()),
             NotAdmitted::KeysUnknown => Problem::new(
                 UNAVAILABLE,
                 "the database that has the API keys cannot be reached; try again later",
             ),
-        })?;
-        match needs {
-            Needs::Scope(scope) if !caller.may(scope) => Err(lacks(scope)),
-            _ => Ok(caller),
+        })
+    }
+
+    /// Counts what a caller asks for, and lets the answer say how it stands.
+    fn count(
+        &self,
+        request: &HttpRequest,
+        caller: &Caller,
+        amount: NonZeroU32,
+        in_all: NonZeroU32,
+    ) -> Result<(), Problem> {
+        if self.counters.is_off() {
+            return Ok(());
         }
+        let counted = self.counters.count(&caller.name, amount, in_all);
+        let standing = match counted {
+            Ok(standing) => standing,
+            Err(over) => over.standing(),
+        };
+        if let Some(standing) = standing {
+            request.extensions_mut().insert(standing);
+        }
+        match counted {
+            Ok(_) => Ok(()),
+            Err(over) => Err(over.problem(in_all)),
+        }
+    }
+}
+
+/// Whether a caller may do what needs this.
+fn check_scope(caller: &Caller, needs: Needs) -> Result<(), Problem> {
+    match needs {
+        Needs::Scope(scope) if !caller.may(scope) => Err(lacks(scope)),
+        _ => Ok(()),
     }
 }
 
@@ -89,9 +160,12 @@ pub(super) fn admit(request: &HttpRequest, needs: Needs) -> Result<(), Problem> 
         return Ok(());
     }
     let door = request.app_data::<Data<Door>>().ok_or_else(no_door)?;
-    let caller = door.caller(request, needs)?;
+    let caller = door.caller(request)?;
     // In every line of the log from here on.
     tracing::Span::current().record("caller", caller.name.as_str());
+    // Before the scope: who asks for what it may not counts as well.
+    door.count(request, &caller, NonZeroU32::MIN, NonZeroU32::MIN)?;
+    check_scope(&caller, needs)?;
     request.extensions_mut().insert(caller);
     Ok(())
 }
@@ -103,6 +177,17 @@ pub(super) fn caller(request: &HttpRequest) -> Result<Arc<Caller>, Problem> {
         .get::<Arc<Caller>>()
         .cloned()
         .ok_or_else(no_door)
+}
+
+/// Counts a request as so many; as one it is counted already.
+pub(super) fn count_as(request: &HttpRequest, in_all: usize) -> Result<(), Problem> {
+    let in_all = u32::try_from(in_all).unwrap_or(u32::MAX);
+    let more = NonZeroU32::new(in_all.saturating_sub(1));
+    let (Some(more), Some(in_all)) = (more, NonZeroU32::new(in_all)) else {
+        return Ok(());
+    };
+    let door = request.app_data::<Data<Door>>().ok_or_else(no_door)?;
+    door.count(request, &*caller(request)?, more, in_all)
 }
 
 fn no_door() -> Problem {
@@ -153,10 +238,10 @@ pub(super) async fn log_in(
 ) -> Result<HttpResponse, Problem> {
     let login: Login = read_json(&request, payload, LOGIN_BYTES_MAX).await?;
     let mut answer = HttpResponse::NoContent();
-    if let Door::Keys(keys) = door.get_ref() {
+    if let Lock::Keys(keys) = &door.lock {
         let token = login.key.trim();
-        Door::unlock(keys, token, Needs::Scope(Scope::Admin))?;
-        answer.insert_header((SET_COOKIE, cookie(token, LOGGED_IN_FOR_S)));
+        check_scope(&*Door::unlock(keys, token)?, Needs::Scope(Scope::Admin))?;
+        answer.insert_header((SET_COOKIE, door.cookie(token, LOGGED_IN_FOR_S)));
     }
     Ok(answer.finish())
 }
@@ -166,14 +251,10 @@ pub(super) async fn log_in(
 /// The browser forgets the key.
 #[utoipa::path(post, path = "/logout", tag = "operations",
     responses((status = 204, description = "Logged out", headers(("Set-Cookie" = String, description = "Nothing")))))]
-pub(super) async fn log_out() -> HttpResponse {
+pub(super) async fn log_out(door: Data<Door>) -> HttpResponse {
     HttpResponse::NoContent()
-        .insert_header((SET_COOKIE, cookie("", 0)))
+        .insert_header((SET_COOKIE, door.cookie("", 0)))
         .finish()
-}
-
-fn cookie(value: &str, seconds: u32) -> String {
-    format!("{COOKIE}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict")
 }
 
 /// The token of `Authorization: Bearer`.

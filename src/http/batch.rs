@@ -147,6 +147,7 @@ pub(super) async fn place_all(
             "/orders", problem,
         )]));
     }
+    auth::count_as(&request, count)?;
     let orders = body.orders.iter().enumerate().map(|(index, text)| {
         parse(text.get().as_bytes())
             .and_then(|order: BatchOrder| order.parse(&caller))

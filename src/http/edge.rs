@@ -10,6 +10,7 @@ use std::sync::Arc;
 use actix_web::body::BoxBody;
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse};
 use actix_web::error::InternalError;
+use actix_web::http::Uri;
 use actix_web::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
@@ -21,8 +22,10 @@ use tracing::Instrument;
 
 use super::cors::{self, Cors, is_preflight};
 use super::drain::Drain;
-use super::problem::{CROSS_ORIGIN, Problem};
+use super::problem::{CROSS_ORIGIN, Problem, URI_TOO_LONG};
+use super::rate::{Counters, Standing};
 use super::request_id::{RequestId, X_REQUEST_ID};
+use super::unread::Held;
 use crate::domain::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use crate::traces::{Kind, Span};
 
@@ -42,19 +45,22 @@ const UNLESS_SAID: [(HeaderName, &str); 5] = [
 const FOREIGN_CHANGE: &str = "the browser says that this comes from a page of another origin, and http.cors_origins does not \
                               name it";
 
+/// Bytes of an address: a path and a query of it have a few hundred, and proxies on the way take no more either.
+const URI_BYTES_MAX: usize = 8 * 1024;
+
 /// What is around every request.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Edge(Arc<Shared>);
 
-#[derive(Debug)]
 struct Shared {
     drain: Drain,
     cors: Cors,
+    rates: Counters,
 }
 
 impl Edge {
-    pub(super) fn new(drain: Drain, cors: Cors) -> Self {
-        Self(Arc::new(Shared { drain, cors }))
+    pub(super) fn new(drain: Drain, cors: Cors, rates: Counters) -> Self {
+        Self(Arc::new(Shared { drain, cors, rates }))
     }
 
     /// Handles a request with all that is around it.
@@ -72,14 +78,21 @@ impl Edge {
             .0
             .cors
             .is_foreign_change(request.method(), request.headers());
-        let answering = if is_asking || is_foreign {
+        let refusal = if is_too_long(request.uri()) {
+            Some(Problem::new(
+                URI_TOO_LONG,
+                format!("an address may have at most {URI_BYTES_MAX} bytes"),
+            ))
+        } else if is_foreign {
+            Some(Problem::new(CROSS_ORIGIN, FOREIGN_CHANGE))
+        } else {
+            None
+        };
+        let answering = if is_asking || refusal.is_some() {
             let id = RequestId::of(request.headers());
-            let mut answer = if is_asking {
-                cors::preflight()
-            } else {
-                Problem::new(CROSS_ORIGIN, FOREIGN_CHANGE)
-                    .of_request(id.clone())
-                    .error_response()
+            let mut answer = match refusal {
+                Some(problem) => problem.of_request(id.clone()).error_response(),
+                None => cors::preflight(),
             };
             finish(&mut answer, &id, &self.0.drain);
             Either::Left(ready(Ok(request.into_response(answer))))
@@ -89,6 +102,12 @@ impl Edge {
         let edge = self.clone();
         async move {
             let mut answer = answering.await?;
+            if !edge.0.rates.is_off() {
+                let standing = answer.request().extensions().get::<Standing>().copied();
+                if let Some(standing) = standing {
+                    standing.say(answer.headers_mut());
+                }
+            }
             if edge.0.cors.is_on() {
                 cors::vary(answer.headers_mut());
             }
@@ -100,9 +119,14 @@ impl Edge {
     }
 }
 
+fn is_too_long(uri: &Uri) -> bool {
+    uri.path_and_query()
+        .is_some_and(|text| text.as_str().len() > URI_BYTES_MAX)
+}
+
 fn answer<S>(
     drain: Drain,
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     routes: &S,
 ) -> impl Future<Output = Result<ServiceResponse<BoxBody>, Error>> + use<S>
 where
@@ -117,6 +141,7 @@ where
     }
     // For handlers that tell of problems inside their answers.
     request.extensions_mut().insert(id.clone());
+    let unread = Held::of(&mut request);
     let answering = routes.call(request);
     async move {
         // What a handler shares with others are handles, which a panic leaves usable.
@@ -133,7 +158,10 @@ where
                 }
                 finish(answer.response_mut(), &id, &drain);
                 describe(&mut trace, &answer);
-                Ok(answer)
+                Ok(match unread {
+                    Some(held) => held.by(answer),
+                    None => answer,
+                })
             }
             Err(panic) => {
                 span.in_scope(|| tracing::error!(panic = text_of(&*panic), "a handler panicked"));
@@ -245,6 +273,7 @@ mod tests {
 
     use super::super::problem::{INTERNAL, LOGGED};
     use super::*;
+    use crate::limit::{RateLimits, Rates};
 
     /// What a server answers whose handlers are broken in this way and that.
     async fn answer(path: &str) -> (StatusCode, HeaderMap, Value) {
@@ -258,7 +287,11 @@ mod tests {
         async fn without_data(_: web::Data<u8>) -> &'static str {
             "never"
         }
-        let edge = Edge::new(Drain::default(), Cors::default());
+        let edge = Edge::new(
+            Drain::default(),
+            Cors::default(),
+            Counters::new(RateLimits::new(Rates::default())),
+        );
         let app = App::new()
             .route("/panic", web::get().to(panicking))
             .route("/typed/{id}", web::get().to(typed))
@@ -343,7 +376,11 @@ mod tests {
             .with_writer(move || writer.clone())
             .finish();
         let _logging = tracing::subscriber::set_default(subscriber);
-        let edge = Edge::new(Drain::default(), Cors::default());
+        let edge = Edge::new(
+            Drain::default(),
+            Cors::default(),
+            Counters::new(RateLimits::new(Rates::default())),
+        );
         let app = App::new()
             .route("/", web::get().to(logging))
             .wrap_fn(move |request, routes| edge.around(request, routes));

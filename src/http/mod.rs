@@ -23,16 +23,28 @@ mod probe;
 pub mod problem;
 mod products;
 mod query;
+mod rate;
 mod request_id;
 mod routes;
+mod stream;
+mod tls;
+mod unread;
 mod vendors;
 
-use std::any::Any;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use actix_http::HttpService;
+use actix_http::error::DispatchError;
+use actix_server::GracefulShutdownSignal;
+use actix_service::{
+    IntoServiceFactory, ServiceFactory, ServiceFactoryExt, fn_service, map_config,
+};
+use actix_web::dev::AppConfig;
 use actix_web::dev::Server;
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::{App, HttpRequest, HttpResponse, web};
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::app::accept::Accept;
 use crate::app::events::Events;
@@ -57,7 +69,8 @@ pub use metrics::MetricsListener;
 pub use probe::{Probe, SideDoor};
 use problem::{Problem, problems_of_extractors};
 use routes::At;
-use socket2::SockRef;
+use stream::Stream;
+pub use tls::{Tls, TlsError, TlsFiles};
 use tracing::Instrument;
 
 /// Largest body of a request. An order with 100 lines of the longest product ids takes half of it.
@@ -70,8 +83,7 @@ const SEND_DEADLINE: Duration = Duration::from_secs(5);
 const TAKE_DEADLINE: Duration = Duration::from_secs(60);
 /// An idle connection is kept this long.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
-/// Connections of one process that are served at once, and that wait to be.
-const CONNECTIONS_MAX: usize = 10_000;
+/// Connections that wait to be served, as far as the kernel allows.
 const BACKLOG: u32 = 1024;
 
 /// What the handlers work with.
@@ -97,6 +109,20 @@ pub struct State {
     pub gauges: std::sync::Arc<Gauges>,
 }
 
+/// How a server is to be.
+pub struct Settings {
+    /// Who is let in.
+    pub door: Door,
+    /// What TLS is spoken with; none where it is not.
+    pub tls: Option<Tls>,
+    /// Whose pages may call.
+    pub cors_origins: Vec<String>,
+    /// Connections that are served at once.
+    pub connections_max: usize,
+    /// How long the end may take.
+    pub shutdown_deadline: Duration,
+}
+
 /// Prepares a server on a listening socket and a side door, its end, and what sees by the side door whether it answers.
 /// It runs when it is awaited.
 ///
@@ -106,54 +132,102 @@ pub fn server(
     listening: Listening,
     side_door: SideDoor,
     state: State,
-    door: Door,
-    shutdown_deadline: Duration,
-    cors_origins: Vec<String>,
+    settings: Settings,
 ) -> std::io::Result<(Server, Ending, Probe)> {
     let (listener, closing) = listening.split()?;
-    let gauges = web::Data::from(state.gauges.clone());
-    let state = web::Data::new(state);
-    let door = web::Data::new(door);
     let drain = Drain::default();
-    let edge = Edge::new(drain.clone(), Cors::new(cors_origins));
-    let (for_app, for_connections) = (drain.clone(), drain.clone());
-    let (side_door, probe) = side_door.split(drain.clone());
-    let server = HttpServer::new(move || {
-        let (drain, edge) = (for_app.clone(), edge.clone());
-        App::new()
-            .app_data(state.clone())
-            .app_data(door.clone())
-            .app_data(gauges.clone())
-            .app_data(web::Data::new(drain))
-            .configure(configure)
-            .wrap_fn(move |request, routes| edge.around(request, routes))
-    })
-    .on_connect(move |stream, connection| {
-        give_up_what_takes_nothing(stream);
-        connection.insert(for_connections.connection());
-    })
-    .keep_alive(KEEP_ALIVE)
-    .client_request_timeout(SEND_DEADLINE)
-    .client_disconnect_timeout(SEND_DEADLINE)
-    .max_connections(CONNECTIONS_MAX)
-    .backlog(BACKLOG)
-    .shutdown_timeout(shutdown_deadline.as_secs().max(1))
-    // The process has its own signals.
-    .disable_signals()
-    .listen(listener)?
-    .listen_uds(side_door)?
-    .run();
+    let workers = std::thread::available_parallelism().map_or(1, Into::into);
+    // Each worker has its part, so that there may be a few more than are asked for.
+    let of_each = settings.connections_max.div_ceil(workers);
+    let (side_door, probe) = side_door.split(drain.clone(), workers, of_each * workers);
+    let builder = Server::build()
+        .workers(workers)
+        .max_concurrent_connections(of_each)
+        .backlog(BACKLOG)
+        .shutdown_timeout(settings.shutdown_deadline.as_secs().max(1))
+        // The process has its own signals.
+        .disable_signals();
+    let parts = Parts {
+        gauges: web::Data::from(state.gauges.clone()),
+        state: web::Data::new(state),
+        edge: Edge::new(
+            drain.clone(),
+            Cors::new(settings.cors_origins),
+            settings.door.counters(),
+        ),
+        door: web::Data::new(settings.door),
+        drain: drain.clone(),
+        ending: builder.graceful_shutdown_signal(),
+    };
+    let acceptor = settings.tls.map(|tls| tls.acceptor()).transpose()?;
+    let (for_network, for_side_door) = (parts.clone(), parts);
+    let server = builder
+        .listen("the API", listener, move || {
+            let (drain, acceptor) = (for_network.drain.clone(), acceptor.clone());
+            fn_service(move |stream: TcpStream| {
+                let (counted, acceptor) = (drain.connection(), acceptor.clone());
+                async move {
+                    let taken = Stream::of_network(stream, counted, acceptor).await;
+                    taken.map_err(DispatchError::Io)
+                }
+            })
+            .and_then(for_network.service())
+        })?
+        .listen_uds("the side door", side_door, move || {
+            let drain = for_side_door.drain.clone();
+            fn_service(move |stream: UnixStream| {
+                let stream = Stream::Local(stream, drain.connection());
+                async move { Ok((stream, None)) }
+            })
+            .and_then(for_side_door.service())
+        })?
+        .run();
     let ending = Ending::new(server.handle(), drain, closing);
     Ok((server, ending, probe))
 }
 
-/// Lets the kernel close a connection whose peer is there and reads nothing: the server itself would keep it, and what it
-/// has for it, for ever.
-fn give_up_what_takes_nothing(stream: &dyn Any) {
-    if let Some(stream) = stream.downcast_ref::<actix_web::rt::net::TcpStream>()
-        && let Err(error) = SockRef::from(stream).set_tcp_user_timeout(Some(TAKE_DEADLINE))
-    {
-        tracing::debug!(%error, "a connection has no deadline for what it is sent");
+/// What each worker makes its part of the server of.
+#[derive(Clone)]
+struct Parts {
+    state: web::Data<State>,
+    gauges: web::Data<Gauges>,
+    door: web::Data<Door>,
+    edge: Edge,
+    drain: Drain,
+    ending: GracefulShutdownSignal,
+}
+
+impl Parts {
+    /// Answers the requests of a connection.
+    fn service(
+        &self,
+    ) -> impl ServiceFactory<
+        (Stream, Option<SocketAddr>),
+        Config = (),
+        Response = (),
+        Error = DispatchError,
+        InitError = (),
+    > + use<> {
+        let edge = self.edge.clone();
+        let app = App::new()
+            .app_data(self.state.clone())
+            .app_data(self.door.clone())
+            .app_data(self.gauges.clone())
+            .app_data(web::Data::new(self.drain.clone()))
+            .configure(configure)
+            .wrap_fn(move |request, routes| edge.around(request, routes))
+            .into_factory()
+            .map_err(|error: actix_web::Error| error.error_response());
+        let ending = self.ending.clone();
+        HttpService::build()
+            .graceful_shutdown_signal(move || {
+                let ending = ending.clone();
+                async move { ending.notified().await }
+            })
+            .keep_alive(KEEP_ALIVE)
+            .client_request_timeout(SEND_DEADLINE)
+            .client_disconnect_timeout(SEND_DEADLINE)
+            .h1(map_config(app, |()| AppConfig::default()))
     }
 }
 

@@ -21,6 +21,8 @@ use super::problem::{self, CODES, Code, ProblemBody};
             - Where the installation requires keys (`http.require_keys`), each request but those for `/healthz`, `/readyz` and \
             this description has one: `Authorization: Bearer …`, with the scope that the operation names; the scope `admin` \
             is all of them. Each caller sees and repeats only its own orders.\n\
+            - Where the installation limits how much a caller may ask for, `RateLimit` says how it stands, and more is answered \
+            429 with `Retry-After`; a batch counts as its orders.\n\
             - Fields that are not described are refused. Times are RFC 3339, in UTC.\n\
             - Lists come in pages: `limit` is 1 to 200, and `nextCursor` leads to the next one, also as `Link: <…>; rel=\"next\"`.\n\
             - Bodies of requests have at most 64 KiB, unless an operation says otherwise. Answers to GET of 1 KiB and more \
@@ -85,10 +87,20 @@ pub fn document() -> Value {
         .map(|code| (code.code.to_owned(), json!({ "value": example_of(code) })))
         .collect();
     document["components"]["examples"] = Value::Object(examples);
-    document["components"]["headers"] = json!({ "X-Request-Id": {
-        "description": "Which request it was: its caller's name for it, or ours. It is in our log.",
-        "schema": { "type": "string" },
-    }});
+    document["components"]["headers"] = json!({
+        "X-Request-Id": {
+            "description": "Which request it was: its caller's name for it, or ours. It is in our log.",
+            "schema": { "type": "string" },
+        },
+        "RateLimit": {
+            "description": "Where the installation limits callers: how many requests may still come at once (`r`), and the seconds after which all may again (`t`)",
+            "schema": { "type": "string", "examples": ["\"caller\";r=4;t=3"] },
+        },
+        "RateLimit-Policy": {
+            "description": "Where the installation limits callers: how many requests may come at once (`q`), and the seconds in which so many come again (`w`)",
+            "schema": { "type": "string", "examples": ["\"caller\";q=25;w=3"] },
+        },
+    });
     document["components"]["parameters"] = json!({ "X-Request-Id": {
         "name": "X-Request-Id", "in": "header", "required": false,
         "description": "Your name for this request, to find it in our log: 1 to 64 of A-Z a-z 0-9 - . _ ~ : = + @; another one is not taken over",
@@ -339,6 +351,14 @@ fn complete(path: &str, method: &str, needs: Needs, operation: &mut Value) {
         response["headers"]["X-Request-Id"] =
             json!({ "$ref": "#/components/headers/X-Request-Id" });
     }
+    if needs != Needs::Nothing {
+        for (_, response) in operation["responses"].as_object_mut().into_iter().flatten() {
+            for name in ["RateLimit", "RateLimit-Policy"] {
+                let place = format!("#/components/headers/{name}");
+                response["headers"][name] = json!({ "$ref": place });
+            }
+        }
+    }
     let parameter = json!({ "$ref": "#/components/parameters/X-Request-Id" });
     match operation["parameters"].as_array_mut() {
         Some(parameters) => parameters.push(parameter),
@@ -364,13 +384,18 @@ fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'
     ]
     .iter()
     .any(|ours| path == "/" || path.starts_with(ours));
-    let mut codes = vec![p::NOT_ACCEPTABLE, p::INTERNAL];
+    let mut codes = vec![p::NOT_ACCEPTABLE, p::URI_TOO_LONG, p::INTERNAL];
     if !is_ours_alone {
         codes.push(p::UNAVAILABLE);
     }
     if needs != Needs::Nothing {
         // The keys are not known.
-        codes.extend([p::UNAUTHENTICATED, p::INVALID_KEY, p::UNAVAILABLE]);
+        codes.extend([
+            p::UNAUTHENTICATED,
+            p::INVALID_KEY,
+            p::RATE_LIMITED,
+            p::UNAVAILABLE,
+        ]);
     }
     if matches!(needs, Needs::Scope(_)) {
         codes.push(p::INSUFFICIENT_SCOPE);
@@ -445,7 +470,7 @@ fn add_problems(operation: &mut Value, status: u16, codes: &[&Code]) {
             "schema": { "type": "string" },
         });
     }
-    if status == 503 {
+    if status == 429 || status == 503 {
         response["headers"]["Retry-After"] = json!({
             "description": "Seconds after which to try again",
             "schema": { "type": "integer" },

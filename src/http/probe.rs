@@ -13,7 +13,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use uuid::Uuid;
 
-use super::CONNECTIONS_MAX;
 use super::drain::Drain;
 
 /// `/healthz` takes a millisecond; a worker that keeps it waiting for so long is taken for stuck.
@@ -41,11 +40,17 @@ impl SideDoor {
         Ok(Self { name, listener })
     }
 
-    pub(super) fn split(self, drain: Drain) -> (UnixListener, Probe) {
+    pub(super) fn split(
+        self,
+        drain: Drain,
+        workers: usize,
+        connections_max: usize,
+    ) -> (UnixListener, Probe) {
         let probe = Probe {
             // So the runtime's sockets are told a name that is no path.
             address: format!("\0{}", self.name),
-            workers: std::thread::available_parallelism().map_or(1, Into::into),
+            workers,
+            connections_max,
             drain,
             answers_seen: Arc::default(),
         };
@@ -58,6 +63,7 @@ pub struct Probe {
     address: String,
     /// Connections are dealt to the workers in turn, so as many questions meet each of them, as a rule.
     workers: usize,
+    connections_max: usize,
     drain: Drain,
     answers_seen: Arc<AtomicU64>,
 }
@@ -70,7 +76,7 @@ impl Probe {
         let answers = self.drain.answers();
         let others_are_answered = self.answers_seen.swap(answers, Ordering::Relaxed) != answers;
         asked.into_iter().all(|good| good)
-            || (self.drain.open() >= CONNECTIONS_MAX && others_are_answered)
+            || (self.drain.open() >= self.connections_max && others_are_answered)
     }
 
     async fn ask(&self) -> bool {
@@ -92,8 +98,13 @@ impl Probe {
 mod tests {
     use super::*;
 
+    const CONNECTIONS_MAX: usize = 10;
+
     fn probe() -> (UnixListener, Probe) {
-        let (listener, probe) = SideDoor::open().expect("a socket").split(Drain::default());
+        let (listener, probe) =
+            SideDoor::open()
+                .expect("a socket")
+                .split(Drain::default(), 2, CONNECTIONS_MAX);
         listener.set_nonblocking(true).expect("set");
         (listener, probe)
     }

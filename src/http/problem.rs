@@ -74,12 +74,16 @@ codes! {
         "Read it again, and repeat the request with the new ETag.";
     BODY_TOO_LARGE = 413 "body_too_large", "The body is too large",
         "Send less at once; the limit is named.";
+    URI_TOO_LONG = 414 "uri_too_long", "The address is too long",
+        "Ask for less; the limit is named.";
     UNSUPPORTED_MEDIA_TYPE = 415 "unsupported_media_type", "The body must be application/json",
         "Send JSON, as Content-Type: application/json.";
     VALIDATION_FAILED = 422 "validation_failed", "The request is not valid",
         "Mend the fields that the pointers name.";
     IDEMPOTENCY_CONFLICT = 422 "idempotency_conflict", "The idempotency key belongs to another request",
         "Use a new key for a new order.";
+    RATE_LIMITED = 429 "rate_limited", "Too many requests of this caller",
+        "Nothing was done; repeat it after Retry-After, and more slowly.";
     INTERNAL = 500 "internal", "Something went wrong here",
         "Ours to mend: it is in the log under the request's id.";
     UNAVAILABLE = 503 "unavailable", "Temporarily unavailable",
@@ -153,6 +157,12 @@ impl Problem {
     /// The same problem, with the value of `WWW-Authenticate`.
     pub(super) fn challenging(mut self, challenge: String) -> Self {
         self.0.challenge = Some(challenge);
+        self
+    }
+
+    /// The same problem, which is over after so many seconds.
+    pub(super) fn after(mut self, seconds: u32) -> Self {
+        self.0.retry_after_s = Some(seconds);
         self
     }
 

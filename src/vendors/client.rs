@@ -66,10 +66,11 @@ impl Client {
     /// Prepares a client; nothing is connected before the first call.
     ///
     /// # Errors
-    /// The TLS library cannot be set up.
+    /// The TLS library cannot be set up, or `api_ca` has no certificates in PEM.
     pub fn new(
         api_url: &str,
         api_key: Option<&str>,
+        api_ca: Option<&[u8]>,
         timeout: Duration,
     ) -> Result<Self, reqwest::Error> {
         // Fails only when a provider was set before, and any will do.
@@ -83,6 +84,9 @@ impl Client {
         if api_url.starts_with("http:") {
             // Each client reads all certificates of the machine, and this one is never asked to trust any.
             http = http.tls_certs_only([]);
+        }
+        if let Some(pem) = api_ca {
+            http = http.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem)?);
         }
         let http = http.build()?;
         // The configuration lets no key through that a header cannot have.

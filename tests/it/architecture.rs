@@ -38,7 +38,9 @@ const MAY_NAME: [(&str, &[&str]); 22] = [
     ),
     (
         "http",
-        &["app", "db", "domain", "metrics", "mq", "traces", "vendors"],
+        &[
+            "app", "db", "domain", "limit", "metrics", "mq", "traces", "vendors",
+        ],
     ),
     (
         "consumers",
@@ -107,7 +109,7 @@ const KEPT_IN: [(&str, &[&str]); 12] = [
     ("clap", &["cli", "commands"]),
     ("clap_complete", &["cli", "commands"]),
     ("clap_mangen", &["commands"]),
-    ("nix", &["local"]),
+    ("nix", &["commands", "local"]),
     ("prometheus", &["metrics"]),
 ];
 

@@ -55,6 +55,57 @@ async fn what_it_reports_is_what_really_ended() {
     assert_eq!(shop.count(of_hot).await, 0, "the hot one is the first");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn where_keys_are_required_it_measures_with_one() {
+    let mut shop = Shop::new().await;
+    shop.reconfigure(|text| text.replace("[http]\n", "[http]\nrequire_keys = true\n"));
+    let arguments = [
+        "keys",
+        "create",
+        "bench",
+        "--scope",
+        "orders:write,orders:read",
+    ];
+    let made = shop.run(&arguments).await;
+    let key = made.stdout.lines().next().expect("a key").to_owned();
+    shop.sync().await;
+    // Its vendors' API asks for a key too, so nothing is told.
+    let _parts = (shop.serve().await, shop.work());
+    let fixed = [
+        "bench",
+        "--url",
+        &shop.url,
+        "--json",
+        "--warm-up",
+        "0",
+        "--duration",
+        "1",
+    ];
+    let refused = Process::run(&[&fixed[..], &["--drain", "1"]].concat()).await;
+    assert_eq!(refused.code, Some(4), "{refused:?}");
+    assert!(refused.stderr.contains("401"), "{refused:?}");
+    crate::support::eventually("the key is known", || async {
+        let asked = shop
+            .http
+            .get(format!("{}/orders", shop.url))
+            .bearer_auth(&key);
+        let answer = asked.send().await.ok()?;
+        (answer.status() == 200).then_some(())
+    })
+    .await;
+    for (argument, variables) in [
+        (&["--api-key", key.as_str()][..], &[][..]),
+        (&[], &[("STOCKCTL_API_KEY", key.as_str())]),
+    ] {
+        let arguments = [&fixed[..], &["--drain", "1"], argument].concat();
+        let ended = Process::start(&arguments, variables).ended().await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+        assert!(report["accepted"]["orders"].as_i64() > Some(0), "{report}");
+        assert!(!ended.stderr.contains(&key), "{ended:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_cannot_be_measured_is_told_why() {
     for (arguments, code, text) in [

@@ -176,8 +176,10 @@ async fn the_help_texts_say_what_there_is() {
     Options:
       -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
                            STOCKCTL_CONFIG=]
-          --url <URL>      Base of the HTTP API [default: http:// and http.listen of the configuration]
-                           [env: STOCKCTL_URL]
+          --url <URL>      Base of the HTTP API [default: http.listen of the configuration, with
+                           https:// where it has TLS] [env: STOCKCTL_URL]
+          --ca <FILE>      PEM file of authorities that are trusted beside the system's, for https:
+                           [env: STOCKCTL_CA]
           --json           Print the API's own answers, a line each
       -h, --help           Print help
 
@@ -193,11 +195,13 @@ async fn the_help_texts_say_what_there_is() {
       -c, --config <FILE>     Configuration file [default: .stockctl/config.toml, if there is one] [env:
                               STOCKCTL_CONFIG=]
           --reference <TEXT>  A remark of yours, which is shown with the order
-          --url <URL>         Base of the HTTP API [default: http:// and http.listen of the
-                              configuration] [env: STOCKCTL_URL]
-          --json              Print the API's own answers, a line each
+          --url <URL>         Base of the HTTP API [default: http.listen of the configuration, with
+                              https:// where it has TLS] [env: STOCKCTL_URL]
+          --ca <FILE>         PEM file of authorities that are trusted beside the system's, for https:
+                              [env: STOCKCTL_CA]
           --key <KEY>         Your name for this order: with the same key it is the same order, however
                               often it is placed [default: a new one]
+          --json              Print the API's own answers, a line each
           --wait <SECONDS>    Wait so many seconds for the decision (exit code 5 unless it is confirmed,
                               1 when it is pending still)
       -h, --help              Print help
@@ -213,8 +217,10 @@ async fn the_help_texts_say_what_there_is() {
     Options:
       -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
                            STOCKCTL_CONFIG=]
-          --url <URL>      Base of the HTTP API [default: http:// and http.listen of the configuration]
-                           [env: STOCKCTL_URL]
+          --url <URL>      Base of the HTTP API [default: http.listen of the configuration, with
+                           https:// where it has TLS] [env: STOCKCTL_URL]
+          --ca <FILE>      PEM file of authorities that are trusted beside the system's, for https:
+                           [env: STOCKCTL_CA]
           --json           Print the API's own answers, a line each
       -h, --help           Print help
 
@@ -228,10 +234,12 @@ async fn the_help_texts_say_what_there_is() {
                                [env: STOCKCTL_CONFIG=]
           --status <STATUS>    Only orders that stand so: pending, confirmed, rejected, failed or
                                cancelled
-          --url <URL>          Base of the HTTP API [default: http:// and http.listen of the
-                               configuration] [env: STOCKCTL_URL]
-          --json               Print the API's own answers, a line each
+          --url <URL>          Base of the HTTP API [default: http.listen of the configuration, with
+                               https:// where it has TLS] [env: STOCKCTL_URL]
+          --ca <FILE>          PEM file of authorities that are trusted beside the system's, for https:
+                               [env: STOCKCTL_CA]
           --product <PRODUCT>  Only orders with a line of this product
+          --json               Print the API's own answers, a line each
           --limit <N>          At most so many: 1 to 10000 [default: 50]
       -h, --help               Print help
 
@@ -246,8 +254,10 @@ async fn the_help_texts_say_what_there_is() {
     Options:
       -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
                            STOCKCTL_CONFIG=]
-          --url <URL>      Base of the HTTP API [default: http:// and http.listen of the configuration]
-                           [env: STOCKCTL_URL]
+          --url <URL>      Base of the HTTP API [default: http.listen of the configuration, with
+                           https:// where it has TLS] [env: STOCKCTL_URL]
+          --ca <FILE>      PEM file of authorities that are trusted beside the system's, for https:
+                           [env: STOCKCTL_CA]
           --json           Print the API's own answers, a line each
       -h, --help           Print help
 
@@ -264,8 +274,10 @@ async fn the_help_texts_say_what_there_is() {
     Options:
       -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
                            STOCKCTL_CONFIG=]
-          --url <URL>      Base of the HTTP API [default: http:// and http.listen of the configuration]
-                           [env: STOCKCTL_URL]
+          --url <URL>      Base of the HTTP API [default: http.listen of the configuration, with
+                           https:// where it has TLS] [env: STOCKCTL_URL]
+          --ca <FILE>      PEM file of authorities that are trusted beside the system's, for https:
+                           [env: STOCKCTL_CA]
           --json           Print the API's own answers, a line each
       -h, --help           Print help
 
@@ -278,11 +290,13 @@ async fn the_help_texts_say_what_there_is() {
       -c, --config <FILE>    Configuration file [default: .stockctl/config.toml, if there is one] [env:
                              STOCKCTL_CONFIG=]
           --query <TEXT>     Only products with this in their id or a name, in upper or lower case
-          --url <URL>        Base of the HTTP API [default: http:// and http.listen of the
-                             configuration] [env: STOCKCTL_URL]
-          --json             Print the API's own answers, a line each
+          --url <URL>        Base of the HTTP API [default: http.listen of the configuration, with
+                             https:// where it has TLS] [env: STOCKCTL_URL]
+          --ca <FILE>        PEM file of authorities that are trusted beside the system's, for https:
+                             [env: STOCKCTL_CA]
           --vendor <VENDOR>  Only products that this vendor has listed
           --in-stock         Only products that are available; with --vendor, at that vendor
+          --json             Print the API's own answers, a line each
           --limit <N>        At most so many: 1 to 10000 [default: 50]
       -h, --help             Print help
 
@@ -297,8 +311,10 @@ async fn the_help_texts_say_what_there_is() {
     Options:
       -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
                            STOCKCTL_CONFIG=]
-          --url <URL>      Base of the HTTP API [default: http:// and http.listen of the configuration]
-                           [env: STOCKCTL_URL]
+          --url <URL>      Base of the HTTP API [default: http.listen of the configuration, with
+                           https:// where it has TLS] [env: STOCKCTL_URL]
+          --ca <FILE>      PEM file of authorities that are trusted beside the system's, for https:
+                           [env: STOCKCTL_CA]
           --json           Print the API's own answers, a line each
       -h, --help           Print help
 
@@ -386,6 +402,9 @@ async fn the_help_texts_say_what_there_is() {
       -c, --config <FILE>        Configuration file [default: .stockctl/config.toml, if there is one]
                                  [env: STOCKCTL_CONFIG=]
           --url <URL>            Base of the HTTP API [default: http://127.0.0.1:8080]
+          --api-key <KEY>        An API key with the scopes orders:write and orders:read; better in the
+                                 variable, since everybody on the machine can read arguments [env:
+                                 STOCKCTL_API_KEY]
           --connections <N>      Connections, each with one request at a time [default: 64]
           --rate <N>             Orders a second, whatever the answers take; without it each connection
                                  waits for its answer

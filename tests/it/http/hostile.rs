@@ -102,6 +102,10 @@ fn ambiguous() -> Vec<(&'static str, String)> {
             chunked(te).replace("\r\n1f\r\n", "\r\n1f;a=\n\r\n"),
         ),
         (
+            "chunks beside a list of codings",
+            chunked("Transfer-Encoding: identity, chunked\r\nContent-Length: 0\r\n"),
+        ),
+        (
             "NUL in a header",
             of_length(&format!("X-A: \0\r\n{length}")),
         ),

@@ -22,12 +22,12 @@ async fn shop() -> Shop {
     shop
 }
 
-fn require_keys(shop: &mut Shop) {
+pub(super) fn require_keys(shop: &mut Shop) {
     shop.reconfigure(|text| text.replace("[http]\n", "[http]\nrequire_keys = true\n"));
 }
 
 /// A new key's id, and the header that has it.
-async fn key(shop: &Shop, caller: &str, scopes: &[Scope]) -> (KeyId, String) {
+pub(super) async fn key(shop: &Shop, caller: &str, scopes: &[Scope]) -> (KeyId, String) {
     let scopes = scopes.iter().copied().collect();
     let context = shop.context_here();
     let made = keys::create(&context, caller.into(), scopes, Utc::now(), None);
@@ -35,7 +35,7 @@ async fn key(shop: &Shop, caller: &str, scopes: &[Scope]) -> (KeyId, String) {
     (key.id, format!("Bearer {}", token.reveal()))
 }
 
-async fn ask_with(
+pub(super) async fn ask_with(
     shop: &Shop,
     authorization: &str,
     method: Method,
@@ -54,7 +54,7 @@ async fn becomes<F: Future<Output = Answer>>(what: &str, ask: impl Fn() -> F, st
     .await;
 }
 
-async fn is_let_in(shop: &Shop, authorization: &str) {
+pub(super) async fn is_let_in(shop: &Shop, authorization: &str) {
     let ask = || ask_with(shop, authorization, Method::GET, "/products", "");
     becomes("the key is known", ask, 200).await;
 }

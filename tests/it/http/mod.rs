@@ -3,6 +3,7 @@
 mod bad_input;
 mod batch;
 mod cancel;
+mod connections;
 mod described;
 mod edge;
 mod events;
@@ -14,6 +15,8 @@ mod listing;
 mod operations;
 mod outage;
 mod page;
+mod rates;
+mod tls;
 mod vendors;
 mod waiting;
 

@@ -126,6 +126,11 @@ impl Process {
         Self::start(&[&["--config", file], arguments].concat(), &[])
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id().expect("not ended yet")
+    }
+
     /// `kill -9`, and its end.
     pub(crate) async fn kill(&mut self) {
         self.child.kill().await.expect("ours to kill");

@@ -1,0 +1,157 @@
+//! Many connections, and slow ones: none keeps the others from ordering.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::ask;
+use crate::support::{DEADLINE, Process, Shop, eventually};
+
+const IDLE: usize = 10_000;
+/// Connections from one address of this machine to the same port are limited by the ports that there are.
+const OF_ONE_ADDRESS: usize = 2_500;
+/// Opened at once: the backlog is not to overflow.
+const AT_ONCE: usize = 100;
+const ALIVE: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+
+fn configure(shop: &mut Shop, connections_max: usize) {
+    shop.reconfigure(|text| {
+        text.replace(
+            "[http]\n",
+            &format!("[http]\nconnections_max = {connections_max}\n"),
+        )
+    });
+}
+
+fn serve(shop: &Shop) -> Process {
+    let file = shop.config_file.to_str().expect("UTF-8");
+    Process::start_with_socket(&["--config", file, "serve"], shop.listener(), &[])
+}
+
+/// Opens a connection from an address, has one request answered, and leaves it open.
+async fn idle(from: Ipv4Addr, to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::from((from, 0))).expect("bound");
+    let mut stream = socket.connect(to).await.expect("connects");
+    stream.write_all(ALIVE).await.expect("sent");
+    let mut begin = [0; 12];
+    stream.read_exact(&mut begin).await.expect("answered");
+    assert_eq!(&begin, b"HTTP/1.1 200");
+    stream
+}
+
+/// All that is answered until the server closes the connection.
+async fn to_its_end(stream: &mut TcpStream) -> String {
+    let mut answer = Vec::new();
+    let reading = stream.read_to_end(&mut answer);
+    let ended = tokio::time::timeout(DEADLINE, reading).await;
+    ended.expect("it is closed").ok();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// The memory of a process that is in use, in KiB.
+fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("readable");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.expect("a line").trim().trim_end_matches(" kB");
+    number.parse().expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_idle_connections_keep_nobody_from_ordering() {
+    let shop = Shop::new().await;
+    let mut api = serve(&shop);
+    eventually("the API is alive", || async {
+        let asked = shop.http.get(format!("{}/healthz", shop.url)).send();
+        asked.await.ok()
+    })
+    .await;
+    let (address, before) = (shop.config.http.listen, resident_kib(api.id()));
+    let mut open = Vec::with_capacity(IDLE);
+    while open.len() < IDLE {
+        let from = u8::try_from(open.len() / OF_ONE_ADDRESS).expect("few") + 2;
+        let from = Ipv4Addr::new(127, 0, 0, from);
+        let more = (0..AT_ONCE).map(|_| idle(from, address));
+        open.extend(futures_util::future::join_all(more).await);
+    }
+    let (status, order) = shop
+        .post("/orders", json!({"productId": "p1", "quantity": 1}))
+        .await;
+    assert_eq!(status, 202, "{order}");
+    // Still open: the server closes none of them to make room.
+    for stream in open.iter_mut().rev().take(10) {
+        stream.write_all(ALIVE).await.expect("sent");
+    }
+    let of_each = resident_kib(api.id()).saturating_sub(before) / u64::try_from(IDLE).expect("few");
+    assert!(of_each < 40, "{of_each} KiB for each");
+    drop(open);
+    assert_eq!(api.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_when_all_connections_are_taken_waits_for_one_to_close() {
+    let mut shop = Shop::new().await;
+    let workers = std::thread::available_parallelism().expect("known").get();
+    configure(&mut shop, workers);
+    let mut api = serve(&shop);
+    let address = shop.config.http.listen;
+    let mut open = Vec::new();
+    for _ in 0..workers {
+        open.push(idle(Ipv4Addr::LOCALHOST, address).await);
+    }
+    let mut waiting = TcpStream::connect(address).await.expect("connects");
+    waiting.write_all(ALIVE).await.expect("sent");
+    let mut begin = [0; 12];
+    let early = tokio::time::timeout(Duration::from_millis(500), waiting.read(&mut begin)).await;
+    assert!(early.is_err(), "nobody has closed one yet");
+    open.pop();
+    let answered = tokio::time::timeout(DEADLINE, waiting.read_exact(&mut begin)).await;
+    answered.expect("in time").expect("answered");
+    assert_eq!(&begin, b"HTTP/1.1 200");
+    drop((open, waiting));
+    assert_eq!(api.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_or_a_body_that_does_not_come_is_not_waited_for() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let head = "POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+    let body = format!("{head}Content-Length: 31\r\n\r\n{{\"productId\":");
+    let chunks = format!("{head}Transfer-Encoding: chunked\r\n\r\n1f\r\n{{\"pro");
+    let slow = ["", "GET", head, &body, &chunks].map(|sent| {
+        let sent = sent.to_owned();
+        let address = shop.config.http.listen;
+        async move {
+            let mut stream = TcpStream::connect(address).await.expect("connects");
+            stream.write_all(sent.as_bytes()).await.expect("sent");
+            (to_its_end(&mut stream).await, sent)
+        }
+    });
+    for (answer, sent) in futures_util::future::join_all(slow).await {
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{sent:?}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.").count(), 1, "{sent:?}: {answer}");
+        let is_of_body = sent.contains("\r\n\r\n");
+        assert_eq!(
+            answer.contains("request_timeout"),
+            is_of_body,
+            "{sent:?}: {answer}"
+        );
+    }
+    assert_eq!(super::orders_written(&shop).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_too_long_is_told_so() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let path = |length: usize| format!("/products?q={}", "a".repeat(length - "/products?q=".len()));
+    let answer = ask(&shop, Method::GET, &path(8 * 1024 + 1), &[], "").await;
+    assert_eq!(answer.problem(), "414 uri_too_long");
+    let answer = ask(&shop, Method::GET, &path(8 * 1024), &[], "").await;
+    assert!(answer.problem().starts_with("400 invalid_parameter"));
+}
