@@ -181,8 +181,11 @@ async fn the_configuration_is_shown_with_origins_and_without_secrets() {
     database.pool_size = 8                                        # built-in default
     database.statement_timeout_ms = 5000                          # built-in default
     database.url = "postgres://u:***@127.0.0.1:1/ordersdb"        # shop.toml, line 2
+    events.kept_for_ms = 86400000                                 # built-in default
+    http.connections_max = 20000                                  # built-in default
     http.cors_origins = []                                        # built-in default
     http.listen = "127.0.0.1:8080"                                # built-in default
+    http.rate_limit_overrides = []                                # built-in default
     http.require_keys = false                                     # built-in default
     http.shutdown_deadline_ms = 10000                             # built-in default
     log.format = "auto"                                           # built-in default
@@ -196,6 +199,7 @@ async fn the_configuration_is_shown_with_origins_and_without_secrets() {
     rabbitmq.url = ["amqp://u:***@127.0.0.1:2/%2f","amqp://u:***@127.0.0.1:3/%2f"]  # shop.toml, line 4
     sync.chunk_rows = 8                                           # STOCKCTL__SYNC__CHUNK_ROWS
     sync.schedule = "*/30 * * * * *"                              # built-in default
+    telemetry.sample_ratio = 0.1                                  # built-in default
     vendor_sync.prefetch = 512                                    # built-in default
     vendor_sync.retries_max = 3                                   # built-in default
     vendor_sync.retry_delay_ms = 5000                             # built-in default

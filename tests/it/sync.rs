@@ -599,6 +599,9 @@ async fn many_processes_migrate_empty_databases_at_the_same_time_and_each_migrat
     assert_eq!(ended.stdout.matches(": up to date").count(), 3, "{ended:?}");
 }
 
+/// An update that is refused.
+const UPDATE: &str = "00000000-0000-0000-0000-000000000003";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_schema_refuses_what_breaks_its_rules() {
     let shop = Shop::new().await;
@@ -608,10 +611,9 @@ async fn the_schema_refuses_what_breaks_its_rules() {
         "INSERT INTO orders (id, caller, lines, accepted_at) VALUES ('{order}', 'c', '[1]', now())"
     ))
     .await;
-    let update_id = "00000000-0000-0000-0000-000000000003";
     let update = |columns: &str, values: &str| {
         format!(
-            "INSERT INTO stock_updates (id, order_id, created_at, {columns}) VALUES ('{update_id}', '{order}', now(), {values})"
+            "INSERT INTO stock_updates (id, order_id, created_at, {columns}) VALUES ('{UPDATE}', '{order}', now(), {values})"
         )
     };
     let with_update = |sql: &str| {

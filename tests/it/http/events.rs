@@ -111,8 +111,24 @@ async fn request(shop: &Shop, query: &str, headers: &[(&str, &str)]) -> reqwest:
     request.send().await.expect("an answer")
 }
 
-/// Begins to listen, and returns once the place is known from where on it hears.
+/// Waits until what is committed is behind the place from where on a listener hears: that is where the oldest transaction
+/// that is open on the whole server has begun, and other tests have theirs.
+async fn is_past(shop: &Shop) {
+    let last = shop
+        .text("SELECT coalesce(max(xid::text::bigint), 0)::text AS t FROM events")
+        .await;
+    let is_past = format!(
+        "SELECT (pg_snapshot_xmin(pg_current_snapshot()) > '{last}')::integer::bigint AS n"
+    );
+    eventually("older transactions are over", || async {
+        (shop.count(&is_past).await == 1).then_some(())
+    })
+    .await;
+}
+
+/// Begins to listen to what happens from now on, and returns once the place is known from where on it hears.
 async fn listen(shop: &Shop, query: &str, headers: &[(&str, &str)]) -> Ear {
+    is_past(shop).await;
     let response = request(shop, query, headers).await;
     assert_eq!(response.status(), 200, "{query}");
     assert_eq!(response.headers()["content-type"], "text/event-stream");
