@@ -2,22 +2,29 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-api chaos chaos-mutants bench prove lint fmt install uninstall
+.PHONY: help setup run test test-api chaos chaos-mutants bench prove lint fmt install uninstall deb cargo-deb
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-# Whoever only runs it needs the servers; the tests need promtool and a browser besides, and test-api Python.
+# What makes a Debian package of files that are there: a program in cargo's own bin directory, built once for each version.
+CARGO_DEB_VERSION := 3.8.0
+install_cargo_deb = [ "$$(cargo deb --version 2>/dev/null)" = "cargo-deb $(CARGO_DEB_VERSION)" ] || \
+	env -u CARGO_TARGET_DIR cargo install cargo-deb --version $(CARGO_DEB_VERSION) --locked
+
+# Whoever only runs it needs the servers; the tests need promtool, a browser and cargo-deb besides, and test-api Python.
 setup: ## Install PostgreSQL and RabbitMQ where they are missing
 	@missing=(); \
 	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql); \
 	[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null || missing+=(rabbitmq-server); \
 	[ -z "$${SETUP_PROMTOOL:-}" ] || command -v promtool >/dev/null || missing+=(prometheus); \
 	[ -z "$${SETUP_BROWSER:-}" ] || command -v chromedriver >/dev/null || missing+=(chromium chromium-driver); \
+	[ -z "$${SETUP_DEB:-}" ] || command -v dpkg-shlibdeps >/dev/null || missing+=(dpkg-dev); \
+	[ -z "$${SETUP_DEB:-}" ] || [ "$$(id -u)" -eq 0 ] || command -v fakeroot >/dev/null || missing+=(fakeroot); \
 	[ -z "$${SETUP_PYTHON:-}" ] || python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
 	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \
 	if ! command -v apt-get >/dev/null; then \
-		echo "Please install: $${missing[*]} (PostgreSQL 14 or newer with initdb, RabbitMQ 3.10 or newer, promtool of Prometheus, Chromium with chromedriver, and Python 3.10 or newer with venv for the tests), then run make again." >&2; exit 1; fi; \
+		echo "Please install: $${missing[*]} (PostgreSQL 14 or newer with initdb, RabbitMQ 3.10 or newer, promtool of Prometheus, Chromium with chromedriver, dpkg with dpkg-shlibdeps, fakeroot, and Python 3.10 or newer with venv for the tests), then run make again." >&2; exit 1; fi; \
 	sudo=(); if [ "$$(id -u)" -ne 0 ]; then \
 		command -v sudo >/dev/null || { echo "Please run as root: apt-get install $${missing[*]}" >&2; exit 1; }; sudo=(sudo); fi; \
 	echo "Installing $${missing[*]}"; \
@@ -31,6 +38,7 @@ setup: ## Install PostgreSQL and RabbitMQ where they are missing
 	"$${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"; \
 	if [[ " $${missing[*]} " == *" prometheus "* ]]; then \
 		"$${sudo[@]}" systemctl --quiet disable prometheus 2>/dev/null || true; fi
+	@[ -z "$${SETUP_DEB:-}" ] || $(install_cargo_deb)
 
 run: setup ## Build, and run everything on this machine (stockctl up)
 	cargo run -- up
@@ -39,6 +47,7 @@ run: setup ## Build, and run everything on this machine (stockctl up)
 test: export RUST_TEST_THREADS ?= 6
 test: export SETUP_PROMTOOL := yes
 test: export SETUP_BROWSER := yes
+test: export SETUP_DEB := yes
 test: setup ## Run every test, chaos included, on private servers
 	cargo test --all-targets
 
@@ -83,9 +92,11 @@ stage_generated = stage=$$(mktemp -d); trap 'rm -rf "$$stage"' EXIT; program=$$(
 	for shell in bash zsh fish; do "$$program" completions "$$shell" >"$$stage/$$shell"; done; \
 	"$$program" man "$$stage/man"
 
+target := $(or $(CARGO_TARGET_DIR),target)
+
 # A binary that is given is installed as it is; without one, a release is built first.
 ifeq ($(origin BINARY), undefined)
-BINARY := target/release/stockctl
+BINARY := $(target)/release/stockctl
 install: release
 endif
 
@@ -117,6 +128,20 @@ uninstall: ## Remove what install has installed; the configuration stays
 		$(DESTDIR)$(mandir)/stockctl.1 $(DESTDIR)$(mandir)/stockctl-*.1
 	@rm -rf $(DESTDIR)$(docdir)
 	@echo "Removed from $(DESTDIR)$(PREFIX); $(DESTDIR)$(SYSCONFDIR)/stockctl is left."
+
+# Without setup, since who makes a package needs no servers. What is installed is written in install alone, and cargo-deb
+# takes it from deb_root, whose name it knows from Cargo.toml. Symbols stay as the build has left them.
+deb_root := $(target)/release/deb-root
+DEB_FLAGS ?=
+deb: cargo-deb ## Make a Debian package of a release in target/debian (BINARY=FILE of one that is built, DEB_FLAGS=--fast)
+	@command -v dpkg-shlibdeps >/dev/null || { echo "Please install dpkg-dev: its dpkg-shlibdeps tells what the program depends on." >&2; exit 1; }
+	@rm -rf $(deb_root)
+	@$(MAKE) --no-print-directory install DESTDIR=$(deb_root) PREFIX=/usr SYSCONFDIR=/etc >/dev/null
+	@gzip -9n $(deb_root)/usr/share/man/man1/*.1
+	@cargo deb --locked --no-build --no-strip $(DEB_FLAGS)
+
+cargo-deb:
+	@$(install_cargo_deb)
 
 lint: ## Check formatting, lints and docs
 	cargo fmt --check

@@ -21,6 +21,7 @@ mod half_dead;
 mod http;
 mod ledgerless;
 mod metrics;
+mod package;
 mod queues;
 mod rejections;
 mod status;

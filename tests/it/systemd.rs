@@ -9,7 +9,7 @@ use tokio::net::UnixDatagram;
 use crate::support::{DEADLINE, Process, binary};
 
 /// Runs a program in the repository, and returns whether it succeeded and what it wrote.
-fn run(program: &str, arguments: &[&str]) -> (bool, String) {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> (bool, String) {
     let output = Command::new(program)
         .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -26,7 +26,7 @@ fn run(program: &str, arguments: &[&str]) -> (bool, String) {
 }
 
 /// `make install`, or `uninstall`, of the binary under test.
-fn make(target: &str, variables: &[String]) {
+pub(crate) fn make(target: &str, variables: &[String]) {
     let binary = format!("BINARY={}", binary().display());
     let mut arguments = vec!["-s", target, &binary];
     arguments.extend(variables.iter().map(String::as_str));
@@ -35,7 +35,7 @@ fn make(target: &str, variables: &[String]) {
 }
 
 /// The files below a directory, by their path in it, sorted.
-fn files_below(directory: &Path) -> Vec<String> {
+pub(crate) fn files_below(directory: &Path) -> Vec<String> {
     let mut files = Vec::new();
     let mut directories = vec![directory.to_path_buf()];
     while let Some(next) = directories.pop() {
