@@ -27,8 +27,9 @@ use crate::traces::{self, Span};
 const REQUESTS_WAITING_MAX: usize = 10_000;
 /// Orders accepted in one transaction.
 const BATCH_MAX: usize = 500;
-/// Transactions under way at once: one more fills while the others wait for the disk.
-pub const TRANSACTIONS_MAX: usize = 3;
+/// Transactions under way at once: one fills while the other waits for the disk. With a third, each has fewer orders, and
+/// what a transaction costs by itself takes the processor from deciding.
+pub const TRANSACTIONS_MAX: usize = 2;
 /// After PostgreSQL was found down, orders go straight to the broker for this long before it is tried again.
 const RETRY_STORE_AFTER: Duration = Duration::from_secs(1);
 /// A confirm takes milliseconds; the caller is waiting.
