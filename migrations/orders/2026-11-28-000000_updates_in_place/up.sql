@@ -1,3 +1,7 @@
+-- What is inserted meanwhile waits for the trigger that lists it. In the order in which the flows lock, and at once as
+-- strongly as anything below needs: nobody waits for us who holds what we wait for.
+LOCK TABLE orders, stock, stock_updates IN ACCESS EXCLUSIVE MODE;
+
 -- All rows of a page change in one transaction: a batch decides the orders of one batch, a call of a vendor answers for the
 -- updates of one batch. A row is changed in place (HOT) only where its page has room for the new version, and what was
 -- there before goes only when its transaction is over; so a page has room for all of its rows once more. With 30 % of it
