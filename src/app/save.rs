@@ -21,7 +21,7 @@ pub(super) async fn save(
     db::updates::insert(connection, &changes.new_updates, now).await?;
     db::stock::insert_vendor_changes(connection, &changes.vendor_changes, now).await?;
     db::orders::save(connection, &changes.orders, now).await?;
-    db::stock::save(connection, &changes.shelves, now).await?;
+    db::stock::save(connection, &changes.shelves, &changes.available, now).await?;
     db::updates::save(connection, &changes.updates, now).await?;
     // One that was closed in the transaction that made it has nothing to tell.
     let to_tell: Vec<_> = changes

@@ -1,6 +1,6 @@
 //! The aggregated stock: one row per product and vendor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz};
@@ -139,13 +139,14 @@ pub async fn has_any(connection: &mut AsyncPgConnection, vendor: &VendorId) -> R
     Ok(row.any)
 }
 
-/// Writes locked rows, and the event that tells of those of which another number is available.
+/// Writes locked rows, and the event that tells of the products of which another number is `available`.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn save(
     connection: &mut AsyncPgConnection,
     shelves: &[(Place, Shelf)],
+    available: &BTreeSet<ProductId>,
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
     if shelves.is_empty() {
@@ -154,19 +155,14 @@ pub async fn save(
     let columns = Columns::new(shelves);
     prepared(
         diesel::sql_query(
-            "WITH t AS MATERIALIZED (
-                 SELECT * FROM unnest($1, $2, $3, $4, $5, $6)
-                     AS t(product_id, vendor_id, name, on_hand, open_delta, blocked_run)
-             ), told AS (
-                 INSERT INTO events (kind, product_ids, at)
-                 SELECT 'stock.changed', array_agg(DISTINCT t.product_id), $7
-                 FROM t JOIN stock s ON s.product_id = t.product_id AND s.vendor_id = t.vendor_id
-                 -- As it was: a statement does not see what it changes.
-                 WHERE s.on_hand + s.open_delta <> t.on_hand + t.open_delta HAVING count(*) > 0
+            "WITH told AS (
+                 INSERT INTO events (kind, product_ids, at) SELECT 'stock.changed', $8, $7 WHERE cardinality($8) > 0
              )
              UPDATE stock SET name = coalesce(t.name, stock.name), on_hand = t.on_hand,
                  open_delta = t.open_delta, blocked_run = t.blocked_run
-             FROM t WHERE stock.product_id = t.product_id AND stock.vendor_id = t.vendor_id",
+             FROM unnest($1, $2, $3, $4, $5, $6)
+                 AS t(product_id, vendor_id, name, on_hand, open_delta, blocked_run)
+             WHERE stock.product_id = t.product_id AND stock.vendor_id = t.vendor_id",
         )
         .bind::<Array<Text>, _>(columns.products)
         .bind::<Array<Text>, _>(columns.vendors)
@@ -174,7 +170,8 @@ pub async fn save(
         .bind::<Array<BigInt>, _>(columns.on_hand)
         .bind::<Array<BigInt>, _>(columns.open_delta)
         .bind::<Array<Nullable<BigInt>>, _>(columns.blocked_run)
-        .bind::<Timestamptz, _>(now),
+        .bind::<Timestamptz, _>(now)
+        .bind::<Array<Text>, _>(available.iter().map(ProductId::as_str).collect::<Vec<_>>()),
     )
     .execute(connection)
     .await?;

@@ -100,6 +100,8 @@ pub struct Changes {
     pub orders: Vec<(OrderId, Status, Option<Reason>)>,
     /// Shelves that changed, with all they now hold.
     pub shelves: Vec<(Place, Shelf)>,
+    /// Products of which another number is available at one of these shelves.
+    pub available: BTreeSet<ProductId>,
     /// Shelves that no vendor had before.
     pub new_shelves: Vec<(Place, Shelf)>,
     /// Updates that were loaded and whose state changed.
@@ -139,7 +141,8 @@ pub struct Book {
     ledgerless: BTreeSet<VendorId>,
     sellers: BTreeSet<VendorId>,
     changed_orders: BTreeSet<OrderId>,
-    changed_shelves: BTreeSet<Place>,
+    /// With what was available there before.
+    changed_shelves: BTreeMap<Place, i64>,
     new_shelves: BTreeSet<Place>,
     changed_updates: BTreeSet<UpdateId>,
     new_updates: Vec<UpdateId>,
@@ -422,7 +425,8 @@ impl Book {
             if let Some(shelf) = known.get_mut(vendor) {
                 if shelf.name.as_deref() != Some(product.name.as_str()) {
                     shelf.name = Some(product.name.clone());
-                    self.changed_shelves.insert(place);
+                    let before = shelf.available();
+                    self.changed_shelves.entry(place).or_insert(before);
                 }
             } else {
                 known.insert(
@@ -463,11 +467,12 @@ impl Book {
                 });
             }
             if shelf.on_hand != now || unblocked {
+                let before = shelf.available();
+                self.changed_shelves.entry(place).or_insert(before);
                 shelf.on_hand = now;
                 if unblocked {
                     shelf.blocked_run = None;
                 }
-                self.changed_shelves.insert(place);
             }
         }
         Ok(())
@@ -477,16 +482,24 @@ impl Book {
     #[must_use]
     pub fn into_changes(self) -> Changes {
         let shelf = |place: &Place| self.shelves.get(&place.0)?.get(&place.1).cloned();
+        let changed = || {
+            let all = self.changed_shelves.iter();
+            all.filter(|(place, _)| !self.new_shelves.contains(*place))
+        };
         Changes {
             orders: self
                 .changed_orders
                 .iter()
                 .filter_map(|id| Some((*id, *self.orders.get(id)?, self.reasons.get(id).cloned())))
                 .collect(),
-            shelves: self
-                .changed_shelves
-                .difference(&self.new_shelves)
-                .filter_map(|place| Some((place.clone(), shelf(place)?)))
+            available: changed()
+                .filter(|(place, before)| {
+                    shelf(place).is_some_and(|shelf| shelf.available() != **before)
+                })
+                .map(|(place, _)| place.0.clone())
+                .collect(),
+            shelves: changed()
+                .filter_map(|(place, _)| Some((place.clone(), shelf(place)?)))
                 .collect(),
             new_shelves: self
                 .new_shelves
@@ -529,12 +542,16 @@ impl Book {
         product: &ProductId,
         vendor: &VendorId,
     ) -> Result<&mut Shelf, BookError> {
-        self.changed_shelves
-            .insert((product.clone(), vendor.clone()));
-        self.shelves
+        let shelf = self
+            .shelves
             .get_mut(product)
             .and_then(|at| at.get_mut(vendor))
-            .ok_or_else(|| BookError::NotLoaded(format!("stock of {product} at {vendor}")))
+            .ok_or_else(|| BookError::NotLoaded(format!("stock of {product} at {vendor}")))?;
+        let before = shelf.available();
+        self.changed_shelves
+            .entry((product.clone(), vendor.clone()))
+            .or_insert(before);
+        Ok(shelf)
     }
 
     /// What the vendors can give of a product. A vendor that rejected a take of it is passed over until a later sync
@@ -728,5 +745,17 @@ mod tests {
             .map(|n| book.update(id(n)).expect("loaded").state)
             .into();
         assert_eq!(states, [State::Void, State::Void]);
+    }
+
+    #[test]
+    fn another_number_is_available_only_where_it_differs_from_what_was_loaded() {
+        let mut folded = book(false);
+        folded.fold(&[id(1)]).expect("loaded");
+        let changes = folded.into_changes();
+        assert_eq!((changes.shelves.len(), changes.available.len()), (1, 0));
+        let mut rejected = book(false);
+        assert_eq!(record(&mut rejected, 1, Outcome::Rejected), []);
+        let changes = rejected.into_changes();
+        assert_eq!((changes.shelves.len(), changes.available.len()), (1, 1));
     }
 }

@@ -602,15 +602,8 @@ async fn many_processes_migrate_empty_databases_at_the_same_time_and_each_migrat
 /// An update that is refused.
 const UPDATE: &str = "00000000-0000-0000-0000-000000000003";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_schema_refuses_what_breaks_its_rules() {
-    let shop = Shop::new().await;
-    shop.sync().await;
-    let order = "00000000-0000-0000-0000-000000000001";
-    shop.run_here(&format!(
-        "INSERT INTO orders (id, caller, lines, accepted_at) VALUES ('{order}', 'c', '[1]', now())"
-    ))
-    .await;
+/// What breaks the rules of our schema, with an order that is there.
+fn broken_rules(order: &str) -> Vec<String> {
     let update = |columns: &str, values: &str| {
         format!(
             "INSERT INTO stock_updates (id, order_id, created_at, {columns}) VALUES ('{UPDATE}', '{order}', now(), {values})"
@@ -620,9 +613,18 @@ async fn the_schema_refuses_what_breaks_its_rules() {
         let taken = update("product_id, vendor_id, delta", "'p1', 'vendorA', -2");
         format!("{taken}; {sql}")
     };
+    let with_return = |sql: &str| {
+        let taken = update("product_id, vendor_id, delta", "'p1', 'vendorA', -2");
+        let returned = update(
+            "product_id, vendor_id, delta, reverses",
+            &format!("'p1', 'vendorA', 2, '{UPDATE}'"),
+        )
+        .replace(&format!("VALUES ('{UPDATE}'"), "VALUES (gen_random_uuid()");
+        format!("{taken}; {returned}; {sql}")
+    };
     let nobodys_order = update("product_id, vendor_id, delta", "'p1', 'vendorA', -2")
         .replace(order, "00000000-0000-0000-0000-000000000002");
-    let ours = [
+    vec![
         "INSERT INTO installation (singleton) VALUES (false)".to_owned(),
         "INSERT INTO vendors (id) VALUES ('a/b')".into(),
         "UPDATE vendors SET completed_run = current_run + 1".into(),
@@ -649,12 +651,25 @@ async fn the_schema_refuses_what_breaks_its_rules() {
         "UPDATE orders SET id = gen_random_uuid()".into(),
         with_update("DELETE FROM orders"),
         with_update("DELETE FROM stock"),
+        with_return("DELETE FROM stock_updates WHERE reverses IS NULL"),
         with_update("UPDATE stock_updates SET order_id = gen_random_uuid()"),
         "INSERT INTO vendor_changes VALUES ('p1', now(), 'vendorA', 1, 0)".into(),
         format!("INSERT INTO order_events VALUES ('{order}', now(), 'lost')"),
         format!("INSERT INTO order_events VALUES ('{order}', now(), 'push_failed')"),
         "INSERT INTO outbox (queue, message_id, body) VALUES ('elsewhere', gen_random_uuid(), '{}')".into(),
-    ];
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_schema_refuses_what_breaks_its_rules() {
+    let shop = Shop::new().await;
+    shop.sync().await;
+    let order = "00000000-0000-0000-0000-000000000001";
+    shop.run_here(&format!(
+        "INSERT INTO orders (id, caller, lines, accepted_at) VALUES ('{order}', 'c', '[1]', now())"
+    ))
+    .await;
+    let ours = broken_rules(order);
     let mut answers = Vec::new();
     for sql in &ours {
         answers.push(shop.try_here(sql).await.expect_err(sql));
@@ -692,8 +707,9 @@ async fn the_schema_refuses_what_breaks_its_rules() {
     new row for relation "stock_updates" violates check constraint "stock_updates_check3"
     a row of stock keeps its name
     a row of orders keeps its name
-    an order with updates stays
-    the stock of a product with updates stays
+    a row of orders that an update names stays
+    a row of stock that an update names stays
+    a row of stock_updates that an update names stays
     a row of stock_updates keeps its name
     new row for relation "vendor_changes" violates check constraint "vendor_changes_delta_check"
     new row for relation "order_events" violates check constraint "order_events_event_check"

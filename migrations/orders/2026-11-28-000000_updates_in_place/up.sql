@@ -31,7 +31,7 @@ WHERE u.closed_at IS NULL;
 
 -- What an update names exists. A foreign key is checked row by row, which took half of the time of an insert of 500; these
 -- triggers ask once for each statement. A foreign key also locks what it finds: whoever inserts updates holds their orders
--- or their stock locked. The same function lists what is new. A plan is kept for the whole session, so it must not be one
+-- and their stock locked. The same function lists what is new. A plan is kept for the whole session, so it must not be one
 -- for tables that are still small.
 CREATE FUNCTION note_new_updates() RETURNS trigger LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -65,37 +65,24 @@ $$;
 CREATE TRIGGER note_new AFTER INSERT ON stock_updates REFERENCING NEW TABLE AS new_updates
     FOR EACH STATEMENT EXECUTE FUNCTION note_new_updates();
 
--- And what is named stays.
-CREATE FUNCTION check_gone_orders() RETURNS trigger LANGUAGE plpgsql AS $$
+-- And what is named stays. The argument says by what an update names a row that is gone.
+CREATE FUNCTION check_gone() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    is_named boolean;
 BEGIN
-    IF EXISTS (SELECT FROM gone JOIN stock_updates u ON u.order_id = gone.id) THEN
-        RAISE foreign_key_violation USING MESSAGE = 'an order with updates stays';
+    EXECUTE format('SELECT EXISTS (SELECT FROM gone JOIN stock_updates u ON %s)', TG_ARGV[0]) INTO is_named;
+    IF is_named THEN
+        RAISE foreign_key_violation USING MESSAGE = format('a row of %s that an update names stays', TG_TABLE_NAME);
     END IF;
     RETURN NULL;
 END
 $$;
 CREATE TRIGGER named_stay AFTER DELETE ON orders REFERENCING OLD TABLE AS gone
-    FOR EACH STATEMENT EXECUTE FUNCTION check_gone_orders();
-CREATE FUNCTION check_gone_stock() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF EXISTS (SELECT FROM gone JOIN stock_updates u USING (product_id, vendor_id)) THEN
-        RAISE foreign_key_violation USING MESSAGE = 'the stock of a product with updates stays';
-    END IF;
-    RETURN NULL;
-END
-$$;
+    FOR EACH STATEMENT EXECUTE FUNCTION check_gone('u.order_id = gone.id');
 CREATE TRIGGER named_stay AFTER DELETE ON stock REFERENCING OLD TABLE AS gone
-    FOR EACH STATEMENT EXECUTE FUNCTION check_gone_stock();
-CREATE FUNCTION check_gone_updates() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF EXISTS (SELECT FROM gone JOIN stock_updates u ON u.reverses = gone.id) THEN
-        RAISE foreign_key_violation USING MESSAGE = 'an update that is reversed stays';
-    END IF;
-    RETURN NULL;
-END
-$$;
+    FOR EACH STATEMENT EXECUTE FUNCTION check_gone('u.product_id = gone.product_id AND u.vendor_id = gone.vendor_id');
 CREATE TRIGGER named_stay AFTER DELETE ON stock_updates REFERENCING OLD TABLE AS gone
-    FOR EACH STATEMENT EXECUTE FUNCTION check_gone_updates();
+    FOR EACH STATEMENT EXECUTE FUNCTION check_gone('u.reverses = gone.id');
 CREATE FUNCTION refuse_another_name() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE foreign_key_violation USING MESSAGE = format('a row of %s keeps its name', TG_TABLE_NAME);
