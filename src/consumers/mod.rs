@@ -37,6 +37,8 @@ const ROUNDS_TOGETHER_MAX: u32 = 3;
 /// The same for one message, over ten seconds: a server that restarts again and again is still nobody's fault, but a
 /// message that takes the server down each time is.
 const ROUNDS_ALONE_MAX: u32 = 20;
+/// Attempts that the store refused although it works when it is asked; the next one counts.
+const ROUNDS_REFUSED_MAX: u32 = 1;
 /// A copy of a message is confirmed in milliseconds.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -162,12 +164,13 @@ impl Door {
             return Weighed::GiveUp;
         }
         *rounds += 1;
-        let rounds_max = if messages > 1 {
-            ROUNDS_TOGETHER_MAX
-        } else {
-            ROUNDS_ALONE_MAX
+        let rounds_max = match error.kind() {
+            Kind::Unavailable if messages > 1 => ROUNDS_TOGETHER_MAX,
+            Kind::Unavailable => ROUNDS_ALONE_MAX,
+            // It may work again since it refused: a disk was full for a moment.
+            _ => ROUNDS_REFUSED_MAX,
         };
-        if error.kind() != Kind::Unavailable || *rounds > rounds_max {
+        if *rounds > rounds_max {
             return Weighed::ItsOwn;
         }
         tokio::time::sleep(PROBE_INTERVAL).await;

@@ -261,6 +261,30 @@ async fn a_full_disk_of_postgresql_costs_no_order_and_no_attempt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_was_full_for_one_statement_costs_no_attempt() {
+    let shop = strict_shop("").await;
+    let (_api, _vendors) = (shop.serve().await, shop.serve_vendors());
+    // By the time it is asked, the server works again. A sequence remembers what is rolled back.
+    shop.run_here(
+        "CREATE SEQUENCE attempts;
+         CREATE FUNCTION no_space_at_first() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF nextval('attempts') % 2 = 1 THEN
+                 RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100';
+             END IF;
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER full_at_first BEFORE INSERT OR UPDATE ON stock_updates
+             FOR EACH ROW EXECUTE FUNCTION no_space_at_first()",
+    )
+    .await;
+    let work = shop.work();
+    let id = shop.order(&[("p1", 1)]).await;
+    shop.order_told(&id).await;
+    nothing_was_dead_lettered(&shop.broker()).await;
+    drop(work);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_that_finishes_nothing_although_all_works_says_so_and_ends() {
     let mut shop = strict_shop("prefetch = 1\n[work]\nstalled_after_ms = 1000\n").await;
     shop.wait_long_for_locks();
