@@ -58,25 +58,26 @@ pub(super) async fn ready(state: Data<State>, drain: Data<Drain>) -> HttpRespons
         Link::Blocked { .. } => "blocked",
         Link::Misdeclared { .. } => "misdeclared",
     };
-    let is_able = postgresql || rabbitmq == "up";
-    let is_ready = is_able && !drain.is_begun();
+    // Orders are accepted without them, so they make nobody unready.
+    let consumers = if postgresql {
+        consumers(&state.context).await
+    } else {
+        "unknown"
+    };
+    // What comes on an open connection is accepted all the same; this is for who chooses where to send the next. Looked at
+    // last, since the end may begin meanwhile.
+    let status = match (drain.is_begun(), postgresql || rabbitmq == "up") {
+        (true, _) => "draining",
+        (false, true) => "ready",
+        (false, false) => "unavailable",
+    };
     let body = Ready {
-        // What comes on an open connection is accepted all the same; this is for who chooses where to send the next.
-        status: match (is_able, drain.is_begun()) {
-            (_, true) => "draining",
-            (true, false) => "ready",
-            (false, false) => "unavailable",
-        },
+        status,
         postgresql: if postgresql { "up" } else { "down" },
         rabbitmq,
-        // Orders are accepted without them, so they make nobody unready.
-        consumers: if postgresql {
-            consumers(&state.context).await
-        } else {
-            "unknown"
-        },
+        consumers,
     };
-    if is_ready {
+    if status == "ready" {
         HttpResponse::Ok().json(body)
     } else {
         HttpResponse::ServiceUnavailable().json(body)
