@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
+use super::batches::{self, Batches};
 use super::relay::Relay;
 use super::vouch::{Voucher, Vouching};
 use super::{Context, Error, Kind, traced, with_deadline};
@@ -25,11 +26,8 @@ use crate::traces::{self, Span};
 
 /// Requests that wait for a transaction; more are refused at once. A second's worth at full speed.
 const REQUESTS_WAITING_MAX: usize = 10_000;
-/// Orders accepted in one transaction.
-const BATCH_MAX: usize = 500;
-/// Transactions under way at once: one fills while the other waits for the disk. With a third, each has fewer orders, and
-/// what a transaction costs by itself takes the processor from deciding.
-pub const TRANSACTIONS_MAX: usize = 2;
+/// Transactions under way at once.
+pub const TRANSACTIONS_MAX: usize = batches::UNDER_WAY_MAX;
 /// After PostgreSQL was found down, orders go straight to the broker for this long before it is tried again.
 const RETRY_STORE_AFTER: Duration = Duration::from_secs(1);
 /// A confirm takes milliseconds; the caller is waiting.
@@ -117,7 +115,7 @@ impl Accept {
         (
             Self { requests, voucher },
             Committing {
-                receiver,
+                batches: Batches::new(receiver),
                 committer,
             },
             vouching,
@@ -170,34 +168,23 @@ impl Accept {
 
 /// The committing end of an [`Accept`].
 pub struct Committing {
-    receiver: mpsc::Receiver<Request>,
+    batches: Batches<Request>,
     committer: Arc<Committer>,
 }
 
 impl Committing {
     /// Accepts what is asked for until every [`Accept`] is dropped; then finishes what is in hand.
     pub async fn run(mut self) {
-        let transactions = Arc::new(Semaphore::new(TRANSACTIONS_MAX));
-        loop {
-            let Ok(permit) = Arc::clone(&transactions).acquire_owned().await else {
-                return;
-            };
-            let mut requests = Vec::new();
-            // What has come while all transactions were under way makes the next one: a batch when there is load, and
-            // no wait when there is none.
-            if self.receiver.recv_many(&mut requests, BATCH_MAX).await == 0 {
-                break;
-            }
-            let waiting = i64::try_from(self.receiver.len()).unwrap_or(i64::MAX);
+        while let Some((requests, place)) = self.batches.next().await {
+            let waiting = i64::try_from(self.batches.waiting()).unwrap_or(i64::MAX);
             ACCEPTING.waiting.set(waiting);
             let committer = Arc::clone(&self.committer);
             tokio::spawn(async move {
                 committer.accept(requests).await;
-                drop(permit);
+                drop(place);
             });
         }
-        let all = u32::try_from(TRANSACTIONS_MAX).unwrap_or(u32::MAX);
-        let _ = transactions.acquire_many(all).await;
+        self.batches.finished().await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod audit;
+mod batches;
 pub mod cancel;
 pub mod dead_letters;
 pub mod decide;

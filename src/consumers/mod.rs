@@ -2,6 +2,7 @@
 //! ends acknowledged after its effect is committed, or as a confirmed copy in the retry or the dead-letter queue.
 
 pub mod orders;
+mod pace;
 pub mod push_states;
 mod suspects;
 pub mod vendor_sync;

@@ -6,6 +6,7 @@ use chrono::Utc;
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use super::pace::Pace;
 use super::suspects::{self, Begun, begin_suspect};
 use super::{Door, HOLD_MAX, Subject, Waited, Weighed};
 use crate::app::{Error, decide, traced};
@@ -32,18 +33,25 @@ pub async fn run_until_stopped(
     batch_max: Limit,
     deadline: Duration,
 ) {
+    let mut pace = Pace::default();
     loop {
         let batch_max = batch_max.get();
         let batch = tokio::select! {
             () = door.shutdown.begun() => break,
-            batch = consumer.next_batch(batch_max, batch_max * ORDER_BYTES) => batch,
+            batch = consumer.next_batch(batch_max, batch_max * ORDER_BYTES, pace.next()) => batch,
         };
         let Some(batch) = batch else { break };
+        let begun = Instant::now();
         let is_early = is_planted(Bug::AcknowledgeBeforeCommit);
         if is_early {
             consumer.ack(batch.iter().map(|d| d.tag).collect()).await;
         }
-        let Step { done, given_up } = step(&door, batch, batch_max).await;
+        let Step {
+            done,
+            given_up,
+            orders,
+        } = step(&door, batch, batch_max).await;
+        pace.note(begun, orders);
         if !is_early {
             consumer.ack(done).await;
         }
@@ -71,6 +79,8 @@ pub struct Step {
     pub done: Vec<Tag>,
     /// What could not be handled for too long, and is the broker's still.
     pub given_up: Vec<Delivery>,
+    /// How many orders were in them.
+    pub orders: usize,
 }
 
 /// Handles deliveries: decides what can be decided, `batch_max` orders in a transaction, and carries out the verdicts on
@@ -119,7 +129,10 @@ pub async fn step(door: &Door, deliveries: Vec<Delivery>, batch_max: usize) -> S
     for batch in parts.chunks(batch_max.max(1)) {
         decide_batch(door, &mut held, batch, until).await;
     }
-    let mut step = Step::default();
+    let mut step = Step {
+        orders: parts.len(),
+        ..Step::default()
+    };
     for one in held {
         if one.is_given_up {
             step.given_up.push(one.delivery);

@@ -179,7 +179,7 @@ async fn after_a_stop_what_has_arrived_can_be_finished_and_the_rest_goes_back() 
     consumer.stop().await;
     consumer.ack(tags(&first)).await;
     let mut finished = first.len();
-    while let Some(more) = tokio::time::timeout(DEADLINE, consumer.next_batch(3, usize::MAX))
+    while let Some(more) = tokio::time::timeout(DEADLINE, consumer.next_batch(3, usize::MAX, None))
         .await
         .expect("it ends")
     {

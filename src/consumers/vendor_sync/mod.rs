@@ -94,7 +94,7 @@ pub async fn run_until_stopped(
                     break;
                 }
             }
-            batch = consumer.next_batch(usize::from(limits.prefetch), usize::MAX) => match batch {
+            batch = consumer.next_batch(usize::from(limits.prefetch), usize::MAX, None) => match batch {
                 Some(batch) => parts.route(batch),
                 None => break,
             },

@@ -15,7 +15,7 @@ pub(super) use session::until_cancelled;
 use crossbeam_channel::Sender;
 use tokio::{
     sync::{Notify, watch},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -38,6 +38,8 @@ pub struct Consumer {
     wake: Sender<()>,
     link: watch::Receiver<Link>,
     reached: watch::Receiver<Wanted>,
+    /// More than so many cannot wait here.
+    prefetch: usize,
 }
 
 /// What the user wants the consumer to do, in the order in which it can only end.
@@ -152,13 +154,28 @@ impl Consumer {
             wake,
             link,
             reached,
+            prefetch: usize::from(prefetch),
         }
     }
 
     /// Waits for a delivery, then takes whatever else waits, up to `max`, and up to `bytes_max` of bodies unless one
-    /// alone is larger. A message that was delivered before comes alone. `None` once stopped and drained. Nothing is
-    /// lost when the future is dropped.
-    pub async fn next_batch(&mut self, max: usize, bytes_max: usize) -> Option<Vec<Delivery>> {
+    /// alone is larger. With `gather`, deliveries are left to gather until then, or until there are as many. A message
+    /// that was delivered before comes alone. `None` once stopped and drained. Nothing is lost when the future is dropped.
+    pub async fn next_batch(
+        &mut self,
+        max: usize,
+        bytes_max: usize,
+        gather: Option<Instant>,
+    ) -> Option<Vec<Delivery>> {
+        if let Some(until) = gather {
+            let max = max.min(self.prefetch);
+            let gathered = async {
+                while !self.shared.lock().is_worth_taking(max, bytes_max) {
+                    self.shared.arrived.notified().await;
+                }
+            };
+            let _ = timeout_at(until, gathered).await;
+        }
         loop {
             {
                 let mut record = self.shared.lock();
@@ -306,6 +323,17 @@ impl Record {
         self.ready.drain(..count).collect()
     }
 
+    /// Whether waiting for more would not make a larger batch.
+    fn is_worth_taking(&self, max: usize, bytes_max: usize) -> bool {
+        let mut bytes = 0;
+        let fresh = self.ready.iter().take(max).take_while(|delivery| {
+            bytes += delivery.body.len();
+            delivery.redeliveries == 0
+        });
+        let fresh = fresh.count();
+        self.is_at_end || fresh >= max || bytes >= bytes_max || fresh < self.ready.len()
+    }
+
     /// The channel is gone, and with it everything held.
     fn start_epoch(&mut self) {
         self.epoch += 1;
@@ -354,6 +382,23 @@ mod tests {
             .take(5)
             .collect();
         assert_eq!(sizes, [2, 1, 1, 1, 0]);
+    }
+
+    #[test]
+    fn what_gathers_is_taken_when_it_would_not_grow() {
+        let is_worth = |redeliveries: &[u32], max| record(redeliveries).is_worth_taking(max, 1);
+        assert!(!is_worth(&[], 2));
+        assert!(!is_worth(&[0], 2));
+        assert!(is_worth(&[0, 0], 2), "as many as are asked for");
+        assert!(is_worth(&[0, 1], 9), "the next one comes alone");
+        assert!(is_worth(&[1], 9), "and so does this");
+        let mut at_end = record(&[0]);
+        at_end.is_at_end = true;
+        assert!(at_end.is_worth_taking(9, 1));
+        let mut large = record(&[0, 0]);
+        large.ready[0].body = vec![0; 100];
+        assert!(large.is_worth_taking(9, 100));
+        assert!(!large.is_worth_taking(9, 101));
     }
 
     #[test]

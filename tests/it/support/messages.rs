@@ -45,7 +45,7 @@ pub(crate) async fn publish(publisher: &Publisher, messages: Vec<Message>) {
 
 /// The next deliveries.
 pub(crate) async fn batch(consumer: &mut Consumer, max: usize) -> Vec<Delivery> {
-    tokio::time::timeout(DEADLINE, consumer.next_batch(max, usize::MAX))
+    tokio::time::timeout(DEADLINE, consumer.next_batch(max, usize::MAX, None))
         .await
         .expect("a delivery comes")
         .expect("the consumer goes on")
