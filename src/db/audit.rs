@@ -1,12 +1,16 @@
 //! What an audit reads of our database: everything in one snapshot, and again, fresh, what looked wrong.
 //!
-//! Whole tables are compared by sums, each in a sequential scan that PostgreSQL may run in parallel: an amount times a
-//! hash of what it belongs to, under a seed drawn anew for each audit. The sums are linear, so splits, reallocations and
+//! Whole tables are compared by sums, in one sequential scan of each table that PostgreSQL may run in parallel: an amount
+//! times a hash of what it belongs to, under a seed drawn anew for each audit. What several sums need is computed once for
+//! a row, below a fence (`OFFSET '0'`, which the planner does not look through; as a number it would keep it from using
+//! more than one process). The sums are linear, so splits, reallocations and
 //! returns need no grouping. Two sums that should be equal and are not send the exact query after the rows at fault;
 //! that two wrong tables have equal sums happens to one audit in 2^31.
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, BigInt, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{
+    Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid,
+};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use uuid::Uuid;
 
@@ -37,13 +41,22 @@ fn weighted_sum(amount: &str, weight: &str) -> String {
 /// The quantity of a line; NULL where it is no number.
 fn quantity(line: &str) -> String {
     format!(
-        "CASE WHEN jsonb_typeof({line}->'quantity') = 'number' THEN ({line}->'quantity')::numeric END"
+        "(CASE WHEN jsonb_typeof({line}->'quantity') = 'number' THEN ({line}->'quantity')::numeric END)"
+    )
+}
+
+/// A product of an order, as 31 bits.
+fn of_product(product_id: &str) -> String {
+    format!(
+        "(hashtextextended({product_id} COLLATE \"C\", uuid_hash_extended(id, $1)) & 2147483647)"
     )
 }
 
 /// Why an order contradicts itself; NULL when it does not. Nothing is said of when it was accepted, which is its
 /// producer's word. Of two processes' times one may be younger by the wait for a lock and by their clocks.
 const CONTRADICTION: &str = "CASE
+    -- Nearly all, and asked first.
+    WHEN status = 'confirmed' AND decided_at IS NOT NULL AND cancelled_at IS NULL AND reason IS NULL THEN NULL
     WHEN status IN ('pending', 'failed') AND decided_at IS NOT NULL
         THEN format('is %s, yet was decided at %s', status, decided_at)
     WHEN status IN ('confirmed', 'rejected') AND decided_at IS NULL
@@ -93,12 +106,14 @@ pub struct OfStock {
 }
 
 /// The sums of all updates.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct OfUpdates {
     /// How many there are.
     pub rows: u64,
     /// How many are not closed.
     pub unclosed: u64,
+    /// How many give back, or have no effect: what no sum shows may be wrong with these.
+    pub odd: u64,
     /// Of what those that are not closed count.
     pub open: i128,
     /// Of all effects.
@@ -114,6 +129,10 @@ pub struct OfOrders {
     pub rows: u64,
     /// How many are failed.
     pub failed: u64,
+    /// How many are pending.
+    pub pending: u64,
+    /// When the first of those was accepted.
+    pub pending_since: Option<DateTime<Utc>>,
     /// How many contradict themselves.
     pub contradictory: u64,
     /// Of the lines of confirmed orders; by order and product.
@@ -212,50 +231,79 @@ impl Snapshot {
         })
     }
 
-    /// Sums up the updates, in one scan for all checks that they concern.
+    /// Sums up the updates, in one scan for all checks that they concern. Of those below `until`, digests too: of all that
+    /// are settled, by vendor and by the part of the ids that they are in. In a digest, what has no effect is told apart
+    /// from what has; a return that came to nothing may never have been sent, and is left out. `recent` is when what was
+    /// closed before it may be gone at the vendor.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn sum_updates(&mut self) -> Result<OfUpdates, Error> {
-        #[derive(diesel::QueryableByName)]
-        struct Row {
-            #[diesel(sql_type = BigInt)]
-            rows: i64,
-            #[diesel(sql_type = BigInt)]
-            unclosed: i64,
-            #[diesel(sql_type = Text)]
-            open: String,
-            #[diesel(sql_type = Text)]
-            moved: String,
-            #[diesel(sql_type = Text)]
-            taken: String,
-        }
-        let counted = format!("CASE WHEN closed_at IS NULL THEN {EFFECT} ELSE 0 END");
-        let of_order = format!("CASE WHEN state IN {EFFECTIVE} THEN delta ELSE 0 END");
-        // A weight is computed only for what is not 0.
-        let guarded =
-            |amount: &str, weight: &str| weighted_sum(&format!("nullif({amount}, 0)"), weight);
-        let row: Row = diesel::sql_query(format!(
-            "SELECT count(*) AS rows, count(*) FILTER (WHERE closed_at IS NULL) AS unclosed,
-                 ({})::text AS open, ({})::text AS moved, ({})::text AS taken
-             FROM stock_updates",
-            guarded(&counted, PLACE),
-            guarded(EFFECT, PLACE),
-            guarded(
-                &of_order,
-                "(hashtextextended(product_id, uuid_hash_extended(order_id, $1)) & 2147483647)"
+    pub async fn sum_updates(
+        &mut self,
+        bounds: &[Uuid],
+        until: Uuid,
+        recent: DateTime<Utc>,
+    ) -> Result<(OfUpdates, Vec<Part>), Error> {
+        let usual = |amount: &str| {
+            format!(
+                "coalesce(sum({amount}) FILTER (WHERE is_usual), 0)
+                 + coalesce(sum({}) FILTER (WHERE NOT is_usual), 0)",
+                amount.replacen(" *", "::numeric *", 1)
+            )
+        };
+        let rows: Vec<UpdatesRow> = diesel::sql_query(format!(
+            "SELECT vendor_id, part, count(*) AS rows, count(*) FILTER (WHERE is_unclosed) AS unclosed,
+                 count(*) FILTER (WHERE delta > 0 OR state IN ('rejected', 'void')) AS odd,
+                 ({})::text AS open, ({})::text AS moved, ({})::text AS taken,
+                 count(*) FILTER (WHERE is_settled) AS settled,
+                 coalesce(sum(hashtextextended(product_id, uuid_hash_extended(id, uuid_hash_extended(
+                     coalesce(reverses, '00000000-0000-0000-0000-000000000000'),
+                     hashint8extended(delta, CASE WHEN state IN ('acknowledged', 'applied') THEN $1 ELSE ~$1 END)
+                 )))) FILTER (WHERE is_settled), 0)::text AS digest,
+                 coalesce(bool_and(NOT is_unclosed AND closed_at < $4) FILTER (WHERE is_settled), false) AS may_be_gone
+             FROM (
+                 SELECT id, product_id, vendor_id, order_id, delta, reverses, state, closed_at,
+                     closed_at IS NULL AS is_unclosed, delta BETWEEN -2147483648 AND 2147483647 AS is_usual,
+                     id < $3 AND (state IN ('acknowledged', 'applied') OR delta < 0 AND state <> 'open') AS is_settled,
+                     {EFFECT} AS effect, CASE WHEN closed_at IS NULL THEN {EFFECT} ELSE 0 END AS counted,
+                     CASE WHEN state IN {EFFECTIVE} THEN delta ELSE 0 END AS taken,
+                     {PLACE} AS place, width_bucket(id, $2) AS part
+                 FROM stock_updates OFFSET '0'
+             ) AS u GROUP BY 1, 2",
+            usual("counted * place"),
+            usual("effect * place"),
+            usual(
+                "taken * (hashtextextended(product_id, uuid_hash_extended(order_id, $1)) & 2147483647)"
             ),
         ))
         .bind::<BigInt, _>(self.seed)
-        .get_result(&mut self.connection)
+        .bind::<Array<SqlUuid>, _>(bounds)
+        .bind::<SqlUuid, _>(until)
+        .bind::<Timestamptz, _>(recent)
+        .load(&mut self.connection)
         .await?;
-        Ok(OfUpdates {
-            rows: row.rows.unsigned_abs(),
-            unclosed: row.unclosed.unsigned_abs(),
-            open: sum(&row.open)?,
-            moved: sum(&row.moved)?,
-            taken: sum(&row.taken)?,
-        })
+        let mut all = OfUpdates::default();
+        let mut parts = Vec::with_capacity(rows.len());
+        for row in rows {
+            all.rows += row.rows.unsigned_abs();
+            all.unclosed += row.unclosed.unsigned_abs();
+            all.odd += row.odd.unsigned_abs();
+            all.open += sum(&row.open)?;
+            all.moved += sum(&row.moved)?;
+            all.taken += sum(&row.taken)?;
+            if row.settled > 0 {
+                parts.push(Part {
+                    vendor_id: row.vendor_id,
+                    part: usize::try_from(row.part).unwrap_or(0),
+                    digest: Digest {
+                        rows: row.settled.unsigned_abs(),
+                        sum: sum(&row.digest)?,
+                    },
+                    may_be_gone: row.may_be_gone,
+                });
+            }
+        }
+        Ok((all, parts))
     }
 
     /// Sums up the vendors' own changes, and says how many there are.
@@ -292,7 +340,13 @@ impl Snapshot {
             #[diesel(sql_type = BigInt)]
             failed: i64,
             #[diesel(sql_type = BigInt)]
+            pending: i64,
+            #[diesel(sql_type = Nullable<Timestamptz>)]
+            pending_since: Option<DateTime<Utc>>,
+            #[diesel(sql_type = BigInt)]
             contradictory: i64,
+            #[diesel(sql_type = BigInt)]
+            several: i64,
             #[diesel(sql_type = Text)]
             ordered: String,
         }
@@ -301,37 +355,50 @@ impl Snapshot {
             #[diesel(sql_type = Text)]
             sum: String,
         }
-        let of_line = |line: &str| {
-            format!(
-                "({}) * (hashtextextended({line}->>'productId' COLLATE \"C\", uuid_hash_extended(id, $1)) & 2147483647)",
-                quantity(line)
-            )
-        };
-        // Most orders have one line, and unnesting costs more than all the rest.
+        // The usual quantities without arithmetic of numerics, which takes longer than all the rest.
+        let small: String = (1..=9).map(|n| format!(" WHEN '{n}' THEN {n}")).collect();
         let row: Row = diesel::sql_query(format!(
             "SELECT count(*) AS rows, count(*) FILTER (WHERE status = 'failed') AS failed,
-                 count(*) FILTER (WHERE ({CONTRADICTION}) IS NOT NULL) AS contradictory,
-                 coalesce(sum({}) FILTER (WHERE status = 'confirmed' AND jsonb_array_length(lines) = 1), 0)::text AS ordered
-             FROM orders",
-            of_line("(lines->0)"),
+                 count(*) FILTER (WHERE status = 'pending') AS pending,
+                 min(accepted_at) FILTER (WHERE status = 'pending') AS pending_since,
+                 count(*) FILTER (WHERE is_contradictory) AS contradictory,
+                 count(*) FILTER (WHERE lines_to_take > 1) AS several,
+                 (coalesce(sum(small * {}) FILTER (WHERE lines_to_take = 1), 0)
+                  + coalesce(sum({} * {}) FILTER (WHERE lines_to_take = 1 AND small IS NULL), 0))::text AS ordered
+             FROM (
+                 SELECT id, status, accepted_at, lines, ({CONTRADICTION}) IS NOT NULL AS is_contradictory,
+                     CASE WHEN status = 'confirmed' THEN jsonb_array_length(lines) END AS lines_to_take,
+                     lines->0->>'productId' AS product_id, CASE lines->0->>'quantity'{small} END AS small
+                 FROM orders OFFSET '0'
+             ) AS o",
+            of_product("product_id"),
+            quantity("(lines->0)"),
+            of_product("product_id"),
         ))
         .bind::<BigInt, _>(self.seed)
         .get_result(&mut self.connection)
         .await?;
-        // Joined, and not a subquery in the sum above, which would keep PostgreSQL from using more than one process.
-        let several: Sum = diesel::sql_query(format!(
-            "SELECT coalesce(sum({}), 0)::text AS sum FROM orders, jsonb_array_elements(lines) AS unnested(line)
-             WHERE status = 'confirmed' AND jsonb_array_length(lines) > 1",
-            of_line("line"),
-        ))
-        .bind::<BigInt, _>(self.seed)
-        .get_result(&mut self.connection)
-        .await?;
+        let mut ordered = sum(&row.ordered)?;
+        if row.several > 0 {
+            // Joined, and not a subquery in the sum above, which would keep PostgreSQL from using more than one process.
+            let several: Sum = diesel::sql_query(format!(
+                "SELECT coalesce(sum({} * {}), 0)::text AS sum FROM orders, jsonb_array_elements(lines) AS unnested(line)
+                 WHERE status = 'confirmed' AND jsonb_array_length(lines) > 1",
+                quantity("line"),
+                of_product("line->>'productId'"),
+            ))
+            .bind::<BigInt, _>(self.seed)
+            .get_result(&mut self.connection)
+            .await?;
+            ordered += sum(&several.sum)?;
+        }
         Ok(OfOrders {
             rows: row.rows.unsigned_abs(),
             failed: row.failed.unsigned_abs(),
+            pending: row.pending.unsigned_abs(),
+            pending_since: row.pending_since,
             contradictory: row.contradictory.unsigned_abs(),
-            ordered: sum(&row.ordered)? + sum(&several.sum)?,
+            ordered,
         })
     }
 
@@ -531,63 +598,6 @@ impl Snapshot {
         Ok(rows.into_iter().next().map(|row| row.id))
     }
 
-    /// Digests of all settled updates below `until`, by vendor and by the part of the ids that they are in, in one scan.
-    /// What has no effect is told apart from what has; a return that came to nothing may never have been sent, and is
-    /// left out. `recent` is when what was closed before it may be gone at the vendor.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn digest_updates(
-        &mut self,
-        bounds: &[Uuid],
-        until: Uuid,
-        recent: DateTime<Utc>,
-    ) -> Result<Vec<Part>, Error> {
-        #[derive(diesel::QueryableByName)]
-        struct Row {
-            #[diesel(sql_type = Text)]
-            vendor_id: String,
-            #[diesel(sql_type = diesel::sql_types::Integer)]
-            part: i32,
-            #[diesel(sql_type = BigInt)]
-            rows: i64,
-            #[diesel(sql_type = Text)]
-            digest: String,
-            #[diesel(sql_type = diesel::sql_types::Bool)]
-            may_be_gone: bool,
-        }
-        let rows: Vec<Row> = diesel::sql_query(
-            "SELECT vendor_id, width_bucket(id, $2) AS part, count(*) AS rows,
-                 sum(hashtextextended(product_id, uuid_hash_extended(id, uuid_hash_extended(
-                     coalesce(reverses, '00000000-0000-0000-0000-000000000000'),
-                     hashint8extended(delta, CASE WHEN state IN ('acknowledged', 'applied') THEN $1 ELSE ~$1 END)
-                 ))))::text AS digest,
-                 coalesce(bool_and(closed_at < $4), false) AND bool_and(closed_at IS NOT NULL) AS may_be_gone
-             FROM stock_updates
-             WHERE id < $3 AND (state IN ('acknowledged', 'applied') OR delta < 0 AND state <> 'open')
-             GROUP BY 1, 2",
-        )
-        .bind::<BigInt, _>(self.seed)
-        .bind::<Array<SqlUuid>, _>(bounds)
-        .bind::<SqlUuid, _>(until)
-        .bind::<Timestamptz, _>(recent)
-        .load(&mut self.connection)
-        .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(Part {
-                    vendor_id: row.vendor_id,
-                    part: usize::try_from(row.part).unwrap_or(0),
-                    digest: Digest {
-                        rows: row.rows.unsigned_abs(),
-                        sum: sum(&row.digest)?,
-                    },
-                    may_be_gone: row.may_be_gone,
-                })
-            })
-            .collect()
-    }
-
     /// Lists a vendor's updates without an answer: about `limit` after the row `after` of the list of what is not closed.
     ///
     /// # Errors
@@ -641,6 +651,33 @@ impl Snapshot {
     }
 }
 
+/// The updates of one vendor in one part of the ids.
+#[derive(diesel::QueryableByName)]
+struct UpdatesRow {
+    #[diesel(sql_type = Text)]
+    vendor_id: String,
+    #[diesel(sql_type = Integer)]
+    part: i32,
+    #[diesel(sql_type = BigInt)]
+    rows: i64,
+    #[diesel(sql_type = BigInt)]
+    unclosed: i64,
+    #[diesel(sql_type = BigInt)]
+    odd: i64,
+    #[diesel(sql_type = Text)]
+    open: String,
+    #[diesel(sql_type = Text)]
+    moved: String,
+    #[diesel(sql_type = Text)]
+    taken: String,
+    #[diesel(sql_type = BigInt)]
+    settled: i64,
+    #[diesel(sql_type = Text)]
+    digest: String,
+    #[diesel(sql_type = Bool)]
+    may_be_gone: bool,
+}
+
 #[derive(diesel::QueryableByName)]
 struct Id {
     #[diesel(sql_type = SqlUuid)]
@@ -663,7 +700,7 @@ struct HeldRow {
     reverses: Option<Uuid>,
     #[diesel(sql_type = Text)]
     state: String,
-    #[diesel(sql_type = diesel::sql_types::Bool)]
+    #[diesel(sql_type = Bool)]
     may_be_gone: bool,
 }
 
@@ -817,43 +854,37 @@ pub async fn find_old_outbox_rows(
     .await
 }
 
-/// What waits, whatever its age.
-#[derive(Debug, Clone, Copy)]
-pub struct Waiting {
-    /// Orders that are pending.
-    pub orders: u64,
-    /// Updates without an answer.
-    pub updates: u64,
-    /// Rows of the outbox.
-    pub outbox: u64,
-}
-
-/// Counts what waits.
+/// How many updates have no answer.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn count_waiting(connection: &mut AsyncPgConnection) -> Result<Waiting, Error> {
-    #[derive(diesel::QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = BigInt)]
-        orders: i64,
-        #[diesel(sql_type = BigInt)]
-        updates: i64,
-        #[diesel(sql_type = BigInt)]
-        outbox: i64,
-    }
-    let row: Row = prepared(diesel::sql_query(
-        "SELECT (SELECT count(*) FROM orders WHERE status = 'pending') AS orders,
-             (SELECT count(*) FROM unclosed_updates WHERE state = 'open') AS updates,
-             (SELECT count(*) FROM outbox) AS outbox",
-    ))
-    .get_result(connection)
-    .await?;
-    Ok(Waiting {
-        orders: row.orders.unsigned_abs(),
-        updates: row.updates.unsigned_abs(),
-        outbox: row.outbox.unsigned_abs(),
-    })
+pub async fn count_open_updates(connection: &mut AsyncPgConnection) -> Result<u64, Error> {
+    count(
+        connection,
+        "SELECT count(*) AS rows FROM unclosed_updates WHERE state = 'open'",
+    )
+    .await
+}
+
+/// How many messages wait in the outbox.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn count_outbox_rows(connection: &mut AsyncPgConnection) -> Result<u64, Error> {
+    count(connection, "SELECT count(*) AS rows FROM outbox").await
+}
+
+async fn count(connection: &mut AsyncPgConnection, query: &'static str) -> Result<u64, Error> {
+    let row: Count = prepared(diesel::sql_query(query))
+        .get_result(connection)
+        .await?;
+    Ok(row.rows.unsigned_abs())
+}
+
+#[derive(diesel::QueryableByName)]
+struct Count {
+    #[diesel(sql_type = BigInt)]
+    rows: i64,
 }
 
 /// How many messages for a queue wait in the outbox.
@@ -864,12 +895,7 @@ pub async fn count_outbox(
     connection: &mut AsyncPgConnection,
     queue: &'static str,
 ) -> Result<u64, Error> {
-    #[derive(diesel::QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = BigInt)]
-        rows: i64,
-    }
-    let row: Row = prepared(
+    let row: Count = prepared(
         diesel::sql_query("SELECT count(*) AS rows FROM outbox WHERE queue = $1")
             .bind::<Text, _>(queue),
     )

@@ -31,8 +31,21 @@ struct DigestRow {
     part: i32,
     #[diesel(sql_type = BigInt)]
     rows: i64,
+    #[diesel(sql_type = BigInt)]
+    in_vain: i64,
     #[diesel(sql_type = Text)]
     digest: String,
+}
+
+/// The entries of one part of the ids.
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    /// Which part: how many of the bounds are not above its ids.
+    pub part: usize,
+    /// What they are, but for the following.
+    pub digest: Digest,
+    /// Returns without an effect.
+    pub in_vain: u64,
 }
 
 #[derive(diesel::QueryableByName)]
@@ -78,7 +91,7 @@ impl Snapshot {
     }
 
     /// Digests of the entries below `until`, by the part of the ids that they are in, as
-    /// `db::audit::Snapshot::digest_updates` has them of ours; with `only`, of those ids alone. Should the two servers
+    /// `db::audit::Snapshot::sum_updates` has them of ours; with `only`, of those ids alone. Should the two servers
     /// hash differently, every part differs, and is compared row by row.
     ///
     /// # Errors
@@ -88,20 +101,21 @@ impl Snapshot {
         bounds: &[Uuid],
         until: Uuid,
         only: Option<&[UpdateId]>,
-    ) -> Result<Vec<(usize, Digest)>, Error> {
+    ) -> Result<Vec<Part>, Error> {
         let of_those = if only.is_some() {
             "AND id = ANY($5)"
         } else {
             "AND $5 IS NULL"
         };
         let rows: Vec<DigestRow> = diesel::sql_query(format!(
-            "SELECT width_bucket(id, $2) AS part, count(*) AS rows,
-                 sum(hashtextextended(product_id::text COLLATE \"C\", uuid_hash_extended(id, uuid_hash_extended(
+            "SELECT width_bucket(id, $2) AS part, count(*) FILTER (WHERE outcome = 'applied' OR delta < 0) AS rows,
+                 count(*) FILTER (WHERE delta > 0 AND outcome IS DISTINCT FROM 'applied') AS in_vain,
+                 coalesce(sum(hashtextextended(product_id::text COLLATE \"C\", uuid_hash_extended(id, uuid_hash_extended(
                      coalesce(reverses, '00000000-0000-0000-0000-000000000000'),
                      hashint8extended(delta::bigint, CASE WHEN outcome = 'applied' THEN $1 ELSE ~$1 END)
-                 ))))::text AS digest
+                 )))) FILTER (WHERE outcome = 'applied' OR delta < 0), 0)::text AS digest
              FROM stock_ledger
-             WHERE source = $4 AND id < $3 AND (outcome = 'applied' OR delta < 0) {of_those}
+             WHERE source = $4 AND id < $3 {of_those}
              GROUP BY 1"
         ))
         .bind::<BigInt, _>(self.seed)
@@ -124,7 +138,11 @@ impl Snapshot {
                     rows: row.rows.unsigned_abs(),
                     sum,
                 };
-                Ok((usize::try_from(row.part).unwrap_or(0), digest))
+                Ok(Part {
+                    part: usize::try_from(row.part).unwrap_or(0),
+                    digest,
+                    in_vain: row.in_vain.unsigned_abs(),
+                })
             })
             .collect()
     }

@@ -4,14 +4,19 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use chrono::{TimeDelta, Utc};
+
 use super::{Finding, Options};
 use crate::app::{Context, Error};
 use crate::db;
+use crate::db::audit::OfOrders;
 use crate::domain::audit::{Found, Violation};
 use crate::mq::{self, Queue};
 
 /// A message held by a consumer goes back within ten minutes; the slow sweep sends what was lost again after five.
 const OVERDUE_S: u64 = 900;
+/// By how much our clock may be behind the database's.
+const CLOCKS_APART_MAX: TimeDelta = TimeDelta::minutes(5);
 /// The sweeper publishes within seconds of having a connection.
 const OLD_S: u64 = 600;
 /// The broker has this long to say what waits in its queues.
@@ -53,19 +58,32 @@ impl Kind {
     }
 }
 
+/// `orders` is what the snapshot had: looking for orders that are pending takes a scan of all, so it is only made if there
+/// was one that is overdue by now.
 pub(super) async fn overdue(
     context: &Context,
     options: &Options,
+    orders: OfOrders,
     finding: &mut Finding,
 ) -> Result<(), Error> {
-    let waiting = count(context).await?;
-    finding.count("pending_orders", waiting.orders);
-    finding.count("open_updates", waiting.updates);
+    let open_updates = context
+        .with_connection(async |connection| Ok(db::audit::count_open_updates(connection).await?))
+        .await?;
+    finding.count("pending_orders", orders.pending);
+    finding.count("open_updates", open_updates);
+    let overdue = TimeDelta::seconds(OVERDUE_S.cast_signed());
+    let may_be_overdue = orders
+        .pending_since
+        .is_some_and(|since| since < Utc::now() - overdue + CLOCKS_APART_MAX);
+    let of_orders = async {
+        if may_be_overdue {
+            weigh(context, options, Kind::Orders).await
+        } else {
+            Ok(Weighed::Stuck(Found::default()))
+        }
+    };
     // Side by side, since either may take its time.
-    let (orders, updates) = tokio::try_join!(
-        weigh(context, options, Kind::Orders),
-        weigh(context, options, Kind::Updates)
-    )?;
+    let (orders, updates) = tokio::try_join!(of_orders, weigh(context, options, Kind::Updates))?;
     for weighed in [orders, updates] {
         match weighed {
             Weighed::Late(note) => finding.notes.push(note),
@@ -81,12 +99,6 @@ enum Weighed {
     Late(String),
     /// No message for it is left; nothing where nothing is overdue.
     Stuck(Found),
-}
-
-async fn count(context: &Context) -> Result<db::audit::Waiting, Error> {
-    context
-        .with_connection(async |connection| Ok(db::audit::count_waiting(connection).await?))
-        .await
 }
 
 /// What stays while no message for it waits anywhere is violated; what goes, or has a message, is only late.
@@ -188,7 +200,10 @@ pub(super) async fn outbox(
             })
             .await
     };
-    finding.count("outbox_rows", count(context).await?.outbox);
+    let rows = context
+        .with_connection(async |connection| Ok(db::audit::count_outbox_rows(connection).await?))
+        .await?;
+    finding.count("outbox_rows", rows);
     let mut now = find().await?;
     let late = |total: u64| {
         format!(
