@@ -124,21 +124,14 @@ impl Up {
 const SEEDED: fn() -> Value = || json!([["p1", 10], ["p2", 20], ["p3", 20]]);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn data_survives_a_signal_at_any_time_a_stop_and_a_kill_and_fresh_starts_over() {
-    let directory = data_dir("up-survives");
-    let path = directory.to_str().expect("UTF-8");
+async fn data_survives_a_signal_at_any_time_a_stop_and_a_kill_beside_others_and_fresh_starts_over()
+{
+    let (directory, other) = (data_dir("up-survives"), data_dir("up-other"));
     let listen = ["--listen", "127.0.0.1:0"];
-    let process = Process::start(&["up", "--data-dir", path, "--fresh"], &[]);
-    process
-        .writes_within("starting RabbitMQ", START_DEADLINE)
-        .await;
-    process.signal(Signal::SIGINT);
-    let ended = process.ended().await;
-    assert_eq!(ended.code, Some(0), "{ended:?}");
-    assert!(!ended.stdout.contains("stockctl is up"), "{ended:?}");
-    assert_eq!(processes_on(&directory), 0, "nothing is left running");
+    a_start_that_is_interrupted_leaves_nothing_running(&directory).await;
 
-    let up = Up::start(&directory, &listen).await;
+    // Each finds an address by itself.
+    let (up, beside) = tokio::join!(Up::start(&directory, &[]), Up::start(&other, &["--fresh"]));
     assert_eq!(up.products().await, SEEDED());
     let order = up.order("p2", 18).await;
     assert_eq!(order["status"], "confirmed");
@@ -159,6 +152,7 @@ async fn data_survives_a_signal_at_any_time_a_stop_and_a_kill_and_fresh_starts_o
         order["reason"],
         json!({"code": "insufficient_stock", "productId": "p1", "requested": 11, "available": 10})
     );
+    another_runs_beside_it_and_one_never_twice(&up, &directory, beside, &other).await;
     // All parts are one process, and count together.
     let address = up.url.trim_start_matches("http://");
     assert_eq!(
@@ -230,40 +224,55 @@ async fn data_survives_a_signal_at_any_time_a_stop_and_a_kill_and_fresh_starts_o
     assert_eq!(up.get("/orders").await["orders"], json!([]));
     up.stop().await;
     assert_eq!(processes_on(&directory), 0);
+
+    a_server_that_does_not_start_is_told_of(&directory).await;
     remove(&directory);
+    remove(&other);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn two_data_directories_run_side_by_side_and_one_never_twice() {
-    let (one, other) = (data_dir("up-one"), data_dir("up-other"));
-    let (first, second) = tokio::join!(
-        Up::start(&one, &["--fresh"]),
-        Up::start(&other, &["--fresh"])
-    );
-    assert_ne!(first.url, second.url);
-    let (products, others) = tokio::join!(first.products(), second.products());
-    assert_eq!((products, others), (SEEDED(), SEEDED()));
-    assert_eq!(first.order("p3", 20).await["status"], "confirmed");
-    assert_eq!(second.get("/products/p3").await["available"], 20);
+async fn a_start_that_is_interrupted_leaves_nothing_running(directory: &Path) {
+    let path = directory.to_str().expect("UTF-8");
+    let process = Process::start(&["up", "--data-dir", path, "--fresh"], &[]);
+    process
+        .writes_within("starting RabbitMQ", START_DEADLINE)
+        .await;
+    process.signal(Signal::SIGINT);
+    let ended = process.ended().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(!ended.stdout.contains("stockctl is up"), "{ended:?}");
+    assert_eq!(processes_on(directory), 0, "nothing is left running");
+}
 
-    let before = processes_on(&one);
-    let path = one.to_str().expect("UTF-8");
+/// Beside what runs on one data directory, something runs on another, whatever happened on the first one; and nothing on the
+/// same.
+async fn another_runs_beside_it_and_one_never_twice(
+    first: &Up,
+    first_directory: &Path,
+    second: Up,
+    second_directory: &Path,
+) {
+    assert_ne!(first.url, second.url);
+    assert_eq!(second.products().await, SEEDED());
+    let before = processes_on(first_directory);
+    let path = first_directory.to_str().expect("UTF-8");
     let again = Process::run(&["up", "--data-dir", path]).await;
     assert_eq!(again.code, Some(4), "{again:?}");
     assert!(
         again.stderr.contains("in use by another stockctl (pid "),
         "{again:?}"
     );
-    assert_eq!(processes_on(&one), before);
+    assert_eq!(processes_on(first_directory), before);
 
     second.stop().await;
-    assert_eq!(processes_on(&other), 0);
-    assert_eq!(first.get("/products/p3").await["available"], 0);
-    first.stop().await;
+    assert_eq!(processes_on(second_directory), 0);
+    assert_eq!(first.get("/products/p2").await["available"], 2);
+}
 
-    // A server that does not start: its own last words, and nothing left of the other one either.
-    let version = one.join("servers/postgres/data/PG_VERSION");
+/// A server that does not start: its own last words, and nothing left of the other one either.
+async fn a_server_that_does_not_start_is_told_of(directory: &Path) {
+    let version = directory.join("servers/postgres/data/PG_VERSION");
     std::fs::write(&version, "9.1\n").expect("written");
+    let path = directory.to_str().expect("UTF-8");
     let broken = Process::run(&["up", "--data-dir", path]).await;
     assert_eq!(broken.code, Some(4), "{broken:?}");
     assert!(
@@ -272,9 +281,7 @@ async fn two_data_directories_run_side_by_side_and_one_never_twice() {
             .contains("is not compatible with this version"),
         "{broken:?}"
     );
-    assert_eq!(processes_on(&one), 0);
-    remove(&one);
-    remove(&other);
+    assert_eq!(processes_on(directory), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

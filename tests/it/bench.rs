@@ -21,7 +21,7 @@ async fn what_it_reports_is_what_really_ended() {
     let _parts = shop.open().await;
     let closed = report(
         &shop,
-        &["--duration", "2", "--connections", "4", "--lines", "2"],
+        &["--duration", "1", "--connections", "4", "--lines", "2"],
     )
     .await;
     let orders = |report: &Value, stage: &str| report[stage]["orders"].as_i64().expect("a number");
@@ -80,6 +80,9 @@ async fn where_keys_are_required_it_measures_with_one() {
         "0",
         "--duration",
         "1",
+        // So many are enough to see who is let in.
+        "--rate",
+        "10",
     ];
     let refused = Process::run(&[&fixed[..], &["--drain", "1"]].concat()).await;
     assert_eq!(refused.code, Some(4), "{refused:?}");

@@ -2,7 +2,7 @@
 //! on their own, and syncs never stop.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,13 +14,26 @@ use tokio::task::JoinSet;
 use crate::support::{Shop, ShopOptions, eventually};
 
 const CALLERS: usize = 32;
-const ORDERS_OF_EACH: usize = 640;
+/// Orders at least, unless `EXACTNESS_ORDERS` says otherwise; callers go on until so many syncs came between.
+const ORDERS: usize = 5120;
+const SYNCS: u64 = 20;
 const PRODUCTS: [&str; 5] = ["p0", "p1", "p2", "p3", "p4"];
 const VENDORS: [&str; 2] = ["vendorA", "vendorB"];
-/// Less than what is asked for, so that every kind of decision is made.
-const STOCK: i64 = 2500;
-const SYNC_INTERVAL: Duration = Duration::from_millis(100);
-const VENDOR_INTERVAL: Duration = Duration::from_millis(20);
+/// Orders for each unit that a vendor has of a product: more is asked for than there is, so that every kind of decision is
+/// made.
+const ORDERS_PER_UNIT: usize = 8;
+const SYNC_INTERVAL: Duration = Duration::from_millis(25);
+const VENDOR_INTERVAL: Duration = Duration::from_millis(5);
+
+/// How many orders each caller places.
+fn orders_of_each() -> usize {
+    let orders = match std::env::var("EXACTNESS_ORDERS") {
+        Ok(number) => number.parse().expect("EXACTNESS_ORDERS is a number"),
+        Err(_) => ORDERS,
+    };
+    assert!(orders >= CALLERS, "EXACTNESS_ORDERS: one for each caller");
+    orders / CALLERS
+}
 
 /// Sends a request again as long as it is answered that it may be: on a busy machine somebody may wait for a lock for
 /// longer than a statement may take.
@@ -33,10 +46,13 @@ async fn patiently(shop: &Shop, request: reqwest::RequestBuilder) -> (u16, Value
     .await
 }
 
-/// One caller: orders one after another, repeats some requests, cancels some orders.
-async fn call(shop: Arc<Shop>, caller: usize) {
+/// One caller: orders one after another, repeats some requests, cancels some orders. Returns how many orders these were.
+async fn call(shop: Arc<Shop>, caller: usize, orders: usize, syncs: Arc<AtomicU64>) -> usize {
     let mut ids: Vec<String> = Vec::new();
-    for n in 0..ORDERS_OF_EACH {
+    let mut n = 0;
+    while n < orders || syncs.load(Ordering::Relaxed) <= SYNCS {
+        assert!(n < 20 * orders, "syncs do not come to an end");
+        n += 1;
         let lines: Vec<Value> = (0..fastrand::usize(1..=3))
             .map(|_| json!({"productId": fastrand::choice(PRODUCTS), "quantity": fastrand::u8(1..=3)}))
             .collect();
@@ -64,7 +80,8 @@ async fn call(shop: Arc<Shop>, caller: usize) {
             );
         }
     }
-    assert_eq!(ids.len(), ORDERS_OF_EACH, "each request is one order");
+    assert_eq!(ids.len(), n, "each request is one order");
+    n
 }
 
 /// What the vendors themselves have added.
@@ -94,29 +111,29 @@ async fn sell_elsewhere(shop: Arc<Shop>, is_over: Arc<AtomicBool>, own: Arc<Mute
     }
 }
 
-async fn sync_again_and_again(shop: Arc<Shop>, is_over: Arc<AtomicBool>) -> u64 {
+async fn sync_again_and_again(shop: Arc<Shop>, is_over: Arc<AtomicBool>, syncs: Arc<AtomicU64>) {
     let context = commands::context(&shop.config).expect("a context");
     // Small chunks, so that a run has many transactions for others to come between.
     let options = Options {
         chunk_rows: 2,
         allow_empty: false,
     };
-    let mut runs = 0;
     while !is_over.load(Ordering::Relaxed) {
         for vendor in context.vendor_ids() {
             sync::sync(&context, &vendor, options, &|_| {})
                 .await
                 .expect("synced");
-            runs += 1;
+            syncs.fetch_add(1, Ordering::Relaxed);
         }
         tokio::time::sleep(SYNC_INTERVAL).await;
     }
-    runs
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn twenty_thousand_orders_with_everything_else_at_once_are_exact_to_the_unit() {
-    let listed: Vec<(&str, i64)> = PRODUCTS.iter().map(|p| (*p, STOCK)).collect();
+async fn thousands_of_orders_with_everything_else_at_once_are_exact_to_the_unit() {
+    let orders_of_each = orders_of_each();
+    let stock = i64::try_from(CALLERS * orders_of_each / ORDERS_PER_UNIT).expect("fits");
+    let listed: Vec<(&str, i64)> = PRODUCTS.iter().map(|p| (*p, stock)).collect();
     let shop = Shop::with(ShopOptions {
         vendors: VENDORS.iter().map(|v| (*v, listed.clone())).collect(),
         ..ShopOptions::default()
@@ -126,6 +143,7 @@ async fn twenty_thousand_orders_with_everything_else_at_once_are_exact_to_the_un
     let shop = Arc::new(shop);
     let is_over = Arc::new(AtomicBool::new(false));
     let own = Arc::<Mutex<Own>>::default();
+    let syncs = Arc::<AtomicU64>::default();
     let selling = tokio::spawn(sell_elsewhere(
         Arc::clone(&shop),
         Arc::clone(&is_over),
@@ -134,29 +152,34 @@ async fn twenty_thousand_orders_with_everything_else_at_once_are_exact_to_the_un
     let syncing = tokio::spawn(sync_again_and_again(
         Arc::clone(&shop),
         Arc::clone(&is_over),
+        Arc::clone(&syncs),
     ));
     let mut callers = JoinSet::new();
     for caller in 0..CALLERS {
-        callers.spawn(call(Arc::clone(&shop), caller));
+        callers.spawn(call(
+            Arc::clone(&shop),
+            caller,
+            orders_of_each,
+            Arc::clone(&syncs),
+        ));
     }
+    let mut orders = 0;
     while let Some(ended) = callers.join_next().await {
-        ended.expect("no panic");
+        orders += i64::try_from(ended.expect("no panic")).expect("fits");
     }
     is_over.store(true, Ordering::Relaxed);
     selling.await.expect("no panic");
-    let runs = syncing.await.expect("no panic");
-    assert!(runs > 20, "only {runs} syncs came between");
+    syncing.await.expect("no panic");
     shop.settled().await;
 
     let own = own.lock().expect("no panic").clone();
     let initial: Vec<(&str, &str, i64)> = VENDORS
         .iter()
         .flat_map(|v| PRODUCTS.iter().map(move |p| (*v, *p)))
-        .map(|(v, p)| (v, p, STOCK + own.get(&(v, p)).copied().unwrap_or(0)))
+        .map(|(v, p)| (v, p, stock + own.get(&(v, p)).copied().unwrap_or(0)))
         .collect();
     shop.check_books(&initial).await;
     shop.in_step(&initial).await;
-    let orders = i64::try_from(CALLERS * ORDERS_OF_EACH).expect("fits");
     for (what, count) in [
         ("confirmed", 1),
         ("rejected", 1),

@@ -23,9 +23,9 @@ const INITIAL: [(&str, &str, i64); 4] = [
 ];
 const CLIENTS: usize = 8;
 /// Between a client's requests, so that the load leaves the machine to other tests.
-const PACE: Duration = Duration::from_millis(10);
+const PACE: Duration = Duration::from_millis(40);
 /// Orders to be accepted in each state of things.
-const ORDERS_PER_STATE: usize = 50;
+const ORDERS_PER_STATE: usize = 30;
 /// So that a client that this machine makes wait between two requests is not idle for too long: a quarter of it counts.
 pub(super) const PATIENT: &str = "shutdown_deadline_ms = 120000";
 

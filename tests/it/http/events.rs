@@ -7,6 +7,7 @@ use chrono::Utc;
 use diesel_async::SimpleAsyncConnection;
 use reqwest::Method;
 use serde_json::{Value, json};
+use stockctl::app::events::LISTENERS_MAX;
 use stockctl::app::{dead_letters, keys, relay};
 use stockctl::domain::events::Position;
 use stockctl::domain::ids::{OrderId, ProductId};
@@ -129,6 +130,11 @@ async fn is_past(shop: &Shop) {
 /// Begins to listen to what happens from now on, and returns once the place is known from where on it hears.
 async fn listen(shop: &Shop, query: &str, headers: &[(&str, &str)]) -> Ear {
     is_past(shop).await;
+    begin_to_listen(shop, query, headers).await
+}
+
+/// As [`listen`], where nothing has happened yet.
+async fn begin_to_listen(shop: &Shop, query: &str, headers: &[(&str, &str)]) -> Ear {
     let response = request(shop, query, headers).await;
     assert_eq!(response.status(), 200, "{query}");
     assert_eq!(response.headers()["content-type"], "text/event-stream");
@@ -623,13 +629,18 @@ async fn a_restart_does_not_wait_for_who_listens_and_costs_no_event() {
     assert_eq!(again.hear().await.product(), "meanwhile");
 }
 
+/// Listeners that come together.
+const AT_ONCE: usize = 20;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_so_many_listen_and_who_has_gone_makes_room() {
     let shop = Shop::new().await;
     let _api = shop.serve().await;
     let mut ears = Vec::new();
-    while ears.len() < stockctl::app::events::LISTENERS_MAX {
-        ears.push(listen(&shop, "", &[]).await);
+    while ears.len() < LISTENERS_MAX {
+        let more = AT_ONCE.min(LISTENERS_MAX - ears.len());
+        let more = (0..more).map(|_| begin_to_listen(&shop, "", &[]));
+        ears.extend(futures_util::future::join_all(more).await);
     }
     let refused = ask(&shop, Method::GET, "/events", &[], "").await;
     assert_eq!(refused.problem(), "503 too_many_listeners");

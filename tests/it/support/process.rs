@@ -167,6 +167,11 @@ impl Process {
         written
     }
 
+    /// What it has written to stdout so far.
+    pub(crate) fn stdout_so_far(&self) -> String {
+        self.stdout.so_far()
+    }
+
     /// Waits for its end.
     pub(crate) async fn ended(mut self) -> Ended {
         let ending = async {

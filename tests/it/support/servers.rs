@@ -22,9 +22,11 @@ pub(crate) struct Servers {
     database_url: String,
     pub(crate) amqp_url: String,
     administrator: Administrator,
+    /// What is said of how a template is copied.
+    copy_options: &'static str,
     left: Mutex<Vec<String>>,
     /// Holds the servers: they end when its standard input closes, which the end of this process does, whatever ends it.
-    _holder: Option<Child>,
+    holder: Option<Child>,
 }
 
 /// The template of each test's own database, and of its vendors'.
@@ -34,6 +36,23 @@ const VENDOR_TEMPLATE: &str = "template_vendor";
 /// So many databases that no test needs any more are left before they are dropped, together: each drop writes a checkpoint,
 /// and only the first has much to write.
 const LEFT_MAX: usize = 45;
+
+/// What PostgreSQL need not do for a run that throws everything away at its end. What outlives a crash is proved on servers
+/// that tests start for themselves.
+const FOR_A_RUN: [&str; 4] = [
+    // It would go through the hundreds of databases of a run, ten a second, each by a process of its own.
+    "autovacuum = off",
+    "fsync = off",
+    "full_page_writes = off",
+    // It compiles for longer than anything here takes.
+    "jit = off",
+];
+
+/// How a template is copied, by a server that knows of other ways (PostgreSQL 15): by its files. Page by page, through the
+/// buffers and the log, takes twice the processor's time; the checkpoints that this needs cost little where nothing is
+/// synced to a disk.
+const COPY_FILES: &str = "STRATEGY file_copy";
+const KNOWS_OTHER_WAYS: i32 = 150_000;
 
 /// Creates and drops databases, one at a time, since two copies of a template disturb each other: through one connection,
 /// on a thread that outlives each test's runtime.
@@ -88,9 +107,12 @@ impl Servers {
         static SERVERS: OnceCell<Servers> = OnceCell::const_new();
         SERVERS
             .get_or_init(|| async {
-                let servers = tokio::task::spawn_blocking(Self::find_or_start)
+                let mut servers = tokio::task::spawn_blocking(Self::find_or_start)
                     .await
                     .expect("the servers start");
+                if servers.are_for_this_run() && servers.version().await >= KNOWS_OTHER_WAYS {
+                    servers.copy_options = COPY_FILES;
+                }
                 servers
                     .create_template(ORDERS_TEMPLATE, stockctl::db::MIGRATIONS)
                     .await;
@@ -133,11 +155,11 @@ impl Servers {
             if let Ok(addresses) = serde_json::from_str::<serde_json::Value>(&line) {
                 let address = |name: &str| addresses[name].as_str().expect("an address").to_owned();
                 let servers = Self::at(address("postgresql"), address("rabbitmq"), Some(holder));
-                // It would go through the hundreds of databases of a run, ten a second, each by a process of its own.
-                let _first = servers.administrator.begin(vec![
-                    "ALTER SYSTEM SET autovacuum = off".to_owned(),
-                    "SELECT pg_reload_conf()".to_owned(),
-                ]);
+                let settings = FOR_A_RUN.map(|setting| format!("ALTER SYSTEM SET {setting}"));
+                let reload = "SELECT pg_reload_conf()".to_owned();
+                let _first = servers
+                    .administrator
+                    .begin(settings.into_iter().chain([reload]).collect());
                 return servers;
             }
             let _ = holder.wait();
@@ -151,9 +173,31 @@ impl Servers {
             administrator: Administrator::start(Self::settings(database_url.clone())),
             database_url,
             amqp_url,
+            copy_options: "",
             left: Mutex::default(),
-            _holder: holder,
+            holder,
         }
+    }
+
+    /// Whether nobody else uses them, and nothing on them is to last.
+    fn are_for_this_run(&self) -> bool {
+        self.holder.is_some()
+    }
+
+    /// The version of the PostgreSQL server, as `server_version_num` has it.
+    async fn version(&self) -> i32 {
+        #[derive(diesel::QueryableByName)]
+        struct Version {
+            #[diesel(sql_type = diesel::sql_types::Integer)]
+            n: i32,
+        }
+        let settings = Self::settings(self.database_url.clone());
+        let mut connection = pg::connect(&settings).await.expect("reachable");
+        let asked = diesel::sql_query("SELECT current_setting('server_version_num')::int AS n");
+        // Not as a method: the administrator has some of the same names.
+        let asked = diesel_async::RunQueryDsl::get_result(asked, &mut connection).await;
+        let version: Version = asked.expect("a version");
+        version.n
     }
 
     fn settings(url: String) -> pg::Settings {
@@ -200,7 +244,12 @@ impl Servers {
         let of_vendors: Vec<String> = (0..vendors)
             .map(|index| format!("{name}_{index}"))
             .collect();
-        let copy = |name: &String, template| format!("CREATE DATABASE {name} TEMPLATE {template}");
+        let copy = |name: &String, template| {
+            format!(
+                "CREATE DATABASE {name} TEMPLATE {template} {}",
+                self.copy_options
+            )
+        };
         let mut sql = vec![copy(&name.to_owned(), ORDERS_TEMPLATE)];
         sql.extend(of_vendors.iter().map(|name| copy(name, VENDOR_TEMPLATE)));
         self.administrator.execute(sql).await;
