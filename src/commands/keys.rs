@@ -246,3 +246,28 @@ fn table(keys: &[Shown<'_>]) -> String {
     let rows: Vec<[String; 5]> = std::iter::once(head).chain(rows).collect();
     aligned(&rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_said_of_a_key_what_is_taken_is_within_the_bounds(
+            text in "[0-9]{1,20} ?(s|m|h|d|y|years|weeks)|[0-9a-f]{11,13}|[A-Za-z:]{1,12}|\\PC{0,20}",
+        ) {
+            if let Ok(time) = time(&text) {
+                proptest::prop_assert!((TimeDelta::zero()..=TimeDelta::days(DAYS_MAX)).contains(&time));
+            }
+            if let Ok(id) = id(&text) {
+                proptest::prop_assert_eq!(id.as_str(), &text);
+            }
+            if let Ok(scope) = scope(&text) {
+                proptest::prop_assert_eq!(scope.as_str(), &text);
+            }
+            if let Ok(caller) = caller(&text) {
+                proptest::prop_assert_eq!(caller, text);
+            }
+        }
+    }
+}

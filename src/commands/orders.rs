@@ -509,6 +509,19 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_written_for_a_line_one_that_is_taken_is_as_it_was_written(
+            text in "\\PC{0,9}=[+-]?[0-9]{0,20}|\\PC{0,20}",
+        ) {
+            if let Ok(Line { product_id, quantity }) = line(&text) {
+                proptest::prop_assert!(!product_id.is_empty());
+                let (product, number) = text.rsplit_once('=').expect("there");
+                proptest::prop_assert_eq!((product_id.as_str(), quantity), (product, number.parse().expect("a number")));
+            }
+        }
+    }
+
     #[test]
     fn an_order_is_shown_with_all_that_happened() {
         insta::assert_snapshot!(whole(&confirmed(), false, Ink::Plain), @"

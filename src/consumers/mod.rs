@@ -407,3 +407,44 @@ fn retry_count(delivery: &Delivery) -> u32 {
         None => 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn delivery(headers: Headers) -> Delivery {
+        Delivery {
+            tag: crate::mq::Tag::default(),
+            message_id: None,
+            headers,
+            body: Vec::new(),
+            redeliveries: 0,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_message_says_of_its_retries_it_ends(
+            said in prop_oneof![
+                any::<i64>().prop_map(HeaderValue::Int),
+                (0_i64..9).prop_map(HeaderValue::Int),
+                "-?[0-9]{1,12}|\\PC{0,9}".prop_map(HeaderValue::Text),
+            ],
+            retries_max in 0_u32..9,
+        ) {
+            let mut one = delivery(Headers::from([(RETRY_COUNT.to_owned(), said)]));
+            let mut attempts = 1;
+            while let Verdict::Retry { retry_count } = retry::after_transient(retry_count(&one), retries_max, "down") {
+                prop_assert!((1..=retries_max).contains(&retry_count));
+                one = delivery(retry_headers(retry_count));
+                attempts += 1;
+            }
+            prop_assert!(attempts <= retries_max + 1);
+            let dead = dead_letter_headers(&one, retry::RETRIES_EXHAUSTED, &"é".repeat(2000));
+            let HeaderValue::Text(error) = &dead[DEAD_ERROR] else { panic!("a text") };
+            prop_assert_eq!(error.chars().count(), ERROR_CHARS_MAX);
+        }
+    }
+}

@@ -290,3 +290,49 @@ fn check(report: &Report, queue: Queue) -> Result<(), Problem> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::body::parse;
+    use super::super::problem::{MALFORMED_JSON, VALIDATION_FAILED};
+    use super::*;
+
+    /// Bytes, and what looks like a selection but for a place or two.
+    fn bodies() -> impl Strategy<Value = Vec<u8>> {
+        let value = "-?[0-9]{1,4}|\"[a-z\u{0}]{0,3}\"|true|false|null|\\[(\"[a-z]?\")?\\]|\\{\\}";
+        let field = ("id|ids|reason|order|limit|all|dryRun|[a-z]{0,2}", value)
+            .prop_map(|(name, value)| format!("\"{name}\":{value}"));
+        prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..40),
+            proptest::collection::vec(field, 0..4).prop_map(|fields| format!(
+                "{{{}}}",
+                fields.join(",")
+            )
+            .into_bytes()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_body_nothing_is_done_to_a_whole_queue_unless_it_is_said(body in bodies()) {
+            let parsed = parse::<ActRequest>(&body)
+                .and_then(|request| request.parse().map_err(Problem::invalid_fields));
+            match parsed {
+                Ok((selection, _)) => {
+                    let says_all = serde_json::from_slice::<serde_json::Value>(&body)
+                        .is_ok_and(|body| body["all"] == true);
+                    let selects = !selection.message_ids.is_empty()
+                        || selection.reason.is_some()
+                        || selection.order.is_some()
+                        || selection.limit < LETTERS_MAX;
+                    prop_assert!(selects != says_all, "{}", String::from_utf8_lossy(&body));
+                    prop_assert!((1..=LETTERS_MAX).contains(&selection.limit));
+                    prop_assert!(selection.message_ids.len() <= IDS_MAX + 1);
+                }
+                Err(problem) => prop_assert!([MALFORMED_JSON, VALIDATION_FAILED].contains(&problem.code()), "{problem}"),
+            }
+        }
+    }
+}
