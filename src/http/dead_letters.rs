@@ -7,7 +7,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::answer;
 use super::body::read_json;
-use super::problem::{Problem, UNAVAILABLE};
+use super::problem::{LOGGED, Problem, UNAVAILABLE};
 use super::query::read_query;
 use super::{BODY_BYTES_MAX, State, check_limit, detached};
 use crate::app::dead_letters::{self, Act, Dropper, LetterDocument, Report};
@@ -133,7 +133,7 @@ struct LettersResponse<'a> {
     get, path = "/admin/dead-letters/{queue}", tag = "operations",
     params(("queue" = String, Path, description = "`orders_dlq` or `vendor_sync_dlq`"), ListQuery),
     responses((status = 200, description = "Those that are meant", body = LettersResponse, example = json!({"deadLetters": [
-        {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API cannot be reached",
+        {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API cannot be reached; `stockctl dlq show` and the log say more", "cause": "api_unreachable",
          "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": "4",
          "body": {"vendorId": "vendorA", "updates": [{"id": "01a214e7-89a3-73a6-bfc3-f94863a97791", "productId": "p1", "delta": -2}]}}]})))
 )]
@@ -154,7 +154,11 @@ pub(super) async fn list(
     };
     let found = dead_letters::list(&state.context, &state.broker, queue, &selection).await?;
     let list = LettersResponse {
-        dead_letters: found.letters.iter().map(|l| l.document(false)).collect(),
+        dead_letters: found
+            .letters
+            .iter()
+            .map(|l| l.document_for_callers(false))
+            .collect(),
     };
     answer::json(&request, &list)
 }
@@ -166,8 +170,8 @@ pub(super) async fn list(
     get, path = "/admin/dead-letters/{queue}/{messageId}", tag = "operations",
     params(("queue" = String, Path, description = "`orders_dlq` or `vendor_sync_dlq`"), ("messageId" = String, Path, description = "The message's id")),
     responses((status = 200, description = "The letter", body = LetterDocument<'_>, example = json!(
-        {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API cannot be reached",
-         "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": "4", "headers": {"x-dead-letter-reason": "retries_exhausted", "x-dead-letter-attempts": 4},
+        {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API cannot be reached; `stockctl dlq show` and the log say more", "cause": "api_unreachable",
+         "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": "4", "headers": {"x-dead-letter-reason": "retries_exhausted", "x-dead-letter-attempts": 4, "x-dead-letter-cause": "api_unreachable"},
          "body": {"vendorId": "vendorA", "updates": [{"id": "01a214e7-89a3-73a6-bfc3-f94863a97791", "productId": "p1", "delta": -2}]}})))
 )]
 pub(super) async fn show(
@@ -178,7 +182,7 @@ pub(super) async fn show(
     let (queue, message_id) = path.into_inner();
     let queue = dead_letter_queue(&queue)?;
     let letter = dead_letters::find(&state.context, &state.broker, queue, &message_id).await?;
-    answer::json(&request, &letter.document(true))
+    answer::json(&request, &letter.document_for_callers(true))
 }
 
 /// Replay dead letters
@@ -211,7 +215,7 @@ pub(super) async fn replay(
         .await
     })
     .await?;
-    check(&report, queue)?;
+    let report = check(report, queue)?;
     Ok(HttpResponse::Ok().json(report.of_replay(act)))
 }
 
@@ -254,7 +258,7 @@ pub(super) async fn drop(
         .await
     })
     .await?;
-    check(&report, queue)?;
+    let report = check(report, queue)?;
     Ok(HttpResponse::Ok().json(report.of_drop(act)))
 }
 
@@ -268,8 +272,9 @@ async fn read_selection(
         .map_err(Problem::invalid_fields)
 }
 
-/// A report that is no success: nothing of what was named is there, or not all was done with.
-fn check(report: &Report, queue: Queue) -> Result<(), Problem> {
+/// The report as a caller may read it, unless it is no success: nothing of what was named is there, or not all was done
+/// with.
+fn check(mut report: Report, queue: Queue) -> Result<Report, Problem> {
     if let Some(error) = &report.stopped {
         tracing::warn!(%error, done = report.done.len(), "work on dead letters ended early");
         return Err(Problem::new(
@@ -288,7 +293,17 @@ fn check(report: &Report, queue: Queue) -> Result<(), Problem> {
             report.not_found.join(", ")
         )));
     }
-    Ok(())
+    for kept in &mut report.kept {
+        if kept.is_bug {
+            tracing::error!(
+                message_id = kept.message_id,
+                error = kept.why,
+                "a dead letter had to be kept"
+            );
+            kept.why = LOGGED.to_owned();
+        }
+    }
+    Ok(report)
 }
 
 #[cfg(test)]
