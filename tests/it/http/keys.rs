@@ -344,6 +344,35 @@ async fn keys_are_made_listed_rotated_expired_and_revoked_from_the_command_line(
             .all(|key| key["key"].is_null() && key["standing"] == "valid")
     );
 
+    let in_the_list = async || {
+        let listed = run(&["list", "--json"]).await.1;
+        let mut keys = listed.lines().map(serde_json::from_str::<Value>);
+        let key = keys.find_map(|key| key.ok().filter(|key| key["id"] == id.as_str()));
+        key.expect("it is listed")
+    };
+    let used = eventually("its use is noted", || async {
+        let used = in_the_list().await["lastUsedAt"].take();
+        used.is_string().then_some(used)
+    })
+    .await;
+    let table = run(&["list"]).await.1;
+    assert!(
+        table.contains("LAST USED") && table.contains(&text(&used)),
+        "{table}"
+    );
+    // The next is of the same minutes: the row is not written again, although the keys were looked at since.
+    let version = format!("SELECT xmin::text AS t FROM api_keys WHERE id = '{id}'");
+    let written = shop.text(&version).await;
+    is_let_in(&shop, &bearer).await;
+    let (later, bearer_of_later) = key(&shop, "later", &[Scope::Admin]).await;
+    is_let_in(&shop, &bearer_of_later).await;
+    let of_later = format!("SELECT count(last_used_at) AS n FROM api_keys WHERE id = '{later}'");
+    eventually("the next look was noted", || async {
+        (shop.count(&of_later).await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(shop.text(&version).await, written);
+
     let ended = run(&["expire", &id, "--in", "0s"]).await;
     assert_eq!(ended.0, Some(0), "{ended:?}");
     becomes(
