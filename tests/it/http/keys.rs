@@ -195,6 +195,34 @@ async fn every_route_asks_for_a_key_and_for_its_scope() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_with_every_scope_but_the_one_that_is_needed_is_not_enough() {
+    let shop = shop().await;
+    let _api = shop.serve().await;
+    // All but one, and but the one that allows everything.
+    let mut all_but = Vec::new();
+    for missing in Scope::ALL {
+        let mut scopes = BTreeSet::from(Scope::ALL);
+        scopes.retain(|scope| ![missing, Scope::Admin].contains(scope));
+        let scopes: Vec<Scope> = scopes.into_iter().collect();
+        all_but.push((missing, key(&shop, "most", &scopes).await.1));
+    }
+    is_let_in(&shop, &all_but[3].1).await;
+    for (method, path, needs) in operations() {
+        let Some(needs) = needs else { continue };
+        for (missing, authorization) in &all_but {
+            let answer = ask_with(&shop, authorization, method.clone(), &path, "").await;
+            let lacks = needs == [missing.as_str()] || needs == [Scope::Admin.as_str()];
+            assert_eq!(
+                answer.status == 403,
+                lacks,
+                "{method} {path} without {missing}: {}",
+                answer.body
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_caller_sees_cancels_and_repeats_only_what_is_its_own() {
     let shop = shop().await;
     shop.sync().await;
