@@ -43,7 +43,7 @@ struct ActRequest {
     #[schema(min_length = 1)]
     id: Option<String>,
     /// Message ids.
-    #[schema(max_items = 200)]
+    #[schema(min_items = 1, max_items = 200)]
     ids: Option<Vec<String>>,
     reason: Option<String>,
     #[schema(nullable = true)]
@@ -78,11 +78,14 @@ impl ActRequest {
                 "select letters by id, ids, reason, order or limit, or say \"all\": true",
             ));
         }
-        let ids = self.ids.unwrap_or_default();
-        if ids.len() > IDS_MAX {
-            let problem = format!("must be at most {IDS_MAX}, are {}", ids.len());
+        // An empty list would mean any letter, and so all of them.
+        if let Some(ids) = &self.ids
+            && !(1..=IDS_MAX).contains(&ids.len())
+        {
+            let problem = format!("must be 1 to {IDS_MAX}, are {}", ids.len());
             errors.push(Invalid::new("/ids", problem));
         }
+        let ids = self.ids.unwrap_or_default();
         let message_ids: std::collections::BTreeSet<String> =
             self.id.into_iter().chain(ids).collect();
         if message_ids.contains("") {

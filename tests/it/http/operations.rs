@@ -301,6 +301,8 @@ async fn an_act_on_dead_letters_that_is_not_valid_moves_nothing() {
         (replay, "{\"limit\":\"1\"}"),
         (replay, "{\"id\":1}"),
         (replay, "{\"id\":\"\"}"),
+        (replay, "{\"ids\":[]}"),
+        (drop, "{\"ids\":[],\"dryRun\":true}"),
         (drop, "{\"order\":\"x\"}"),
         (drop, "{\"yes\":true}"),
     ] {
@@ -319,6 +321,8 @@ async fn an_act_on_dead_letters_that_is_not_valid_moves_nothing() {
     {"limit":"1"}: 422 validation_failed "/limit" invalid type: string "1", expected i64
     {"id":1}: 422 validation_failed "/id" invalid type: integer `1`, expected a string
     {"id":""}: 422 validation_failed "/id" must not be empty
+    {"ids":[]}: 422 validation_failed "/ids" must be 1 to 200, are 0
+    {"ids":[],"dryRun":true}: 422 validation_failed "/ids" must be 1 to 200, are 0
     {"order":"x"}: 422 validation_failed "/order" UUID parsing failed: invalid character: found `x` at 0
     {"yes":true}: 422 validation_failed "/yes" unknown field `yes`, expected one of `id`, `ids`, `reason`, `order`, `limit`, `all`, `dryRun`
     "#);
