@@ -51,7 +51,7 @@ test: export SETUP_DEB := yes
 test: setup ## Run every test, chaos included, on private servers
 	cargo test --all-targets
 
-# The executable that the tests were built with. Its dependencies come from PyPI, once.
+# The executable that the tests were built with. What it needs of Python comes from PyPI, once, and stays beside the builds.
 test-api: export SETUP_PYTHON := yes
 test-api: setup ## Try the running API by its description, and with a generated client (TEST_API_SECONDS=300 for long)
 	cargo test --all-targets --no-run

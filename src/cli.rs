@@ -151,7 +151,7 @@ pub enum Command {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     use super::*;
 
@@ -171,5 +171,21 @@ mod tests {
             }
         }
         check(&Cli::command());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_the_words_they_are_a_command_or_told_with_what_would_do(
+            words in proptest::collection::vec(
+                "serve|up|orders|place|list|show|dlq|replay|drop|orders_dlq|keys|create|expire|--in|--scope|--limit|--id|--json|--config|-c|--watch|status|audit|bench|--wait|[a-z]{1,3}=-?[0-9]{1,20}|[0-9]{1,9}[smhdy]|-{0,2}[a-z-]{0,8}|[0-9]{1,20}|\\PC{0,9}",
+                0..6,
+            ),
+        ) {
+            let words = std::iter::once("stockctl".to_owned()).chain(words);
+            if let Err(error) = Cli::try_parse_from(words) {
+                proptest::prop_assert!([0, 2].contains(&error.exit_code()));
+                proptest::prop_assert!(!error.to_string().is_empty());
+            }
+        }
     }
 }

@@ -84,7 +84,10 @@ impl Error {
     #[must_use]
     pub fn code(&self) -> String {
         match self {
-            Self::Database(_) => "own_database_unavailable".to_owned(),
+            Self::Database(error) if error.is_unavailable() => {
+                "own_database_unavailable".to_owned()
+            }
+            Self::Database(_) => "own_database_refused".to_owned(),
             Self::VendorDatabase(_) => "database_unavailable".to_owned(),
             Self::Vendor(client::Error::Unreachable { .. }) => "api_unreachable".to_owned(),
             Self::Vendor(client::Error::Status { status, .. }) => format!("api_answered_{status}"),

@@ -86,6 +86,7 @@ fn new_key(
         created_at: now,
         expires_at: valid_for.map(|valid_for| now + valid_for),
         revoked_at: None,
+        last_used_at: None,
     };
     Ok((key, token))
 }
@@ -246,7 +247,12 @@ impl KeyRing {
         let mut failed = Tally::new();
         loop {
             match self.look(&context).await {
-                Ok(()) => {}
+                Ok(()) => {
+                    if let Err(error) = self.note_uses(&context).await {
+                        // They are noted after the next look.
+                        tracing::debug!(%error, "when API keys were used last cannot be noted");
+                    }
+                }
                 Err(error) => {
                     if let Some(times) = failed.add(1, Instant::now()) {
                         tracing::warn!(times, %error, "could not look at the API keys; those known last stay good");
@@ -268,12 +274,27 @@ impl KeyRing {
                 Ok(db::keys::list(connection, Some(since), LISTED_MAX).await?)
             })
             .await?;
-        let known = Known {
-            keys: Keys::new(keys),
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let before = known.take().map(|known| known.keys).unwrap_or_default();
+        *known = Some(Known {
+            keys: Keys::new(keys).after(&before),
             at,
-        };
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(known);
+        });
         Ok(())
+    }
+
+    /// Writes when keys were used last, of those for which that is due.
+    async fn note_uses(&self, context: &Context) -> Result<(), Error> {
+        let uses = match &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(known) => known.keys.uses_to_note(),
+            None => return Ok(()),
+        };
+        if uses.is_empty() {
+            return Ok(());
+        }
+        context
+            .with_connection(async |connection| Ok(db::keys::note_uses(connection, &uses).await?))
+            .await
     }
 }
 

@@ -62,4 +62,18 @@ mod tests {
         let number = Headers::from([(TRACEPARENT.to_owned(), HeaderValue::Int(0))]);
         assert_eq!(context_of(&number), None);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_a_message_says_of_its_trace_what_is_taken_is_passed_on_as_it_was(
+            parent in "00-[0-9a-f]{32}-[0-9a-f]{16}-0[01]|[0-9a-f-]{50,60}|\\PC{0,9}",
+            state in proptest::option::of("[a-z]{1,3}=[a-z]{1,3}(,[a-z]{1,3}=[!-~]{0,3})?|\\PC{0,9}"),
+        ) {
+            let text = |text: String| HeaderValue::Text(text);
+            let mut headers = Headers::from([(TRACEPARENT.to_owned(), text(parent))]);
+            headers.extend(state.map(|state| (TRACESTATE.to_owned(), text(state))));
+            let context = context_of(&headers);
+            proptest::prop_assert_eq!(context_of(&headers_of(context.as_ref())), context);
+        }
+    }
 }

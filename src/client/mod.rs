@@ -18,7 +18,7 @@ use uuid::Uuid;
 pub use answers::{
     AtVendor, Event, FieldProblem, Line, Order, Page, Problem, Product, Reason, Update,
 };
-pub use repeat::{Repeated, repeat};
+pub use repeat::{Repeated, repeat, unless_limited};
 
 /// To reach a server takes milliseconds, over the world a second.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);

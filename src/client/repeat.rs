@@ -13,6 +13,9 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// The pause before the second; each further one is twice as long, unless the API says how long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
+/// Who asks too often is told when there may be more, and nothing was done.
+const TOO_MANY_REQUESTS: u16 = 429;
+
 /// What came of a request that was sent once or more.
 #[derive(Debug)]
 pub struct Repeated {
@@ -66,8 +69,32 @@ fn is_of_gateway(answer: &Answer) -> bool {
 }
 
 fn is_final(last: &Result<Answer, Error>) -> bool {
-    last.as_ref()
-        .is_ok_and(|answer| answer.status != 503 && !is_of_gateway(answer))
+    last.as_ref().is_ok_and(|answer| {
+        !matches!(answer.status, TOO_MANY_REQUESTS | 503) && !is_of_gateway(answer)
+    })
+}
+
+/// Sends a request that only looks, and again while the API asks to come later because there were too many: whatever else is
+/// the matter is for people to see at once.
+///
+/// # Errors
+/// There is no answer.
+pub async fn unless_limited(
+    send: impl AsyncFn() -> Result<Answer, Error>,
+) -> Result<Answer, Error> {
+    let began = Instant::now();
+    let mut attempts = 0;
+    loop {
+        let last = send().await;
+        attempts += 1;
+        let is_limited = matches!(&last, Ok(answer) if answer.status == TOO_MANY_REQUESTS);
+        match pause_after(&last, attempts, false) {
+            Some(pause) if is_limited && began.elapsed() + pause <= DEADLINE => {
+                tokio::time::sleep(pause).await;
+            }
+            _ => return last,
+        }
+    }
 }
 
 /// How long to wait before the request is sent again; none if it is not.
@@ -98,7 +125,7 @@ mod tests {
 
     fn answered(status: u16, body: &str) -> Result<Answer, Error> {
         let mut headers = HeaderMap::new();
-        if status == 503 {
+        if [429, 503].contains(&status) {
             headers.insert("retry-after", HeaderValue::from_static("1"));
         }
         Ok(Answer::new("here", status, &headers, body.to_owned()))
@@ -153,6 +180,34 @@ mod tests {
         let mut answers = vec![answered(503, UNKNOWN)];
         answers.extend((0..9).map(|_| answered(503, BUSY)));
         assert_eq!(sent(answers).await, (4, Some(503), true, 3.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_too_often_waits_for_as_long_as_it_is_told() {
+        let answers = vec![answered(429, ""), answered(429, ""), answered(202, "{}")];
+        assert_eq!(sent(answers).await, (3, Some(202), false, 2.0));
+        // What was said before it stays unknown.
+        let mut answers = vec![unreachable(true)];
+        answers.extend((0..9).map(|_| answered(429, "")));
+        assert_eq!(sent(answers).await, (4, Some(429), true, 2.5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_is_repeated_only_while_there_are_too_many() {
+        let look = async |statuses: &[u16]| {
+            let began = Instant::now();
+            let left = RefCell::new(statuses.iter());
+            let last = unless_limited(async || {
+                let next = left.borrow_mut().next().copied();
+                answered(next.expect("not sent more often than expected"), "")
+            })
+            .await;
+            let status = last.expect("an answer").status;
+            (left.borrow().len(), status, began.elapsed().as_secs())
+        };
+        assert_eq!(look(&[429, 200]).await, (0, 200, 1));
+        assert_eq!(look(&[429, 503, 200]).await, (1, 503, 1));
+        assert_eq!(look(&[429; 9]).await, (5, 429, 3));
     }
 
     #[tokio::test(start_paused = true)]

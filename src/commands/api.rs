@@ -300,7 +300,9 @@ fn advice(problem: &Problem, not_found: &str) -> Option<String> {
         }
         "not_cancellable" => "`stockctl orders show` says how it stands".to_owned(),
         "idempotency_conflict" => "give another --key, or none, for a new order".to_owned(),
-        "unavailable" | "busy" | "not_yet_visible" => "run it again in a moment".to_owned(),
+        "unavailable" | "busy" | "not_yet_visible" | "rate_limited" => {
+            "run it again in a moment".to_owned()
+        }
         // The caller knows the key.
         "outcome_unknown" => return None,
         "internal" => {

@@ -34,7 +34,7 @@ pub enum KeysCommand {
         #[arg(long)]
         json: bool,
     },
-    /// List the keys, without their secrets
+    /// List the keys, without their secrets, and when each was used last, to within five minutes
     List {
         /// Those that have ended, too
         #[arg(long)]
@@ -114,6 +114,8 @@ struct Shown<'a> {
     expires_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     revoked_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_used_at: Option<String>,
     /// Where it was made just now.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<String>,
@@ -129,6 +131,7 @@ impl<'a> Shown<'a> {
             created_at: shown_time(key.created_at),
             expires_at: key.expires_at.map(shown_time),
             revoked_at: key.revoked_at.map(shown_time),
+            last_used_at: key.last_used_at.map(shown_time),
             key: token.map(Token::reveal),
         }
     }
@@ -232,7 +235,7 @@ fn table(keys: &[Shown<'_>]) -> String {
     if keys.is_empty() {
         return "there is no key; `stockctl keys create` makes one".to_owned();
     }
-    let head = ["ID", "CALLER", "STANDING", "UNTIL", "SCOPES"].map(str::to_owned);
+    let head = ["ID", "CALLER", "STANDING", "UNTIL", "LAST USED", "SCOPES"].map(str::to_owned);
     let rows = keys.iter().map(|key| {
         let standing = match key.standing {
             Standing::Valid => "valid",
@@ -241,8 +244,35 @@ fn table(keys: &[Shown<'_>]) -> String {
         };
         let until = key.revoked_at.as_deref().or(key.expires_at.as_deref());
         let until = until.unwrap_or("for ever");
-        [key.id, key.caller, standing, until, &key.scopes.join(", ")].map(str::to_owned)
+        let used = key.last_used_at.as_deref().unwrap_or("-");
+        let scopes = key.scopes.join(", ");
+        [key.id, key.caller, standing, until, used, &scopes].map(str::to_owned)
     });
-    let rows: Vec<[String; 5]> = std::iter::once(head).chain(rows).collect();
+    let rows: Vec<[String; 6]> = std::iter::once(head).chain(rows).collect();
     aligned(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_said_of_a_key_what_is_taken_is_within_the_bounds(
+            text in "[0-9]{1,20} ?(s|m|h|d|y|years|weeks)|[0-9a-f]{11,13}|[A-Za-z:]{1,12}|\\PC{0,20}",
+        ) {
+            if let Ok(time) = time(&text) {
+                proptest::prop_assert!((TimeDelta::zero()..=TimeDelta::days(DAYS_MAX)).contains(&time));
+            }
+            if let Ok(id) = id(&text) {
+                proptest::prop_assert_eq!(id.as_str(), &text);
+            }
+            if let Ok(scope) = scope(&text) {
+                proptest::prop_assert_eq!(scope.as_str(), &text);
+            }
+            if let Ok(caller) = caller(&text) {
+                proptest::prop_assert_eq!(caller, text);
+            }
+        }
+    }
 }

@@ -13,6 +13,7 @@ use super::table::{aligned, moment, printable};
 use super::{EXIT_BUG, EXIT_CHECK_FAILED, Failure};
 use crate::client::{
     Answer, Api, Error, Event, Line, NewOrder, Order, OrderFilter, Reason, WAIT_MAX, repeat,
+    unless_limited,
 };
 use crate::config::Config;
 use crate::domain::order::Status;
@@ -131,7 +132,11 @@ pub async fn run(
         }
         OrdersCommand::Show { id } => {
             let api = calling.api(load)?;
-            let answer = calling.expect(api.order(id, None).await, &api, NOT_FOUND)?;
+            let answer = calling.expect(
+                unless_limited(async || api.order(id, None).await).await,
+                &api,
+                NOT_FOUND,
+            )?;
             show(&calling, &answer).map(|_| ())
         }
         OrdersCommand::List {
@@ -145,7 +150,7 @@ pub async fn run(
                 product,
             };
             let page = async |limit, cursor: Option<String>| {
-                api.orders(&filter, limit, cursor.as_deref()).await
+                unless_limited(async || api.orders(&filter, limit, cursor.as_deref()).await).await
             };
             let listed = calling.list(&api, limit.into(), page).await?;
             calling.print_list(&listed, "there are no such orders", table)
@@ -228,7 +233,7 @@ async fn wait_for_outcome(
             Ok(other) => {
                 let pause = other.retry_after.unwrap_or(TROUBLE_INTERVAL);
                 trouble = Some(refusal(&other, api.address(), NOT_FOUND));
-                if other.status < 500 {
+                if other.status < 500 && other.status != 429 {
                     // That is no different in a second.
                     return Ok((answer, trouble));
                 }
@@ -506,6 +511,19 @@ mod tests {
             "p1=99999999999999999999",
         ] {
             assert!(line(text).is_err(), "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_written_for_a_line_one_that_is_taken_is_as_it_was_written(
+            text in "\\PC{0,9}=[+-]?[0-9]{0,20}|\\PC{0,20}",
+        ) {
+            if let Ok(Line { product_id, quantity }) = line(&text) {
+                proptest::prop_assert!(!product_id.is_empty());
+                let (product, number) = text.rsplit_once('=').expect("there");
+                proptest::prop_assert_eq!((product_id.as_str(), quantity), (product, number.parse().expect("a number")));
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use super::api::{Calling, failure};
 use super::style::{Colour, Ink};
 use super::table::{aligned, moment, printable};
 use super::{EXIT_USAGE, Failure};
-use crate::client::{AtVendor, Product, ProductFilter};
+use crate::client::{AtVendor, Product, ProductFilter, unless_limited};
 use crate::config::Config;
 
 /// Looking at products.
@@ -68,7 +68,7 @@ pub async fn run(
                 in_stock,
             };
             let page = async |limit, cursor: Option<String>| {
-                api.products(&filter, limit, cursor.as_deref()).await
+                unless_limited(async || api.products(&filter, limit, cursor.as_deref()).await).await
             };
             let listed = calling.list(&api, limit.into(), page).await?;
             calling.print_list(&listed, "there are no such products", table)
@@ -82,7 +82,11 @@ pub async fn run(
             }
             let api = calling.api(load)?;
             let not_found = "`stockctl products list` lists those there are";
-            let answer = calling.expect(api.product(&id).await, &api, not_found)?;
+            let answer = calling.expect(
+                unless_limited(async || api.product(&id).await).await,
+                &api,
+                not_found,
+            )?;
             let product: Product = answer.read().map_err(failure)?;
             calling.print(&answer, |ink| whole(&product, ink));
             Ok(())

@@ -17,7 +17,9 @@ use crate::app::relay::Relay;
 use crate::app::{Context, Error, Kind, dead_letters, traced};
 use crate::db::updates::DeadLetter;
 use crate::domain::ids::UpdateId;
-use crate::domain::messages::{DEAD_ATTEMPTS, DEAD_ERROR, DEAD_REASON, DEAD_TIME, RETRY_COUNT};
+use crate::domain::messages::{
+    DEAD_ATTEMPTS, DEAD_CAUSE, DEAD_ERROR, DEAD_REASON, DEAD_TIME, RETRY_COUNT,
+};
 use crate::domain::order::NewOrder;
 use crate::domain::retry::{self, Verdict};
 use crate::metrics::MESSAGES;
@@ -185,9 +187,10 @@ impl Door {
             Kind::Refused | Kind::Missing => Verdict::DeadLetter {
                 code: retry::INVALID_MESSAGE,
                 error: text,
+                cause: None,
             },
             Kind::Transient | Kind::Unavailable | Kind::Bug => {
-                retry::after_transient(retry_count(delivery), self.retries_max, &text)
+                retry::after_transient(retry_count(delivery), self.retries_max, &text, error.code())
             }
         }
     }
@@ -232,7 +235,7 @@ impl Door {
                 }
                 is_copied
             }
-            Verdict::DeadLetter { code, error } => {
+            Verdict::DeadLetter { code, error, cause } => {
                 tracing::warn!(
                     queue = from.base_name(),
                     message_id = delivery.message_id,
@@ -248,7 +251,7 @@ impl Door {
                     .copy_to(
                         dlq,
                         delivery,
-                        &dead_letter_headers(delivery, code, error),
+                        &dead_letter_headers(delivery, code, error, cause.as_deref()),
                         until,
                     )
                     .await;
@@ -381,9 +384,14 @@ fn retry_headers(retry_count: u32) -> Headers {
     Headers::from([(RETRY_COUNT.to_owned(), count)])
 }
 
-fn dead_letter_headers(delivery: &Delivery, code: &str, error: &str) -> Headers {
+fn dead_letter_headers(
+    delivery: &Delivery,
+    code: &str,
+    error: &str,
+    cause: Option<&str>,
+) -> Headers {
     let text = |text: String| HeaderValue::Text(text);
-    Headers::from([
+    let mut headers = Headers::from([
         (DEAD_REASON.to_owned(), text(code.to_owned())),
         (
             DEAD_ERROR.to_owned(),
@@ -397,7 +405,9 @@ fn dead_letter_headers(delivery: &Delivery, code: &str, error: &str) -> Headers 
             DEAD_ATTEMPTS.to_owned(),
             HeaderValue::Int(i64::from(retry_count(delivery)) + 1),
         ),
-    ])
+    ]);
+    headers.extend(cause.map(|cause| (DEAD_CAUSE.to_owned(), text(cause.to_owned()))));
+    headers
 }
 
 /// How many retries a message has had.
@@ -406,5 +416,46 @@ fn retry_count(delivery: &Delivery) -> u32 {
         Some(HeaderValue::Int(count)) => u32::try_from(*count).unwrap_or(0),
         Some(HeaderValue::Text(text)) => text.parse().unwrap_or(0),
         None => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn delivery(headers: Headers) -> Delivery {
+        Delivery {
+            tag: crate::mq::Tag::default(),
+            message_id: None,
+            headers,
+            body: Vec::new(),
+            redeliveries: 0,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_message_says_of_its_retries_it_ends(
+            said in prop_oneof![
+                any::<i64>().prop_map(HeaderValue::Int),
+                (0_i64..9).prop_map(HeaderValue::Int),
+                "-?[0-9]{1,12}|\\PC{0,9}".prop_map(HeaderValue::Text),
+            ],
+            retries_max in 0_u32..9,
+        ) {
+            let mut one = delivery(Headers::from([(RETRY_COUNT.to_owned(), said)]));
+            let mut attempts = 1;
+            while let Verdict::Retry { retry_count } = retry::after_transient(retry_count(&one), retries_max, "down", "out".into()) {
+                prop_assert!((1..=retries_max).contains(&retry_count));
+                one = delivery(retry_headers(retry_count));
+                attempts += 1;
+            }
+            prop_assert!(attempts <= retries_max + 1);
+            let dead = dead_letter_headers(&one, retry::RETRIES_EXHAUSTED, &"é".repeat(2000), Some("out"));
+            let kept = HeaderValue::Text("é".repeat(ERROR_CHARS_MAX));
+            prop_assert_eq!(&dead[DEAD_ERROR], &kept);
+        }
     }
 }

@@ -102,6 +102,7 @@ pub async fn step(door: &Door, deliveries: Vec<Delivery>, batch_max: usize) -> S
                 let verdict = Verdict::DeadLetter {
                     code: retry::INVALID_MESSAGE,
                     error: error.to_string(),
+                    cause: None,
                 };
                 is_given_up = !door
                     .carry_out(

@@ -38,6 +38,7 @@ pub(super) async fn begin_suspect(door: &Door, delivery: &Delivery, until: Insta
                     error: format!(
                         "its consumer ended without an answer in each of {begun} deliveries"
                     ),
+                    cause: None,
                 });
             }
             Ok(_) => return Begun::Yes,

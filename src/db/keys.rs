@@ -1,5 +1,7 @@
 //! API keys.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
 use diesel::sql_types::{Array, BigInt, Binary, Nullable, Text, Timestamptz};
@@ -25,6 +27,8 @@ struct Row {
     expires_at: Option<DateTime<Utc>>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     revoked_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    last_used_at: Option<DateTime<Utc>>,
 }
 
 impl TryFrom<Row> for Key {
@@ -44,6 +48,7 @@ impl TryFrom<Row> for Key {
             created_at: row.created_at,
             expires_at: row.expires_at,
             revoked_at: row.revoked_at,
+            last_used_at: row.last_used_at,
         })
     }
 }
@@ -79,7 +84,7 @@ pub async fn list(
 ) -> Result<Vec<Key>, Error> {
     let rows: Vec<Row> = prepared(
         diesel::sql_query(
-            "SELECT id, caller, secret_sha256, scopes, created_at, expires_at, revoked_at FROM api_keys
+            "SELECT id, caller, secret_sha256, scopes, created_at, expires_at, revoked_at, last_used_at FROM api_keys
              WHERE $1 IS NULL OR least(expires_at, revoked_at) IS NULL OR least(expires_at, revoked_at) >= $1
              ORDER BY least(expires_at, revoked_at) DESC NULLS FIRST, id LIMIT $2",
         )
@@ -125,7 +130,7 @@ pub async fn load_for_update(
     id: &KeyId,
 ) -> Result<Option<Key>, Error> {
     let rows: Vec<Row> = diesel::sql_query(
-        "SELECT id, caller, secret_sha256, scopes, created_at, expires_at, revoked_at FROM api_keys WHERE id = $1 FOR UPDATE",
+        "SELECT id, caller, secret_sha256, scopes, created_at, expires_at, revoked_at, last_used_at FROM api_keys WHERE id = $1 FOR UPDATE",
     )
     .bind::<Text, _>(id.as_str())
     .load(connection)
@@ -144,5 +149,29 @@ pub async fn save_end(connection: &mut AsyncPgConnection, key: &Key) -> Result<(
         .bind::<Nullable<Timestamptz>, _>(key.revoked_at)
         .execute(connection)
         .await?;
+    Ok(())
+}
+
+/// Writes when keys were used last. One that somebody else is writing is left to that.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn note_uses(
+    connection: &mut AsyncPgConnection,
+    uses: &BTreeMap<KeyId, DateTime<Utc>>,
+) -> Result<(), Error> {
+    let ids: Vec<&str> = uses.keys().map(KeyId::as_str).collect();
+    let times: Vec<DateTime<Utc>> = uses.values().copied().collect();
+    prepared(
+        diesel::sql_query(
+            "WITH free AS MATERIALIZED (SELECT id FROM api_keys WHERE id = ANY($1) ORDER BY id FOR UPDATE SKIP LOCKED)
+             UPDATE api_keys k SET last_used_at = greatest(k.last_used_at, used.at)
+             FROM free JOIN unnest($1, $2) AS used (id, at) ON used.id = free.id WHERE k.id = free.id",
+        )
+        .bind::<Array<Text>, _>(ids)
+        .bind::<Array<Timestamptz>, _>(times),
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }

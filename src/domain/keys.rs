@@ -1,10 +1,11 @@
 //! API keys: who calls, and what they may do. A key's secret is shown once and kept as its hash only.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -245,6 +246,8 @@ pub struct Key {
     pub expires_at: Option<DateTime<Utc>>,
     /// When it was revoked.
     pub revoked_at: Option<DateTime<Utc>>,
+    /// When somebody came with it last, as far as that was noted: see [`Keys::uses_to_note`].
+    pub last_used_at: Option<DateTime<Utc>>,
 }
 
 /// Where a key stands.
@@ -287,9 +290,24 @@ pub enum Refusal {
     Revoked,
 }
 
+/// A use is noted when the one that was noted is older than this: a key is written at most so often, however many requests
+/// come with it.
+pub const USE_NOTED_AFTER: TimeDelta = TimeDelta::minutes(5);
+
 /// The keys of an installation, each with its caller: every request asks for one.
 #[derive(Debug, Default)]
-pub struct Keys(HashMap<KeyId, (Key, Arc<Caller>)>);
+pub struct Keys(HashMap<KeyId, Held>);
+
+#[derive(Debug)]
+struct Held {
+    key: Key,
+    caller: Arc<Caller>,
+    /// The second of the newest use, or [`NEVER`]; the same place before and after the keys are read again.
+    used_at: Arc<AtomicI64>,
+}
+
+/// Before any use.
+const NEVER: i64 = i64::MIN;
 
 impl Keys {
     /// These.
@@ -297,9 +315,38 @@ impl Keys {
     pub fn new(keys: impl IntoIterator<Item = Key>) -> Self {
         let with_caller = |key: Key| {
             let caller = Caller::new(key.caller.clone(), key.scopes.clone());
-            (key.id.clone(), (key, Arc::new(caller)))
+            let held = Held {
+                caller: Arc::new(caller),
+                used_at: Arc::new(AtomicI64::new(NEVER)),
+                key,
+            };
+            (held.key.id.clone(), held)
         };
         Self(keys.into_iter().map(with_caller).collect())
+    }
+
+    /// These, of which those that were known before go on counting their uses where they did.
+    #[must_use]
+    pub fn after(mut self, before: &Self) -> Self {
+        for (id, held) in &mut self.0 {
+            if let Some(known) = before.0.get(id) {
+                held.used_at = Arc::clone(&known.used_at);
+            }
+        }
+        self
+    }
+
+    /// Uses that are to be noted, by id: those of keys of which none was, or none of the last minutes
+    /// ([`USE_NOTED_AFTER`]).
+    #[must_use]
+    pub fn uses_to_note(&self) -> BTreeMap<KeyId, DateTime<Utc>> {
+        let newer = |held: &Held| {
+            let used_at = DateTime::from_timestamp(held.used_at.load(Ordering::Relaxed), 0)?;
+            let noted = held.key.last_used_at;
+            let is_new = noted.is_none_or(|noted| used_at - noted >= USE_NOTED_AFTER);
+            is_new.then(|| (held.key.id.clone(), used_at))
+        };
+        self.0.values().filter_map(newer).collect()
     }
 
     /// Whose a token is. Only who has its secret is told where a key stands.
@@ -308,12 +355,20 @@ impl Keys {
     /// It opens nothing.
     pub fn caller(&self, token: &str, now: DateTime<Utc>) -> Result<Arc<Caller>, Refusal> {
         let token = Token::parse(token).ok_or(Refusal::Unknown)?;
-        let (key, caller) = self.0.get(token.id()).ok_or(Refusal::Unknown)?;
+        let held = self.0.get(token.id()).ok_or(Refusal::Unknown)?;
+        let key = &held.key;
         if !bool::from(token.hash().0.ct_eq(&key.hash.0)) {
             return Err(Refusal::Unknown);
         }
         match key.standing(now) {
-            Standing::Valid => Ok(Arc::clone(caller)),
+            Standing::Valid => {
+                let second = now.timestamp();
+                // All requests with the key share the place, so it is written once a second only.
+                if held.used_at.load(Ordering::Relaxed) < second {
+                    held.used_at.store(second, Ordering::Relaxed);
+                }
+                Ok(Arc::clone(&held.caller))
+            }
             Standing::Expired => Err(Refusal::Expired),
             Standing::Revoked => Err(Refusal::Revoked),
         }
@@ -354,6 +409,7 @@ mod tests {
             created_at: at(0),
             expires_at: Some(at(10)),
             revoked_at: None,
+            last_used_at: None,
         }
     }
 
@@ -377,6 +433,35 @@ mod tests {
             keys.caller(&token(3).reveal(), at(1)),
             Err(Refusal::Unknown)
         );
+    }
+
+    #[test]
+    fn a_use_is_noted_unless_one_of_the_last_minutes_is() {
+        let token = token(1);
+        let mut kept = key(&token, &[Scope::OrdersRead]);
+        kept.expires_at = None;
+        let keys = Keys::new([kept.clone()]);
+        assert!(keys.uses_to_note().is_empty(), "it was never used");
+        for wrong in ["", &token.reveal().replace("_01", "_02")] {
+            assert!(keys.caller(wrong, at(1)).is_err());
+        }
+        assert!(keys.uses_to_note().is_empty(), "it was not let in");
+        let used = |keys: &Keys, second| {
+            keys.caller(&token.reveal(), at(second)).expect("valid");
+            keys.uses_to_note().into_values().collect::<Vec<_>>()
+        };
+        assert_eq!(used(&keys, 7), [at(7)]);
+        assert_eq!(used(&keys, 6), [at(7)], "a clock that was set back");
+        // As it is read back, by whichever process it was noted.
+        kept.last_used_at = Some(at(7));
+        let keys = Keys::new([kept.clone()]).after(&keys);
+        let minutes = USE_NOTED_AFTER.num_seconds();
+        assert!(used(&keys, 6 + minutes).is_empty());
+        assert_eq!(used(&keys, 7 + minutes), [at(7 + minutes)]);
+        // Uses are counted on where the keys were read meanwhile.
+        let reread = Keys::new([kept]).after(&keys);
+        assert_eq!(used(&keys, 9 + minutes), [at(9 + minutes)]);
+        assert_eq!(reread.uses_to_note(), keys.uses_to_note());
     }
 
     #[test]

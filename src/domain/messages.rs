@@ -14,6 +14,8 @@ pub const RETRY_COUNT: &str = "x-retry-count";
 pub const DEAD_REASON: &str = "x-dead-letter-reason";
 /// Header: the error, for a person.
 pub const DEAD_ERROR: &str = "x-dead-letter-error";
+/// Header: which kind of failure it was, in a word that anybody may read; where the reason does not say it.
+pub const DEAD_CAUSE: &str = "x-dead-letter-cause";
 /// Header: when it was put there.
 pub const DEAD_TIME: &str = "x-dead-letter-time";
 /// Header: how many attempts it had.

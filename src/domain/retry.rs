@@ -14,8 +14,10 @@ pub enum Verdict {
     DeadLetter {
         /// One of the codes in this module.
         code: &'static str,
-        /// For a person.
+        /// For an operator, with hosts, statements and all.
         error: String,
+        /// Which kind of failure it was, in a word that anybody may read, where `code` does not say that.
+        cause: Option<String>,
     },
 }
 
@@ -33,7 +35,12 @@ pub const SUSPECT_ATTEMPTS_MAX: u32 = 2;
 
 /// The verdict for a message that failed for a reason that may pass.
 #[must_use]
-pub fn after_transient(retries_so_far: u32, retries_max: u32, error: &str) -> Verdict {
+pub fn after_transient(
+    retries_so_far: u32,
+    retries_max: u32,
+    error: &str,
+    cause: String,
+) -> Verdict {
     if retries_so_far < retries_max {
         Verdict::Retry {
             retry_count: retries_so_far + 1,
@@ -42,6 +49,7 @@ pub fn after_transient(retries_so_far: u32, retries_max: u32, error: &str) -> Ve
         Verdict::DeadLetter {
             code: RETRIES_EXHAUSTED,
             error: error.to_owned(),
+            cause: Some(cause),
         }
     }
 }
@@ -61,7 +69,9 @@ mod tests {
 
     #[test]
     fn the_first_attempt_and_three_retries_then_the_dead_letter_queue() {
-        let verdicts: Vec<_> = (0..4).map(|n| after_transient(n, 3, "down")).collect();
+        let verdicts: Vec<_> = (0..4)
+            .map(|n| after_transient(n, 3, "down", "out".into()))
+            .collect();
         assert_eq!(
             verdicts[..3],
             [1, 2, 3].map(|retry_count| Verdict::Retry { retry_count })
@@ -70,7 +80,8 @@ mod tests {
             verdicts[3],
             Verdict::DeadLetter {
                 code: RETRIES_EXHAUSTED,
-                error: "down".into()
+                error: "down".into(),
+                cause: Some("out".into()),
             }
         );
     }

@@ -224,4 +224,47 @@ mod tests {
             assert_eq!(retry_after(header, now), expected, "{header:?}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_a_vendor_says_of_when_to_come_again_it_is_a_time_ahead(
+            header in "[0-9]{1,25}|[A-Z][a-z]{2}, [0-9]{1,2} [A-Z][a-z]{2} [0-9]{2,6} [0-9:]{8} (GMT|[+-][0-9]{4})|\\PC{0,30}",
+        ) {
+            let now = DateTime::from_timestamp(1_800_000_000, 0).expect("a time");
+            if let Some(wait) = retry_after(&header, now) {
+                proptest::prop_assert!(!wait.is_zero());
+            }
+        }
+
+        #[test]
+        fn whatever_updates_are_asked_for_those_that_are_taken_are_within_the_bounds(
+            source in proptest::option::of("[a-z\u{0}]{0,201}"),
+            updates in proptest::collection::vec(
+                (0_u128..3, -2_i64..3, proptest::option::of(0_u128..3), proptest::option::of(proptest::num::i64::ANY)),
+                0..4,
+            ),
+        ) {
+            let updates: Vec<UpdateItem> = updates
+                .into_iter()
+                .map(|(id, delta, reverses, other)| UpdateItem {
+                    id: UpdateId(uuid::Uuid::from_u128(id)),
+                    product_id: ProductId::parse("p1").expect("valid"),
+                    delta: other.unwrap_or(delta),
+                    reverses: reverses.map(|id| UpdateId(uuid::Uuid::from_u128(id))),
+                })
+                .collect();
+            match (UpdatesRequest { source, updates: updates.clone() }).parse() {
+                Ok((source, requests)) => {
+                    proptest::prop_assert!((1..=SOURCE_BYTES_MAX).contains(&source.len()) && !source.contains('\0'));
+                    proptest::prop_assert_eq!(requests.len(), updates.len());
+                    for request in requests {
+                        proptest::prop_assert!(request.delta != 0 && (-DELTA_MAX..=DELTA_MAX).contains(&request.delta));
+                        proptest::prop_assert_eq!(request.reverses.is_some(), request.delta > 0);
+                        proptest::prop_assert_ne!(request.reverses, Some(request.id));
+                    }
+                }
+                Err(errors) => proptest::prop_assert!(errors.iter().all(|error| error.field.starts_with('/'))),
+            }
+        }
+    }
 }

@@ -7,7 +7,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::answer;
 use super::body::read_json;
-use super::problem::{Problem, UNAVAILABLE};
+use super::problem::{LOGGED, Problem, UNAVAILABLE};
 use super::query::read_query;
 use super::{BODY_BYTES_MAX, State, check_limit, detached};
 use crate::app::dead_letters::{self, Act, Dropper, LetterDocument, Report};
@@ -43,7 +43,7 @@ struct ActRequest {
     #[schema(min_length = 1)]
     id: Option<String>,
     /// Message ids.
-    #[schema(max_items = 200)]
+    #[schema(min_items = 1, max_items = 200)]
     ids: Option<Vec<String>>,
     reason: Option<String>,
     #[schema(nullable = true)]
@@ -78,11 +78,14 @@ impl ActRequest {
                 "select letters by id, ids, reason, order or limit, or say \"all\": true",
             ));
         }
-        let ids = self.ids.unwrap_or_default();
-        if ids.len() > IDS_MAX {
-            let problem = format!("must be at most {IDS_MAX}, are {}", ids.len());
+        // An empty list would mean any letter, and so all of them.
+        if let Some(ids) = &self.ids
+            && !(1..=IDS_MAX).contains(&ids.len())
+        {
+            let problem = format!("must be 1 to {IDS_MAX}, are {}", ids.len());
             errors.push(Invalid::new("/ids", problem));
         }
+        let ids = self.ids.unwrap_or_default();
         let message_ids: std::collections::BTreeSet<String> =
             self.id.into_iter().chain(ids).collect();
         if message_ids.contains("") {
@@ -133,7 +136,7 @@ struct LettersResponse<'a> {
     get, path = "/admin/dead-letters/{queue}", tag = "operations",
     params(("queue" = String, Path, description = "`orders_dlq` or `vendor_sync_dlq`"), ListQuery),
     responses((status = 200, description = "Those that are meant", body = LettersResponse, example = json!({"deadLetters": [
-        {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API cannot be reached",
+        {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API cannot be reached; `stockctl dlq show` and the log say more", "cause": "api_unreachable",
          "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": "4",
          "body": {"vendorId": "vendorA", "updates": [{"id": "01a214e7-89a3-73a6-bfc3-f94863a97791", "productId": "p1", "delta": -2}]}}]})))
 )]
@@ -154,7 +157,11 @@ pub(super) async fn list(
     };
     let found = dead_letters::list(&state.context, &state.broker, queue, &selection).await?;
     let list = LettersResponse {
-        dead_letters: found.letters.iter().map(|l| l.document(false)).collect(),
+        dead_letters: found
+            .letters
+            .iter()
+            .map(|l| l.document_for_callers(false))
+            .collect(),
     };
     answer::json(&request, &list)
 }
@@ -166,8 +173,8 @@ pub(super) async fn list(
     get, path = "/admin/dead-letters/{queue}/{messageId}", tag = "operations",
     params(("queue" = String, Path, description = "`orders_dlq` or `vendor_sync_dlq`"), ("messageId" = String, Path, description = "The message's id")),
     responses((status = 200, description = "The letter", body = LetterDocument<'_>, example = json!(
-        {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API cannot be reached",
-         "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": "4", "headers": {"x-dead-letter-reason": "retries_exhausted", "x-dead-letter-attempts": 4},
+        {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API cannot be reached; `stockctl dlq show` and the log say more", "cause": "api_unreachable",
+         "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": "4", "headers": {"x-dead-letter-reason": "retries_exhausted", "x-dead-letter-attempts": 4, "x-dead-letter-cause": "api_unreachable"},
          "body": {"vendorId": "vendorA", "updates": [{"id": "01a214e7-89a3-73a6-bfc3-f94863a97791", "productId": "p1", "delta": -2}]}})))
 )]
 pub(super) async fn show(
@@ -178,7 +185,7 @@ pub(super) async fn show(
     let (queue, message_id) = path.into_inner();
     let queue = dead_letter_queue(&queue)?;
     let letter = dead_letters::find(&state.context, &state.broker, queue, &message_id).await?;
-    answer::json(&request, &letter.document(true))
+    answer::json(&request, &letter.document_for_callers(true))
 }
 
 /// Replay dead letters
@@ -211,7 +218,7 @@ pub(super) async fn replay(
         .await
     })
     .await?;
-    check(&report, queue)?;
+    let report = check(report, queue)?;
     Ok(HttpResponse::Ok().json(report.of_replay(act)))
 }
 
@@ -254,7 +261,7 @@ pub(super) async fn drop(
         .await
     })
     .await?;
-    check(&report, queue)?;
+    let report = check(report, queue)?;
     Ok(HttpResponse::Ok().json(report.of_drop(act)))
 }
 
@@ -268,8 +275,9 @@ async fn read_selection(
         .map_err(Problem::invalid_fields)
 }
 
-/// A report that is no success: nothing of what was named is there, or not all was done with.
-fn check(report: &Report, queue: Queue) -> Result<(), Problem> {
+/// The report as a caller may read it, unless it is no success: nothing of what was named is there, or not all was done
+/// with.
+fn check(mut report: Report, queue: Queue) -> Result<Report, Problem> {
     if let Some(error) = &report.stopped {
         tracing::warn!(%error, done = report.done.len(), "work on dead letters ended early");
         return Err(Problem::new(
@@ -288,5 +296,61 @@ fn check(report: &Report, queue: Queue) -> Result<(), Problem> {
             report.not_found.join(", ")
         )));
     }
-    Ok(())
+    for kept in &mut report.kept {
+        if kept.is_bug {
+            tracing::error!(
+                message_id = kept.message_id,
+                error = kept.why,
+                "a dead letter had to be kept"
+            );
+            kept.why = LOGGED.to_owned();
+        }
+    }
+    Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::body::parse;
+    use super::super::problem::{MALFORMED_JSON, VALIDATION_FAILED};
+    use super::*;
+
+    /// Bytes, and what looks like a selection but for a place or two.
+    fn bodies() -> impl Strategy<Value = Vec<u8>> {
+        let value = "-?[0-9]{1,4}|\"[a-z\u{0}]{0,3}\"|true|false|null|\\[(\"[a-z]?\")?\\]|\\{\\}";
+        let field = ("id|ids|reason|order|limit|all|dryRun|[a-z]{0,2}", value)
+            .prop_map(|(name, value)| format!("\"{name}\":{value}"));
+        prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..40),
+            proptest::collection::vec(field, 0..4).prop_map(|fields| format!(
+                "{{{}}}",
+                fields.join(",")
+            )
+            .into_bytes()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_body_nothing_is_done_to_a_whole_queue_unless_it_is_said(body in bodies()) {
+            let parsed = parse::<ActRequest>(&body)
+                .and_then(|request| request.parse().map_err(Problem::invalid_fields));
+            match parsed {
+                Ok((selection, _)) => {
+                    let says_all = serde_json::from_slice::<serde_json::Value>(&body)
+                        .is_ok_and(|body| body["all"] == true);
+                    let selects = !selection.message_ids.is_empty()
+                        || selection.reason.is_some()
+                        || selection.order.is_some()
+                        || selection.limit < LETTERS_MAX;
+                    prop_assert!(selects != says_all, "{}", String::from_utf8_lossy(&body));
+                    prop_assert!((1..=LETTERS_MAX).contains(&selection.limit));
+                    prop_assert!(selection.message_ids.len() <= IDS_MAX + 1);
+                }
+                Err(problem) => prop_assert!([MALFORMED_JSON, VALIDATION_FAILED].contains(&problem.code()), "{problem}"),
+            }
+        }
+    }
 }

@@ -199,3 +199,30 @@ fn notice(chunk: &mut String, position: Position, kind: &str, detail: &str) {
     let data = serde_json::to_string(&notice).unwrap_or_default();
     write(chunk, position, Some((kind, &data)));
 }
+
+#[cfg(test)]
+mod tests {
+    use actix_web::http::header::HeaderValue;
+    use actix_web::test::TestRequest;
+    use proptest::prelude::*;
+
+    use super::super::problem::INVALID_PARAMETER;
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_was_heard_last_a_place_that_is_taken_is_one_of_ours(
+            value in prop_oneof![proptest::collection::vec(any::<u8>(), 0..40), " ?[0-9]{1,20}-[+0-9]{1,20}-[0-9]{1,11} ?".prop_map(String::into_bytes)],
+        ) {
+            let Ok(header) = HeaderValue::from_bytes(&value) else {
+                return Ok(());
+            };
+            let request = TestRequest::default().insert_header((LAST_EVENT_ID, header)).to_http_request();
+            match last_event_id(&request) {
+                Ok(Some(position)) => prop_assert_eq!(position.to_string().into_bytes(), value.trim_ascii()),
+                Ok(None) => {}
+                Err(problem) => prop_assert_eq!(problem.code(), INVALID_PARAMETER),
+            }
+        }
+    }
+}

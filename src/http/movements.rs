@@ -137,3 +137,34 @@ fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, &str), Problem> {
             Problem::invalid_parameter("cursor", "must be a nextCursor of an earlier answer")
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::problem::INVALID_PARAMETER;
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_cursor_is_taken_as_it_was_written_and_in_no_other_spelling(
+            text in "\\PC{0,50}|[+0-9-]{1,20}\\.[!-~ ]{0,102}|[1-9][0-9]{0,15}\\.[0-9a-f-]{36}\\.[a-z]{1,6}",
+        ) {
+            match decode_cursor(&text) {
+                Ok((at, key)) => {
+                    let movement = Movement {
+                        at,
+                        key: key.to_owned(),
+                        vendor_id: String::new(),
+                        delta: 0,
+                        cause: String::new(),
+                        order_id: None,
+                        update_id: None,
+                    };
+                    prop_assert_eq!(encode_cursor(&movement), text);
+                }
+                Err(problem) => prop_assert_eq!(problem.code(), INVALID_PARAMETER),
+            }
+        }
+    }
+}

@@ -632,6 +632,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::body::parse;
+    use super::super::problem::{INVALID_PARAMETER, MALFORMED_JSON, VALIDATION_FAILED};
     use super::*;
 
     /// Bytes, and what looks like an order but for a place or two.
@@ -662,13 +663,16 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_the_body_an_order_that_is_taken_is_within_the_limits(body in bodies()) {
-            if let Ok((lines, reference)) = parse::<OrderRequest>(&body).and_then(OrderRequest::parse) {
-                let lines = lines.as_slice();
-                prop_assert!((1..=100).contains(&lines.len()));
-                prop_assert!(lines.iter().all(|line| line.quantity >= 1));
-                prop_assert!(lines.is_sorted_by(|a, b| a.product_id < b.product_id));
-                let reference = reference.unwrap_or_default();
-                prop_assert!(reference.chars().count() <= 255 && !reference.contains('\0'));
+            match parse::<OrderRequest>(&body).and_then(OrderRequest::parse) {
+                Ok((lines, reference)) => {
+                    let lines = lines.as_slice();
+                    prop_assert!((1..=100).contains(&lines.len()));
+                    prop_assert!(lines.iter().all(|line| line.quantity >= 1));
+                    prop_assert!(lines.is_sorted_by(|a, b| a.product_id < b.product_id));
+                    let reference = reference.unwrap_or_default();
+                    prop_assert!(reference.chars().count() <= 255 && !reference.contains('\0'));
+                }
+                Err(problem) => prop_assert!([MALFORMED_JSON, VALIDATION_FAILED].contains(&problem.code()), "{problem}"),
             }
         }
 
@@ -681,18 +685,32 @@ mod tests {
                 return Ok(());
             };
             let request = request.insert_header(("idempotency-key", value)).to_http_request();
-            if let Ok(Some(key)) = idempotency_key(&request) {
-                prop_assert!((1..=IDEMPOTENCY_KEY_CHARS_MAX).contains(&key.len()));
-                prop_assert!(key.bytes().all(|byte| (0x20..=0x7e).contains(&byte)));
+            match idempotency_key(&request) {
+                Ok(key) => {
+                    let key = key.expect("there is one");
+                    prop_assert!((1..=IDEMPOTENCY_KEY_CHARS_MAX).contains(&key.len()));
+                    prop_assert!(key.bytes().all(|byte| (0x20..=0x7e).contains(&byte)));
+                }
+                Err(problem) => {
+                    prop_assert!(problem.to_string().starts_with("invalid_parameter: Idempotency-Key: "), "{problem}");
+                }
             }
+        }
+
+        #[test]
+        fn a_key_in_quotes_is_read_as_it_was_meant(key in "[ -~]{1,40}") {
+            let quoted = format!("\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\""));
+            let request = TestRequest::default().insert_header(("idempotency-key", quoted)).to_http_request();
+            prop_assert_eq!(idempotency_key(&request), Ok(Some(key)));
         }
 
         #[test]
         fn a_cursor_is_taken_as_it_was_written_and_in_no_other_spelling(
             text in "\\PC{0,50}|[+0-9-]{1,20}\\.[0-9a-fA-F-]{30,38}|[1-9][0-9]{0,15}\\.[0-9a-f]{32}",
         ) {
-            if let Ok(cursor) = decode_cursor(&text) {
-                prop_assert_eq!(encode_cursor(cursor), text);
+            match decode_cursor(&text) {
+                Ok(cursor) => prop_assert_eq!(encode_cursor(cursor), text),
+                Err(problem) => prop_assert_eq!(problem.code(), INVALID_PARAMETER),
             }
         }
     }

@@ -112,8 +112,13 @@ mod tests {
             for value in values.iter().filter_map(|value| HeaderValue::from_bytes(value).ok()) {
                 headers.append(PREFER, value);
             }
-            if let Ok(Some(Wait(seconds))) = Wait::of(&headers) {
-                proptest::prop_assert!(seconds <= WAIT_S_MAX);
+            match Wait::of(&headers) {
+                Ok(Some(Wait(seconds))) => proptest::prop_assert!(seconds <= WAIT_S_MAX),
+                Ok(None) => {}
+                Err(problem) => {
+                    let told = problem.to_string();
+                    proptest::prop_assert!(told.starts_with("invalid_parameter: Prefer: "), "{told}");
+                }
             }
         }
     }

@@ -26,3 +26,51 @@ pub(super) fn read_query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T
         Problem::invalid_parameter(&parameter, error.into_inner().to_string())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+    use proptest::prelude::*;
+    use serde::Deserialize;
+
+    use super::super::problem::INVALID_PARAMETER;
+    use super::*;
+    use crate::domain::ids::ProductId;
+    use crate::domain::order::Status;
+
+    /// One of each kind of parameter that there is.
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase", deny_unknown_fields)]
+    struct Query {
+        limit: Option<i64>,
+        cursor: Option<ProductId>,
+        in_stock: Option<bool>,
+        status: Option<Status>,
+        q: Option<String>,
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_query_what_is_taken_was_said_once_and_what_is_not_is_told_with_its_name(
+            query in "((limit|cursor|inStock|status|q|[a-z]{1,5})=(-?[0-9]{1,20}|true|pending|[a-z%0-9+]{0,9})&?){0,4}|[!-\"$-;=?-~]{0,40}",
+        ) {
+            let Ok(uri) = format!("/products?{query}").parse::<actix_web::http::Uri>() else {
+                return Ok(());
+            };
+            let request = TestRequest::default().uri(&uri.to_string()).to_http_request();
+            match read_query::<Query>(&request) {
+                Ok(read) => {
+                    let given = [
+                        read.limit.is_some(), read.cursor.is_some(), read.in_stock.is_some(), read.status.is_some(), read.q.is_some(),
+                    ];
+                    let pairs = url::form_urlencoded::parse(query.as_bytes()).count();
+                    prop_assert_eq!(given.into_iter().filter(|is_given| *is_given).count(), pairs);
+                    if let Some(cursor) = read.cursor {
+                        prop_assert!(ProductId::parse(cursor.as_str()).is_ok());
+                    }
+                }
+                Err(problem) => prop_assert_eq!(problem.code(), INVALID_PARAMETER),
+            }
+        }
+    }
+}

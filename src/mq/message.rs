@@ -149,22 +149,25 @@ pub(super) fn received(delivery: &mut amiquip::Delivery, epoch: u64) -> Delivery
         .as_ref()
         .map(read_headers)
         .unwrap_or_default();
-    // A producer may send a delivery count of its own, so the header counts only where the broker itself
-    // says that the message was delivered before.
-    let redeliveries = match (delivery.redelivered, headers.get("x-delivery-count")) {
-        (false, _) => 0,
-        (true, Some(HeaderValue::Int(count))) => u32::try_from(*count).unwrap_or(u32::MAX).max(1),
-        (true, _) => 1,
-    };
     Delivery {
         tag: Tag {
             epoch,
             number: delivery.delivery_tag(),
         },
         message_id: properties.message_id().clone(),
+        redeliveries: redeliveries(delivery.redelivered, &headers),
         headers,
         body: std::mem::take(&mut delivery.body),
-        redeliveries,
+    }
+}
+
+/// A producer may send a delivery count of its own, so the header counts only where the broker itself
+/// says that the message was delivered before.
+fn redeliveries(was_delivered: bool, headers: &Headers) -> u32 {
+    match (was_delivered, headers.get("x-delivery-count")) {
+        (false, _) => 0,
+        (true, Some(HeaderValue::Int(count))) => u32::try_from(*count).unwrap_or(u32::MAX).max(1),
+        (true, _) => 1,
     }
 }
 
@@ -203,6 +206,8 @@ fn read_value(value: &AmqpValue) -> Option<HeaderValue> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -254,5 +259,54 @@ mod tests {
             ("time".to_owned(), HeaderValue::Int(7)),
         ]);
         assert_eq!(read_headers(&table), expected);
+    }
+
+    /// Headers of every type, nested as deep as RabbitMQ's own `x-death` and deeper.
+    fn foreign_values() -> impl Strategy<Value = AmqpValue> {
+        let plain = prop_oneof![
+            any::<bool>().prop_map(AmqpValue::Boolean),
+            any::<i8>().prop_map(AmqpValue::ShortShortInt),
+            any::<u16>().prop_map(AmqpValue::ShortUInt),
+            any::<u32>().prop_map(AmqpValue::LongUInt),
+            any::<i64>().prop_map(AmqpValue::LongLongInt),
+            any::<u64>().prop_map(AmqpValue::Timestamp),
+            any::<f32>().prop_map(AmqpValue::Float),
+            any::<f64>().prop_map(AmqpValue::Double),
+            "\\PC{0,9}|-?[0-9]{1,20}".prop_map(AmqpValue::LongString),
+            proptest::collection::vec(any::<u8>(), 0..9).prop_map(AmqpValue::ByteArray),
+            Just(AmqpValue::Void),
+        ];
+        plain.prop_recursive(3, 12, 3, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..3).prop_map(AmqpValue::FieldArray),
+                proptest::collection::btree_map("x-death|[a-z]{0,3}", inner, 0..3)
+                    .prop_map(AmqpValue::FieldTable),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_headers_a_message_has_they_are_read_and_no_name_is_made_up(
+            table in proptest::collection::btree_map("x-(death|delivery-count)|[a-z]{0,5}", foreign_values(), 0..5),
+            was_delivered: bool,
+        ) {
+            let headers = read_headers(&table);
+            for (name, value) in &table {
+                let is_nested = matches!(value, AmqpValue::FieldArray(_) | AmqpValue::FieldTable(_) | AmqpValue::Void);
+                prop_assert_eq!(headers.contains_key(name), !is_nested, "{}", name);
+            }
+            prop_assert!(headers.keys().all(|name| table.contains_key(name)));
+            prop_assert_eq!(redeliveries(was_delivered, &headers) > 0, was_delivered);
+        }
+
+        #[test]
+        fn what_is_written_is_read_as_it_was(
+            texts in proptest::collection::btree_map("[a-z-]{0,9}", "\\PC{0,20}".prop_map(HeaderValue::Text), 0..4),
+            numbers in proptest::collection::btree_map("[A-Z]{1,9}", any::<i64>().prop_map(HeaderValue::Int), 0..4),
+        ) {
+            let headers: Headers = texts.into_iter().chain(numbers).collect();
+            prop_assert_eq!(read_headers(&super::table(&headers)), headers);
+        }
     }
 }

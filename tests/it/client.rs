@@ -490,6 +490,54 @@ async fn what_is_no_api_of_ours_ends_with_1_and_its_words_do_not_steer_the_termi
     }
 }
 
+#[tokio::test]
+async fn who_asks_too_often_is_asked_for_again_when_there_may_be_more() {
+    const LIMITED: &str =
+        "HTTP/1.1 429 Slowly\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let of = |body: &str, status: u16| {
+        format!(
+            "HTTP/1.1 {status} OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let order = r#"{"id":"01a21584-8706-763e-b5e8-dd1039028028","status":"pending","vendorSync":"none","lines":[],"acceptedAt":"2026-11-26T01:42:16Z"}"#;
+    let script = [
+        LIMITED.to_owned(),
+        LIMITED.to_owned(),
+        of(order, 202),
+        LIMITED.to_owned(),
+        of(r#"{"orders":[],"nextCursor":null}"#, 200),
+    ];
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let asked = tokio::spawn(async move {
+        let mut asked = Vec::new();
+        for answer in script {
+            let (mut stream, _) = listener.accept().await.expect("a caller");
+            asked.push(read_request(&mut stream).await);
+            stream.write_all(answer.as_bytes()).await.expect("written");
+        }
+        asked
+    });
+    for arguments in [&["orders", "place", "p1=1"][..], &["orders", "list"]] {
+        let ended = Process::run(&[arguments, &["--url", &url]].concat()).await;
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    }
+    let asked = asked.await.expect("all were asked for");
+    // The same order each time, whatever may have become of one before.
+    let key = |request: &str| {
+        let mut lines = request.lines().map(str::to_lowercase);
+        lines.find(|line| line.starts_with("idempotency-key: "))
+    };
+    assert!(key(&asked[0]).is_some());
+    assert!(
+        asked[1..3]
+            .iter()
+            .all(|request| key(request) == key(&asked[0]))
+    );
+    assert!(asked[4].starts_with("GET /orders"), "{}", asked[4]);
+}
+
 /// Reads a request with its body, and returns it.
 async fn read_request(stream: &mut TcpStream) -> String {
     let mut request = Vec::new();

@@ -1,5 +1,6 @@
 //! A letter as an operator sees it, and the look into a queue that finds those that are meant.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::app::{Context, Error, traced};
 use crate::db;
 use crate::domain::dead_letter::{self, Selection, Subject};
 use crate::domain::ids::UpdateId;
-use crate::domain::messages::{DEAD_ATTEMPTS, DEAD_ERROR, DEAD_REASON, DEAD_TIME};
+use crate::domain::messages::{DEAD_ATTEMPTS, DEAD_CAUSE, DEAD_ERROR, DEAD_REASON, DEAD_TIME};
 use crate::domain::trace::TraceContext;
 use crate::mq::{DeadLetters, Delivery, HeaderValue, Headers, Queue, Settings, Tag};
 
@@ -36,8 +37,10 @@ pub struct Letter {
     pub message_id: String,
     /// Why it is here: one of our codes, or RabbitMQ's own, such as `delivery_limit`.
     pub reason: Option<String>,
-    /// The error, for a person.
+    /// The error, for an operator.
     pub error: Option<String>,
+    /// Which kind of failure it was, where the reason does not say that.
+    pub cause: Option<String>,
     /// When it was put here.
     pub dead_lettered_at: Option<String>,
     /// How many attempts it had.
@@ -63,6 +66,7 @@ impl Letter {
             tag: delivery.tag,
             name: dead_letter::name(queue.base_name(), &message_id, &of_letter, &delivery.body),
             error: header(DEAD_ERROR),
+            cause: header(DEAD_CAUSE),
             subject: match queue {
                 Queue::VendorSyncDlq => Subject::of_updates_letter(&delivery.body),
                 _ => Subject::of_order_letter(
@@ -85,18 +89,36 @@ impl Letter {
         }
     }
 
-    /// The letter as programs read it; its headers only where they are asked for.
+    /// The letter as an operator's programs read it; its headers only where they are asked for.
     #[must_use]
     pub fn document(&self, with_headers: bool) -> LetterDocument<'_> {
         LetterDocument {
             message_id: &self.message_id,
             reason: self.reason.as_deref(),
-            error: self.error.as_deref(),
+            error: self.error.as_deref().map(Cow::Borrowed),
+            cause: self.cause.as_deref(),
             dead_lettered_at: self.dead_lettered_at.as_deref(),
             attempts: self.attempts.as_deref(),
             headers: with_headers.then(|| self.headers_as_json()),
             body: self.body_as_json(),
         }
+    }
+
+    /// The letter as callers of the API read it: the same, without what is internal. See [`dead_letter::told`].
+    #[must_use]
+    pub fn document_for_callers(&self, with_headers: bool) -> LetterDocument<'_> {
+        let reason = self.reason.as_deref();
+        let told = dead_letter::told(reason, self.cause.as_deref(), self.error.as_deref());
+        let mut document = self.document(with_headers);
+        if let Some(error) = document
+            .headers
+            .as_mut()
+            .and_then(|headers| headers.get_mut(DEAD_ERROR))
+        {
+            *error = told.clone().into();
+        }
+        document.error = told.map(Cow::Owned);
+        document
     }
 
     /// The message as JSON, or as text where it is none.
@@ -132,9 +154,14 @@ pub struct LetterDocument<'a> {
     /// Why it is here, such as `retries_exhausted`.
     #[schema(required = true)]
     reason: Option<&'a str>,
-    /// The error, for an operator.
-    #[schema(required = true)]
-    error: Option<&'a str>,
+    /// What went wrong. Over HTTP, without what is internal.
+    #[schema(required = true, value_type = Option<String>)]
+    error: Option<Cow<'a, str>>,
+    /// Which kind of failure it was, such as `api_unreachable`, `api_answered_503` or `own_database_refused`, where the
+    /// reason does not say that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    cause: Option<&'a str>,
     /// When it was put here, RFC 3339.
     #[schema(required = true)]
     dead_lettered_at: Option<&'a str>,

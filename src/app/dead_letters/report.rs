@@ -47,6 +47,9 @@ pub struct Kept {
     pub message_id: String,
     /// Why, and what to do about it.
     pub why: String,
+    /// Whether that is a contradiction in our own data, told in the words of the database.
+    #[serde(skip)]
+    pub is_bug: bool,
 }
 
 /// What has become of all that were meant.
@@ -197,6 +200,7 @@ pub(super) async fn handle_each<F: Future<Output = Result<Vec<OrderId>, Error>>>
                 report.kept.push(Kept {
                     message_id,
                     why: error.to_string(),
+                    is_bug: error.kind() == Kind::Bug,
                 });
             }
             Err(error) => {

@@ -162,6 +162,7 @@ impl Parts {
             let verdict = Verdict::DeadLetter {
                 code: retry::INVALID_MESSAGE,
                 error,
+                cause: None,
             };
             let subject = updates
                 .as_deref()

@@ -329,6 +329,7 @@ impl Vendor {
             return Verdict::DeadLetter {
                 code: retry::UPDATE_CONFLICT,
                 error: format!("vendor {vendor_id} knows update {id} with another content"),
+                cause: None,
             };
         }
         let unusable = one

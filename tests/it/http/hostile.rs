@@ -160,21 +160,23 @@ async fn a_request_that_could_be_read_in_two_ways_is_refused_and_the_connection_
     assert_eq!(orders_written(&shop).await, 0);
 }
 
+/// Texts that would be code where they were put into SQL, a page, a header or a path as they are.
+const CODE: [&str; 7] = [
+    "'; DROP TABLE orders; --",
+    "p1' OR '1'='1",
+    "\" OR 1=1 --",
+    "$1 %s {} \\x00 \\' E'\\\\'",
+    "x</script><script>alert(1)</script>",
+    "%0d%0aSet-Cookie: a=b",
+    "../../etc/passwd",
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_text_that_means_to_be_code_is_a_text() {
     let shop = Shop::new().await;
     let _api = shop.serve().await;
     shop.knows_what_is_unknown().await;
-    let texts = [
-        "'; DROP TABLE orders; --",
-        "p1' OR '1'='1",
-        "\" OR 1=1 --",
-        "$1 %s {} \\x00 \\' E'\\\\'",
-        "x</script><script>alert(1)</script>",
-        "%0d%0aSet-Cookie: a=b",
-        "../../etc/passwd",
-    ];
-    for (n, text) in texts.into_iter().enumerate() {
+    for (n, text) in CODE.into_iter().enumerate() {
         let body = json!({ "productId": text, "quantity": 1, "reference": text }).to_string();
         let headers = [JSON, ("idempotency-key", text), ("x-request-id", text)];
         let placed = ask(&shop, Method::POST, "/orders", &headers, body.clone()).await;
@@ -221,5 +223,122 @@ async fn a_text_that_means_to_be_code_is_a_text() {
         );
         let orders = shop.count("SELECT count(*) AS n FROM orders").await;
         assert_eq!(orders, i64::try_from(n + 1).expect("few"), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_that_means_to_be_code_is_one_at_a_vendor_in_a_batch_and_in_a_header_too() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    for (n, text) in CODE.into_iter().enumerate() {
+        let one =
+            json!({"productId": text, "quantity": 1, "reference": text, "idempotencyKey": text});
+        let batch = json!({ "orders": [one] }).to_string();
+        let placed = ask(&shop, Method::POST, "/orders/batch", &[JSON], batch.clone()).await;
+        let order = &placed.body["results"][0]["order"];
+        assert_eq!(order["lines"][0]["productId"], text, "{}", placed.body);
+        assert_eq!(order["reference"], text);
+        let again = ask(&shop, Method::POST, "/orders/batch", &[JSON], batch).await;
+        assert_eq!(again.body["results"][0]["order"]["id"], order["id"]);
+
+        // The name of a product, of whoever changes its stock, and the product itself.
+        let path = format!("/vendors/vendorA/products/named-{n}");
+        let body = json!({"name": text, "stock": 5}).to_string();
+        let put = ask(&shop, Method::PUT, &path, &[JSON], body.clone()).await;
+        assert_eq!((put.status, &put.body["name"]), (201, &json!(text)));
+        let stale = ask(&shop, Method::PUT, &path, &[JSON, ("if-match", text)], body).await;
+        assert_eq!(stale.problem(), "412 precondition_failed", "{text}");
+        let shown = ask(&shop, Method::GET, &path, &[], "").await;
+        assert_eq!(shown.body["name"], text);
+        let updates = [format!("named-{n}"), text.to_owned()]
+            .map(|product| json!({"id": uuid::Uuid::now_v7(), "productId": product, "delta": -1}));
+        let body = json!({"source": text, "updates": updates}).to_string();
+        let path = "/vendors/vendorA/stock-updates";
+        let applied = ask(&shop, Method::POST, path, &[JSON], body).await;
+        let outcomes = [0, 1].map(|at| super::text(&applied.body["results"][at]["outcome"]));
+        assert_eq!(outcomes, ["applied", "rejected"], "{}", applied.body);
+
+        for (path, header, expected) in [
+            ("/events?type=order.failed", "last-event-id", 400),
+            ("/products", "if-none-match", 200),
+            ("/products", "accept-encoding", 200),
+            ("/products", "authorization", 200),
+            ("/products", "cookie", 200),
+            ("/products", "traceparent", 200),
+        ] {
+            let answer = ask(&shop, Method::GET, path, &[(header, text)], "").await;
+            assert_eq!(answer.status, expected, "{header}: {text}");
+            assert_eq!(answer.header("set-cookie"), None, "{header}: {text}");
+        }
+        let named: String = url::form_urlencoded::byte_serialize(text.as_bytes()).collect();
+        let answer = ask(
+            &shop,
+            Method::GET,
+            &format!("/events?type={named}"),
+            &[],
+            "",
+        )
+        .await;
+        assert_eq!(answer.status, 400, "{text}");
+        let orders = shop.count("SELECT count(*) AS n FROM orders").await;
+        assert_eq!(orders, i64::try_from(n + 1).expect("few"), "{text}");
+    }
+    // The broker is asked each time, so it is tried with one of them.
+    let (text, queue) = (CODE[0], "/admin/dead-letters/orders_dlq");
+    let named: String = url::form_urlencoded::byte_serialize(text.as_bytes()).collect();
+    let path = format!("{queue}?id={named}&reason={named}");
+    let listed = ask(&shop, Method::GET, &path, &[], "").await;
+    assert_eq!(listed.body, json!({"deadLetters": []}));
+    let body = json!({"ids": [text], "reason": text}).to_string();
+    let path = format!("{queue}/drop");
+    let dropped = ask(&shop, Method::POST, &path, &[JSON], body).await;
+    assert_eq!(dropped.problem(), "404 not_found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_break_in_a_text_ends_no_header() {
+    const BREAK: &str = "x\r\nSet-Cookie: a=b\r\n\r\n<html>";
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let body = json!({"name": BREAK, "stock": 5}).to_string();
+    for id in ["broken-1", "broken-2"] {
+        let path = format!("/vendors/vendorA/products/{id}");
+        let put = ask(&shop, Method::PUT, &path, &[JSON], body.clone()).await;
+        assert_eq!(put.status, 201, "{}", put.body);
+    }
+    shop.sync().await;
+    // What was asked for stands in the header that leads to the next page.
+    let named: String = url::form_urlencoded::byte_serialize(BREAK.as_bytes()).collect();
+    for path in [
+        format!("/products?q={named}&limit=1"),
+        // As a proxy may have written it.
+        format!("/products?q={}&limit=1", named.replace('+', "%20")),
+    ] {
+        let page = ask(&shop, Method::GET, &path, &[], "").await;
+        assert_eq!(page.body["products"].as_array().map(Vec::len), Some(1));
+        let link = page.header("link").expect("a next page");
+        assert!(link.contains("%0D%0ASet-Cookie"), "{link}");
+        assert!(link.ends_with(">; rel=\"next\""), "{link}");
+        assert_eq!(page.header("set-cookie"), None);
+    }
+    let order = json!({"productId": "p1", "quantity": 1, "reference": BREAK}).to_string();
+    let placed = ask(&shop, Method::POST, "/orders", &[JSON], order).await;
+    assert_eq!(placed.body["reference"], BREAK);
+    assert_eq!(placed.header("set-cookie"), None);
+    for (name, path) in [
+        ("cursor", format!("/orders?cursor={named}")),
+        ("status", format!("/orders?status={named}")),
+        ("cursor", format!("/products?cursor={named}")),
+        ("type", format!("/events?type={named}")),
+    ] {
+        let refused = ask(&shop, Method::GET, &path, &[], "").await;
+        assert!(
+            refused
+                .problem()
+                .starts_with(&format!("400 invalid_parameter \"{name}\"")),
+            "{path}: {}",
+            refused.body
+        );
+        assert_eq!(refused.header("set-cookie"), None, "{path}");
     }
 }

@@ -195,6 +195,34 @@ async fn every_route_asks_for_a_key_and_for_its_scope() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_with_every_scope_but_the_one_that_is_needed_is_not_enough() {
+    let shop = shop().await;
+    let _api = shop.serve().await;
+    // All but one, and but the one that allows everything.
+    let mut all_but = Vec::new();
+    for missing in Scope::ALL {
+        let mut scopes = BTreeSet::from(Scope::ALL);
+        scopes.retain(|scope| ![missing, Scope::Admin].contains(scope));
+        let scopes: Vec<Scope> = scopes.into_iter().collect();
+        all_but.push((missing, key(&shop, "most", &scopes).await.1));
+    }
+    is_let_in(&shop, &all_but[3].1).await;
+    for (method, path, needs) in operations() {
+        let Some(needs) = needs else { continue };
+        for (missing, authorization) in &all_but {
+            let answer = ask_with(&shop, authorization, method.clone(), &path, "").await;
+            let lacks = needs == [missing.as_str()] || needs == [Scope::Admin.as_str()];
+            assert_eq!(
+                answer.status == 403,
+                lacks,
+                "{method} {path} without {missing}: {}",
+                answer.body
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_caller_sees_cancels_and_repeats_only_what_is_its_own() {
     let shop = shop().await;
     shop.sync().await;
@@ -343,6 +371,35 @@ async fn keys_are_made_listed_rotated_expired_and_revoked_from_the_command_line(
             .iter()
             .all(|key| key["key"].is_null() && key["standing"] == "valid")
     );
+
+    let in_the_list = async || {
+        let listed = run(&["list", "--json"]).await.1;
+        let mut keys = listed.lines().map(serde_json::from_str::<Value>);
+        let key = keys.find_map(|key| key.ok().filter(|key| key["id"] == id.as_str()));
+        key.expect("it is listed")
+    };
+    let used = eventually("its use is noted", || async {
+        let used = in_the_list().await["lastUsedAt"].take();
+        used.is_string().then_some(used)
+    })
+    .await;
+    let table = run(&["list"]).await.1;
+    assert!(
+        table.contains("LAST USED") && table.contains(&text(&used)),
+        "{table}"
+    );
+    // The next is of the same minutes: the row is not written again, although the keys were looked at since.
+    let version = format!("SELECT xmin::text AS t FROM api_keys WHERE id = '{id}'");
+    let written = shop.text(&version).await;
+    is_let_in(&shop, &bearer).await;
+    let (later, bearer_of_later) = key(&shop, "later", &[Scope::Admin]).await;
+    is_let_in(&shop, &bearer_of_later).await;
+    let of_later = format!("SELECT count(last_used_at) AS n FROM api_keys WHERE id = '{later}'");
+    eventually("the next look was noted", || async {
+        (shop.count(&of_later).await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(shop.text(&version).await, written);
 
     let ended = run(&["expire", &id, "--in", "0s"]).await;
     assert_eq!(ended.0, Some(0), "{ended:?}");

@@ -142,7 +142,15 @@ async fn dead_letters_are_listed_and_replayed_by_id_and_by_number() {
         (&letter["body"]["id"], &letter["body"]["lines"]),
         (&json!(first), &failed["lines"])
     );
-    assert!(text(&letter["error"]).contains("broken"), "{letter}");
+    assert_eq!(letter["cause"], "own_database_refused");
+    assert_eq!(
+        letter["error"],
+        "the database refused a statement; `stockctl dlq show` and the log say more"
+    );
+    let ended = shop
+        .run(&["dlq", "show", "orders_dlq", "--id", &first])
+        .await;
+    assert!(ended.stdout.contains("constraint \"broken\""), "{ended:?}");
     // Looked at in parts or whole, they stay as they are.
     let (_, two) = shop.get("/admin/dead-letters/orders_dlq?limit=2").await;
     assert_eq!(two["deadLetters"], json!(letters[..2]));
@@ -211,6 +219,8 @@ async fn one_dead_letter_is_shown_whole_and_dropped() {
     let headers = shown["headers"].take();
     assert_eq!(headers["x-dead-letter-reason"], "retries_exhausted");
     assert_eq!(headers["x-dead-letter-attempts"], 2);
+    assert_eq!(headers["x-dead-letter-error"], shown["error"]);
+    assert!(!headers.to_string().contains("broken"), "{headers}");
     shown.as_object_mut().expect("an object").remove("headers");
     assert_eq!(shown, letters[0]);
     for path in [
@@ -291,6 +301,8 @@ async fn an_act_on_dead_letters_that_is_not_valid_moves_nothing() {
         (replay, "{\"limit\":\"1\"}"),
         (replay, "{\"id\":1}"),
         (replay, "{\"id\":\"\"}"),
+        (replay, "{\"ids\":[]}"),
+        (drop, "{\"ids\":[],\"dryRun\":true}"),
         (drop, "{\"order\":\"x\"}"),
         (drop, "{\"yes\":true}"),
     ] {
@@ -309,6 +321,8 @@ async fn an_act_on_dead_letters_that_is_not_valid_moves_nothing() {
     {"limit":"1"}: 422 validation_failed "/limit" invalid type: string "1", expected i64
     {"id":1}: 422 validation_failed "/id" invalid type: integer `1`, expected a string
     {"id":""}: 422 validation_failed "/id" must not be empty
+    {"ids":[]}: 422 validation_failed "/ids" must be 1 to 200, are 0
+    {"ids":[],"dryRun":true}: 422 validation_failed "/ids" must be 1 to 200, are 0
     {"order":"x"}: 422 validation_failed "/order" UUID parsing failed: invalid character: found `x` at 0
     {"yes":true}: 422 validation_failed "/yes" unknown field `yes`, expected one of `id`, `ids`, `reason`, `order`, `limit`, `all`, `dryRun`
     "#);
