@@ -76,9 +76,9 @@ fn queues(depths: &[Depth], stalled: Option<&[String]>) -> Vec<Queue> {
         Queue {
             name,
             purpose: match queue {
-                mq::Queue::Orders | mq::Queue::VendorSync => Purpose::Work,
-                mq::Queue::OrdersRetry | mq::Queue::VendorSyncRetry => Purpose::Retry,
-                mq::Queue::OrdersDlq | mq::Queue::VendorSyncDlq => Purpose::Dead,
+                mq::Queue::Orders | mq::Queue::VendorSync | mq::Queue::Webhooks => Purpose::Work,
+                _ if queue.is_dead_letter() => Purpose::Dead,
+                _ => Purpose::Retry,
             },
             messages: found.map(|depth| Messages {
                 ready: depth.messages_ready,
@@ -87,7 +87,12 @@ fn queues(depths: &[Depth], stalled: Option<&[String]>) -> Vec<Queue> {
             is_stalled: stalled.map(|stalled| stalled.iter().any(|of| of == name)),
         }
     };
-    mq::Queue::ALL.into_iter().map(queue).collect()
+    // Those of webhooks are there only once somebody has subscribed to events.
+    let is_shown = |queue: &mq::Queue| {
+        !queue.is_of_webhooks() || depths.iter().any(|depth| depth.queue == *queue)
+    };
+    let shown = mq::Queue::ALL.into_iter().filter(is_shown);
+    shown.map(queue).collect()
 }
 
 async fn read_database(context: &Context) -> Result<OfDatabase, Error> {

@@ -2,7 +2,7 @@
 
 use tokio::task::JoinSet;
 
-use super::{EXIT_BUG, Failure, broker_settings, context, wait_for_schema, watch_queues};
+use super::{EXIT_BUG, Failure, broker_settings, context, wait_for_schema, watch_queues, webhooks};
 use crate::app::relay::{self, Relay};
 use crate::config::Config;
 use crate::consumers::push_states::PushStates;
@@ -20,6 +20,8 @@ pub enum WorkQueue {
     Orders,
     /// `vendor_sync`: tell the vendors.
     VendorSync,
+    /// `webhooks`: tell receivers what happens.
+    Webhooks,
 }
 
 /// Consumes the given queues, or all, until the shutdown.
@@ -32,6 +34,7 @@ pub async fn run(
     shutdown: Shutdown,
     supervisor: &Supervisor,
 ) -> Result<(), Failure> {
+    let configured = webhooks::configured(config)?;
     let context = context(config)?;
     let gauges = super::metrics::gauges(config, &context)?;
     // To the end: also while what is in hand is finished.
@@ -95,7 +98,20 @@ pub async fn run(
             limits,
         ));
     }
-    say_what_is_worked_on(&pulses, supervisor);
+    let mut hooks: JoinSet<Result<(), Failure>> = JoinSet::new();
+    let works_on_webhooks = works_on(WorkQueue::Webhooks);
+    if works_on_webhooks {
+        let parts = webhooks::Parts {
+            config: config.clone(),
+            context: context.clone(),
+            configured,
+            relay: relay.clone(),
+            shutdown: shutdown.clone(),
+            supervisor: supervisor.clone(),
+        };
+        hooks.spawn(parts.run_until_stopped());
+    }
+    say_what_is_worked_on(&pulses, works_on_webhooks, supervisor);
     let watchdog = Watchdog::new(
         context.clone(),
         publisher.link(),
@@ -119,13 +135,20 @@ pub async fn run(
             Ok(Ok(())) | Err(_) => Failure::bug("the watchdog ended by itself"),
         }),
         // A loop ends before the shutdown only by a panic, and a process that no longer consumes must not look alive.
-        _ = consumers.join_next() => Err(Failure::bug("a consumer ended by itself")),
+        Some(_) = consumers.join_next() => Err(Failure::bug("a consumer ended by itself")),
+        Some(ended) = hooks.join_next() => Err(match ended {
+            Ok(Err(failure)) => failure,
+            Ok(Ok(())) | Err(_) => Failure::bug("the part that tells receivers of webhooks ended by itself"),
+        }),
     };
     if result.is_err() {
         shutdown.begin();
         return result;
     }
     result = result.and(all_ended(&mut consumers).await);
+    while let Some(ended) = hooks.join_next().await {
+        result = result.and(ended.map_err(Failure::bug).flatten());
+    }
     let _ = sweeping.await;
     let _ = watching.await;
     drop(relay);
@@ -136,8 +159,10 @@ pub async fn run(
     result
 }
 
-fn say_what_is_worked_on(pulses: &[(Queue, Pulse)], supervisor: &Supervisor) {
-    let queues: Vec<&str> = pulses.iter().map(|(queue, _)| queue.base_name()).collect();
+fn say_what_is_worked_on(pulses: &[(Queue, Pulse)], webhooks: bool, supervisor: &Supervisor) {
+    let webhooks = webhooks.then_some(Queue::Webhooks);
+    let queues = pulses.iter().map(|(queue, _)| *queue).chain(webhooks);
+    let queues: Vec<&str> = queues.map(Queue::base_name).collect();
     let queues = queues.join(", ");
     tracing::info!(queues, "working");
     supervisor.status(&format!("working on {queues}"));

@@ -9,6 +9,7 @@ use super::ids::{OrderId, ProductId, UpdateId, VendorId};
 use super::messages::{self, UpdatesMessage};
 use super::order::NewOrder;
 use super::update::{State, Update};
+use super::webhooks::Notification;
 
 /// Most letters that one look into a queue reads, and so the most that one selection can name.
 pub const LETTERS_MAX: usize = 10_000;
@@ -20,6 +21,8 @@ pub enum Subject {
     Orders(Vec<NewOrder>),
     /// Updates of one vendor's stock.
     Updates(UpdatesMessage),
+    /// An event that a receiver of webhooks did not take.
+    Notification(Notification),
     /// Nothing that this product knows.
     Unreadable,
 }
@@ -35,6 +38,12 @@ impl Subject {
     #[must_use]
     pub fn of_updates_letter(body: &[u8]) -> Self {
         messages::decode_updates(body).map_or(Self::Unreadable, Self::Updates)
+    }
+
+    /// Reads a letter of `webhooks_dlq`.
+    #[must_use]
+    pub fn of_notification_letter(body: &[u8], message_id: Option<&str>) -> Self {
+        Notification::decode(body, message_id).map_or(Self::Unreadable, Self::Notification)
     }
 }
 
@@ -70,6 +79,7 @@ impl Selection {
                 .updates
                 .iter()
                 .any(|update| updates_of_order.contains(&update.id)),
+            Subject::Notification(notification) => notification.order() == Some(wanted),
             Subject::Unreadable => false,
         };
         (self.message_ids.is_empty() || self.message_ids.contains(message_id))
