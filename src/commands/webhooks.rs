@@ -82,7 +82,7 @@ impl Parts {
             with_webhooks: true,
             ..broker_settings(&self.config)
         };
-        let publisher = Publisher::start(broker.clone(), "webhooks");
+        let publisher = Publisher::start(broker.clone(), "work-webhooks");
         let failed = self.tell(&broker, &publisher, &roster, &mut tasks).await;
         if failed.is_err() {
             return failed;

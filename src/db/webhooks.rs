@@ -165,7 +165,8 @@ pub async fn keep_configured(
     connection: &mut AsyncPgConnection,
     names: &[&str],
 ) -> Result<(), Error> {
-    diesel::sql_query("DELETE FROM webhooks WHERE name <> ALL($1)")
+    // Callers' have no name, and of an empty list anything is true.
+    diesel::sql_query("DELETE FROM webhooks WHERE name IS NOT NULL AND name <> ALL($1)")
         .bind::<Array<Text>, _>(names)
         .execute(connection)
         .await?;

@@ -1,8 +1,9 @@
 //! Webhooks: who is told of which events, how each message is signed (Standard Webhooks), where nobody is called, and what
 //! becomes of a message that its receiver did not take.
 
+// Addresses are only values there, and there is nothing to connect with.
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use base64::Engine;

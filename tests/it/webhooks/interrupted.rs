@@ -27,7 +27,9 @@ async fn a_process_that_is_killed_leaves_what_it_had_to_the_next_and_its_log_has
         false => Reply::Status(200),
     });
     let mut shop = shop_with("timeout_ms = 60000").await;
-    shop.reconfigure(|text| format!("{text}[log]\nlevel = \"trace\"\n"));
+    shop.reconfigure(|text| {
+        format!("{text}[log]\nlevel = \"info,stockctl=trace,reqwest=trace,hyper_util=trace\"\n")
+    });
     let _api = shop.serve().await;
     subscribe(&shop, &receiver.url("/hook?token=hush"), &[]).await;
     let mut first = shop.start(&["work", "--queue", "webhooks"]);

@@ -72,7 +72,7 @@ async fn each_hears_what_it_may_of_each_type_signed_and_as_listeners_do() {
     );
     let stocker = key(&shop, "stocker", &[Scope::StockWrite]).await;
     let boss = key(&shop, "boss", &[Scope::Admin]).await;
-    let _parts = (shop.serve_vendors(), shop.serve().await, shop.work());
+    let _parts = (shop.serve().await, shop.work());
     eventually("the keys are known", || async {
         let request = shop.http.get(format!("{}/products", shop.url));
         let (status, _) = shop.send(request.header("authorization", &boss)).await;
@@ -121,25 +121,26 @@ async fn each_hears_what_it_may_of_each_type_signed_and_as_listeners_do() {
         of_order("confirmed", c),
         of_order("failed", &f.to_string()),
     ];
-    let stock = ["stock.changed p1", "stock.changed p1"].map(str::to_owned);
+    // What was given back counts once its vendor has it, and no vendor is there.
+    let stock = ["stock.changed p1".to_owned()];
     let all = |of: &[&[String]]| {
         let mut all: Vec<String> = of.concat();
         all.sort();
         all
     };
     assert_eq!(
-        told(&receiver.came("/one", 5).await),
+        told(&receiver.came("/one", 4).await),
         all(&[&of_one, &stock])
     );
     assert_eq!(told(&receiver.came("/one/cancelled", 1).await), of_one[..1]);
     let of_other = [of_order("rejected", r)];
     assert_eq!(
-        told(&receiver.came("/other", 3).await),
+        told(&receiver.came("/other", 2).await),
         all(&[&of_other, &stock])
     );
-    assert_eq!(told(&receiver.came("/stocker", 2).await), stock);
+    assert_eq!(told(&receiver.came("/stocker", 1).await), stock);
     assert_eq!(
-        told(&receiver.came("/boss", 6).await),
+        told(&receiver.came("/boss", 5).await),
         all(&[&of_one, &of_other, &stock])
     );
     assert_eq!(
