@@ -83,10 +83,7 @@ impl Parts {
             ..broker_settings(&self.config)
         };
         let publisher = Publisher::start(broker.clone(), "work-webhooks");
-        let failed = self.tell(&broker, &publisher, &roster, &mut tasks).await;
-        if failed.is_err() {
-            return failed;
-        }
+        self.tell(&broker, &publisher, &roster, &mut tasks).await?;
         while let Some(ended) = tasks.join_next().await {
             ended.map_err(Failure::bug)?;
         }

@@ -1,6 +1,6 @@
 //! `stockctl work`: the consumers.
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use super::{EXIT_BUG, Failure, broker_settings, context, wait_for_schema, watch_queues, webhooks};
 use crate::app::relay::{self, Relay};
@@ -9,7 +9,7 @@ use crate::consumers::push_states::PushStates;
 use crate::consumers::vendor_sync::Limits;
 use crate::consumers::watchdog::Watchdog;
 use crate::consumers::{Door, orders, vendor_sync};
-use crate::mq::{Consumer, Publisher, Pulse, Queue};
+use crate::mq::{Consumer, Publisher, Pulse, Queue, Settings};
 use crate::shutdown::Shutdown;
 use crate::supervisor::Supervisor;
 
@@ -77,26 +77,9 @@ pub async fn run(
         ));
     }
     if works_on(WorkQueue::VendorSync) {
-        let prefetch = vendor_sync::prefetch(config.vendor_sync.prefetch, context.vendors.len());
-        let consumer = Consumer::start(broker, Queue::VendorSync, prefetch);
-        pulses.push((Queue::VendorSync, consumer.pulse()));
-        let states = PushStates::default();
-        consumers.spawn(
-            states
-                .clone()
-                .write_until_stopped(context.clone(), shutdown.clone()),
-        );
-        let limits = Limits {
-            prefetch,
-            updates_per_call_max: config.vendor_sync.updates_per_call_max.clone(),
-            shutdown_deadline: deadline,
-        };
-        consumers.spawn(vendor_sync::run_until_stopped(
-            door(config.vendor_sync.retries_max),
-            consumer,
-            states,
-            limits,
-        ));
+        let door = door(config.vendor_sync.retries_max);
+        let consumer = work_on_vendor_sync(config, broker, door, &mut consumers);
+        pulses.push((Queue::VendorSync, consumer));
     }
     let mut hooks: JoinSet<Result<(), Failure>> = JoinSet::new();
     let works_on_webhooks = works_on(WorkQueue::Webhooks);
@@ -136,19 +119,13 @@ pub async fn run(
         }),
         // A loop ends before the shutdown only by a panic, and a process that no longer consumes must not look alive.
         Some(_) = consumers.join_next() => Err(Failure::bug("a consumer ended by itself")),
-        Some(ended) = hooks.join_next() => Err(match ended {
-            Ok(Err(failure)) => failure,
-            Ok(Ok(())) | Err(_) => Failure::bug("the part that tells receivers of webhooks ended by itself"),
-        }),
+        Some(ended) = hooks.join_next() => Err(of_webhooks(ended)),
     };
     if result.is_err() {
         shutdown.begin();
         return result;
     }
-    result = result.and(all_ended(&mut consumers).await);
-    while let Some(ended) = hooks.join_next().await {
-        result = result.and(ended.map_err(Failure::bug).flatten());
-    }
+    result = result.and(all_ended(&mut consumers, &mut hooks).await);
     let _ = sweeping.await;
     let _ = watching.await;
     drop(relay);
@@ -168,11 +145,54 @@ fn say_what_is_worked_on(pulses: &[(Queue, Pulse)], webhooks: bool, supervisor: 
     supervisor.status(&format!("working on {queues}"));
 }
 
+/// Starts what tells the vendors.
+fn work_on_vendor_sync(
+    config: &Config,
+    broker: Settings,
+    door: Door,
+    consumers: &mut JoinSet<()>,
+) -> Pulse {
+    let prefetch = vendor_sync::prefetch(config.vendor_sync.prefetch, door.context.vendors.len());
+    let consumer = Consumer::start(broker, Queue::VendorSync, prefetch);
+    let pulse = consumer.pulse();
+    let states = PushStates::default();
+    consumers.spawn(
+        states
+            .clone()
+            .write_until_stopped(door.context.clone(), door.shutdown.clone()),
+    );
+    let limits = Limits {
+        prefetch,
+        updates_per_call_max: config.vendor_sync.updates_per_call_max.clone(),
+        shutdown_deadline: config.http.shutdown_deadline,
+    };
+    consumers.spawn(vendor_sync::run_until_stopped(
+        door, consumer, states, limits,
+    ));
+    pulse
+}
+
+/// Why the part that tells receivers has ended before the shutdown.
+fn of_webhooks(ended: Result<Result<(), Failure>, JoinError>) -> Failure {
+    match ended {
+        Ok(Err(failure)) => failure,
+        Ok(Ok(())) | Err(_) => {
+            Failure::bug("the part that tells receivers of webhooks ended by itself")
+        }
+    }
+}
+
 /// Waits until the consumers have finished what they had in hand.
-async fn all_ended(consumers: &mut JoinSet<()>) -> Result<(), Failure> {
+async fn all_ended(
+    consumers: &mut JoinSet<()>,
+    hooks: &mut JoinSet<Result<(), Failure>>,
+) -> Result<(), Failure> {
     let mut result = Ok(());
     while let Some(ended) = consumers.join_next().await {
         result = result.and(ended.map_err(Failure::bug));
+    }
+    while let Some(ended) = hooks.join_next().await {
+        result = result.and(ended.map_err(Failure::bug).flatten());
     }
     result
 }

@@ -117,6 +117,8 @@ impl Feeder {
         }
         // What is read could not leave.
         if *self.publisher.link().borrow() != Link::Up {
+            // Another process may reach the broker.
+            self.forget();
             return Ok(WAIT_EVERY);
         }
         let mut session = match self.session.take() {

@@ -140,8 +140,11 @@ impl Lanes {
         match said {
             Said::Nothing => lane.breaker.unused(now),
             Said::Taken => {
-                if was_failing || lane.breaker.phase() != Phase::Ok {
+                let was_left_alone = lane.breaker.phase() != Phase::Ok;
+                if was_left_alone {
                     tracing::info!(webhook = %id, "the receiver takes messages again");
+                }
+                if was_failing || was_left_alone {
                     self.notes.answering(id);
                 }
                 lane.breaker.answered();

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::sys::signal::Signal;
+
 use super::receiver::{Came, Receiver, Reply};
 use super::{names, products, shop_with, subscribe, tell_of};
 use crate::support::{Process, Proxy, eventually};
@@ -57,6 +59,10 @@ async fn a_process_that_is_killed_leaves_what_it_had_to_the_next_and_its_log_has
     let log = third.writes("feeds the queue of webhooks").await;
     assert!(!log.contains("C2FVsBQIhrsc"), "{log}");
     assert!(!log.contains("whsec_"), "{log}");
+    // One that stands still, with its connections as they were, does not keep the others from feeding.
+    third.signal(Signal::SIGSTOP);
+    let fourth = shop.start(&["work", "--queue", "webhooks"]);
+    fourth.writes("feeds the queue of webhooks").await;
 }
 
 fn port(url: &str) -> u16 {
