@@ -42,6 +42,7 @@ pub(super) enum Reply {
 }
 
 type Behaviour = dyn Fn(&Came) -> Reply + Send + Sync;
+type State = (Arc<Mutex<Vec<Came>>>, Arc<Behaviour>);
 
 /// The secret of every subscription of these tests, as people write it.
 pub(super) const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oDeviBWMcjPyE=";
@@ -123,11 +124,7 @@ impl Drop for Receiver {
     }
 }
 
-async fn answer(
-    request: HttpRequest,
-    body: Bytes,
-    state: Data<(Arc<Mutex<Vec<Came>>>, Arc<Behaviour>)>,
-) -> HttpResponse {
+async fn answer(request: HttpRequest, body: Bytes, state: Data<State>) -> HttpResponse {
     let came = match read(&request, &body) {
         Ok(came) => came,
         // Nobody is told something that is not signed.
