@@ -8,11 +8,12 @@
 //! http/            door: requests -> use case -> response
 //! consumers/       door: delivery -> use case -> verdict (ack, retry, dead-letter)
 //! schedule         door: cron ticks -> use case
-//! app/             use cases: accept, wait for the outcome, decide, cancel, push, sync, relay, dead letters, audit; only
+//! app/             use cases: accept, wait for the outcome, decide, cancel, push, sync, relay, webhooks, dead letters, audit; only
 //!                  here are transactions opened
 //! db/              edge: our PostgreSQL
 //! mq/              edge: RabbitMQ; the only place that names amiquip
 //! vendors/         edge: a vendor's database and its HTTP API
+//! receivers/       edge: whoever is told of events by webhooks
 //! client/          edge: the HTTP API, as `orders` and `products` call it
 //! bench/           edge: a load generator, which knows the product by its HTTP API alone
 //! local/           edge: the private servers of `up` and of the tests
@@ -50,6 +51,7 @@ pub mod local;
 pub mod metrics;
 pub mod mq;
 pub mod pg;
+pub mod receivers;
 pub mod schedule;
 pub mod shutdown;
 pub mod supervisor;

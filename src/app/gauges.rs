@@ -18,7 +18,7 @@ use crate::pg;
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Each statement takes milliseconds, and Prometheus gives up after 10 s.
 const DATABASE_DEADLINE: Duration = Duration::from_secs(3);
-/// The broker answers for six queues in milliseconds.
+/// The broker answers for all queues in milliseconds.
 const BROKER_DEADLINE: Duration = Duration::from_secs(3);
 /// Reading is done by one at a time.
 const CONNECTIONS_MAX: usize = 1;
@@ -43,6 +43,7 @@ struct OfDatabase {
     vendors: Vec<OfVendor>,
     consumers: Vec<db::consumers::OfQueue>,
     audited: Vec<Audited>,
+    webhooks: db::webhooks::Figures,
 }
 
 impl Gauges {
@@ -146,6 +147,7 @@ impl Gauges {
             )
             .await?,
             audited: db::gauges::audited(&mut connection).await?,
+            webhooks: db::webhooks::figures(&mut connection).await?,
         })
     }
 }
@@ -166,13 +168,20 @@ fn show(of: &OfDatabase) {
         };
         SEEN.vendor(&vendor.id, &seen);
     }
-    for queue in [mq::Queue::Orders, mq::Queue::VendorSync] {
+    for queue in [
+        mq::Queue::Orders,
+        mq::Queue::VendorSync,
+        mq::Queue::Webhooks,
+    ] {
         let is_stalled = of
             .consumers
             .iter()
             .any(|one| one.queue == queue.base_name() && one.is_stalled);
         SEEN.stalled(queue.base_name(), is_stalled);
     }
+    let webhooks = &of.webhooks;
+    SEEN.webhooks(webhooks.active, webhooks.failing, webhooks.disabled);
+    SEEN.webhook_lag.set(webhooks.lag);
     for check in &of.audited {
         SEEN.audited(&check.check_name, check.violations, check.failures);
         SEEN.audited_at.set(check.audited_at);

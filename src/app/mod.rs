@@ -20,6 +20,7 @@ pub mod sync;
 pub mod traced;
 pub mod vendor_stock;
 pub mod vouch;
+pub mod webhooks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;

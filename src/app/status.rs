@@ -19,6 +19,8 @@ struct OfDatabase {
     outbox: Waiting,
     stalled: Vec<String>,
     vendors: Vec<Vendor>,
+    /// Whether somebody is to be told of events.
+    has_webhooks: bool,
 }
 
 /// Looks at both stores at once. `broker_address` is shown as it is, so without a
@@ -45,7 +47,8 @@ pub async fn look(
     let (database, database_problem) = apart(database);
     let (depths, broker_problem) = apart(depths.map_err(|error| error.to_string()));
     let stalled = database.as_ref().map(|of| of.stalled.as_slice());
-    let queues = depths.map(|depths| queues(&depths, stalled));
+    let has_webhooks = database.as_ref().is_some_and(|of| of.has_webhooks);
+    let queues = depths.map(|depths| queues(&depths, stalled, has_webhooks));
     Seen {
         postgresql: Store {
             address: context.database.settings().address(),
@@ -69,16 +72,16 @@ fn apart<T>(result: Result<T, String>) -> (Option<T>, Option<String>) {
     }
 }
 
-fn queues(depths: &[Depth], stalled: Option<&[String]>) -> Vec<Queue> {
+fn queues(depths: &[Depth], stalled: Option<&[String]>, has_webhooks: bool) -> Vec<Queue> {
     let queue = |queue: mq::Queue| {
         let name = queue.base_name();
         let found = depths.iter().find(|depth| depth.queue == queue);
         Queue {
             name,
             purpose: match queue {
-                mq::Queue::Orders | mq::Queue::VendorSync => Purpose::Work,
-                mq::Queue::OrdersRetry | mq::Queue::VendorSyncRetry => Purpose::Retry,
-                mq::Queue::OrdersDlq | mq::Queue::VendorSyncDlq => Purpose::Dead,
+                mq::Queue::Orders | mq::Queue::VendorSync | mq::Queue::Webhooks => Purpose::Work,
+                _ if queue.is_dead_letter() => Purpose::Dead,
+                _ => Purpose::Retry,
             },
             messages: found.map(|depth| Messages {
                 ready: depth.messages_ready,
@@ -87,7 +90,14 @@ fn queues(depths: &[Depth], stalled: Option<&[String]>) -> Vec<Queue> {
             is_stalled: stalled.map(|stalled| stalled.iter().any(|of| of == name)),
         }
     };
-    mq::Queue::ALL.into_iter().map(queue).collect()
+    // Those of webhooks are there only once somebody has subscribed to events; then they have to be.
+    let is_shown = |queue: &mq::Queue| {
+        !queue.is_of_webhooks()
+            || depths.iter().any(|depth| depth.queue == *queue)
+            || has_webhooks && *queue == mq::Queue::Webhooks
+    };
+    let shown = mq::Queue::ALL.into_iter().filter(is_shown);
+    shown.map(queue).collect()
 }
 
 async fn read_database(context: &Context) -> Result<OfDatabase, Error> {
@@ -105,6 +115,7 @@ async fn read_database(context: &Context) -> Result<OfDatabase, Error> {
     let figures = db::gauges::vendors(connection, &ids).await?;
     let synced = db::vendors::list(connection).await?;
     let told = db::vendor_pushes::list(connection).await?;
+    let webhooks = db::webhooks::figures(connection).await?;
     let now = Utc::now();
     let vendors = ids
         .iter()
@@ -130,6 +141,7 @@ async fn read_database(context: &Context) -> Result<OfDatabase, Error> {
     Ok(OfDatabase {
         pending,
         outbox,
+        has_webhooks: webhooks.active + webhooks.failing > 0,
         stalled: consumers
             .into_iter()
             .filter(|of| of.is_stalled)

@@ -32,6 +32,7 @@ pub fn run(file: Option<&Path>, command: &ConfigCommand) -> Result<(), Failure> 
     })?;
     match command {
         ConfigCommand::Check => {
+            super::webhooks::configured(&config)?;
             let vendors: Vec<&str> = config.vendors.keys().map(String::as_str).collect();
             super::say(&format!(
                 "the configuration will do: vendors {}; from {}",

@@ -81,6 +81,9 @@ pub enum DeadLetterQueue {
     /// Updates that a vendor could not be told
     #[value(name = "vendor_sync_dlq")]
     VendorSync,
+    /// Events that a receiver of webhooks has not taken
+    #[value(name = "webhooks_dlq")]
+    Webhooks,
 }
 
 impl DeadLetterQueue {
@@ -88,6 +91,7 @@ impl DeadLetterQueue {
         match self {
             Self::Orders => Queue::OrdersDlq,
             Self::VendorSync => Queue::VendorSyncDlq,
+            Self::Webhooks => Queue::WebhooksDlq,
         }
     }
 }
@@ -270,8 +274,16 @@ async fn drop(
     if asks && !may_ask {
         return Err(Failure::new(
             EXIT_USAGE,
-            "dropping letters cancels their orders, and there is no terminal to ask on: look with --dry-run what it would \
-             do, and then give --yes",
+            match selecting.queue {
+                DeadLetterQueue::Webhooks => {
+                    "what is dropped is never told, and there is no terminal to ask on: look with --dry-run what it would \
+                     drop, and then give --yes"
+                }
+                DeadLetterQueue::Orders | DeadLetterQueue::VendorSync => {
+                    "dropping letters cancels their orders, and there is no terminal to ask on: look with --dry-run what \
+                     it would do, and then give --yes"
+                }
+            },
         ));
     }
     check_schema(config).await?;
@@ -375,10 +387,15 @@ fn account() -> String {
 /// Says what is about to be dropped, and asks.
 async fn confirm(selecting: &Selecting, letters: &[Letter]) -> Result<bool, Failure> {
     let question = format!(
-        "Drop {} of {} ({})? What they ordered is cancelled, and what was taken for it is returned. [y/N] ",
+        "Drop {} of {} ({})? {} [y/N] ",
         counted(letters.len()),
         selecting.queue_name(),
-        reasons(letters)
+        reasons(letters),
+        match selecting.queue {
+            DeadLetterQueue::Webhooks => "What they tell is never told to their receivers.",
+            DeadLetterQueue::Orders | DeadLetterQueue::VendorSync =>
+                "What they ordered is cancelled, and what was taken for it is returned.",
+        }
     );
     let ask = move || -> std::io::Result<bool> {
         let mut terminal = std::io::stderr();
@@ -542,6 +559,7 @@ fn concerns(letter: &Letter) -> String {
             1 => format!("{}, 1 update", message.vendor_id),
             more => format!("{}, {more} updates", message.vendor_id),
         },
+        Subject::Notification(notification) => notification.webhook_id.to_string(),
         Subject::Unreadable => "-".to_owned(),
     }
 }
@@ -560,6 +578,7 @@ fn table(queue: DeadLetterQueue, letters: &[Letter]) -> String {
     let about = match queue {
         DeadLetterQueue::Orders => "ORDER",
         DeadLetterQueue::VendorSync => "VENDOR",
+        DeadLetterQueue::Webhooks => "WEBHOOK",
     };
     let head = ["ID", "REASON", "WHEN", "ATTEMPTS", about, "ERROR"].map(str::to_owned);
     let text = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), printable);

@@ -22,6 +22,7 @@ pub mod sync;
 mod table;
 pub mod traces;
 pub mod up;
+mod webhooks;
 pub mod work;
 
 use std::io::Write;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use crate::app::{self, Context, Kind, Vendor};
 use crate::config::{self, Config};
 use crate::domain::ids::VendorId;
+use crate::domain::webhooks::delay;
 use crate::mq::{self, Link};
 use crate::shutdown::Shutdown;
 use crate::supervisor::Supervisor;
@@ -192,6 +194,8 @@ pub fn broker_settings(config: &Config) -> mq::Settings {
         },
         orders_retry_delay: config.orders.retry_delay,
         vendor_sync_retry_delay: config.vendor_sync.retry_delay,
+        webhooks_retry_delays: [1, 2, 3, 4].map(|retry| delay(config.webhooks.retry_delay, retry)),
+        with_webhooks: false,
     }
 }
 

@@ -264,6 +264,7 @@ pub async fn run(
         publisher: publisher.clone(),
         broker: broker_settings(config),
         gauges,
+        allows_private_receivers: config.webhooks.allow_private,
     };
     let address = listening.local_addr().map_err(Failure::bug)?;
     let side_door = SideDoor::open().map_err(Failure::bug)?;

@@ -1,15 +1,15 @@
 //! `stockctl work`: the consumers.
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
-use super::{EXIT_BUG, Failure, broker_settings, context, wait_for_schema, watch_queues};
+use super::{EXIT_BUG, Failure, broker_settings, context, wait_for_schema, watch_queues, webhooks};
 use crate::app::relay::{self, Relay};
 use crate::config::Config;
 use crate::consumers::push_states::PushStates;
 use crate::consumers::vendor_sync::Limits;
 use crate::consumers::watchdog::Watchdog;
 use crate::consumers::{Door, orders, vendor_sync};
-use crate::mq::{Consumer, Publisher, Pulse, Queue};
+use crate::mq::{Consumer, Publisher, Pulse, Queue, Settings};
 use crate::shutdown::Shutdown;
 use crate::supervisor::Supervisor;
 
@@ -20,6 +20,8 @@ pub enum WorkQueue {
     Orders,
     /// `vendor_sync`: tell the vendors.
     VendorSync,
+    /// `webhooks`: tell receivers what happens.
+    Webhooks,
 }
 
 /// Consumes the given queues, or all, until the shutdown.
@@ -32,6 +34,7 @@ pub async fn run(
     shutdown: Shutdown,
     supervisor: &Supervisor,
 ) -> Result<(), Failure> {
+    let configured = webhooks::configured(config)?;
     let context = context(config)?;
     let gauges = super::metrics::gauges(config, &context)?;
     // To the end: also while what is in hand is finished.
@@ -74,28 +77,24 @@ pub async fn run(
         ));
     }
     if works_on(WorkQueue::VendorSync) {
-        let prefetch = vendor_sync::prefetch(config.vendor_sync.prefetch, context.vendors.len());
-        let consumer = Consumer::start(broker, Queue::VendorSync, prefetch);
-        pulses.push((Queue::VendorSync, consumer.pulse()));
-        let states = PushStates::default();
-        consumers.spawn(
-            states
-                .clone()
-                .write_until_stopped(context.clone(), shutdown.clone()),
-        );
-        let limits = Limits {
-            prefetch,
-            updates_per_call_max: config.vendor_sync.updates_per_call_max.clone(),
-            shutdown_deadline: deadline,
-        };
-        consumers.spawn(vendor_sync::run_until_stopped(
-            door(config.vendor_sync.retries_max),
-            consumer,
-            states,
-            limits,
-        ));
+        let door = door(config.vendor_sync.retries_max);
+        let consumer = work_on_vendor_sync(config, broker, door, &mut consumers);
+        pulses.push((Queue::VendorSync, consumer));
     }
-    say_what_is_worked_on(&pulses, supervisor);
+    let mut hooks: JoinSet<Result<(), Failure>> = JoinSet::new();
+    let works_on_webhooks = works_on(WorkQueue::Webhooks);
+    if works_on_webhooks {
+        let parts = webhooks::Parts {
+            config: config.clone(),
+            context: context.clone(),
+            configured,
+            relay: relay.clone(),
+            shutdown: shutdown.clone(),
+            supervisor: supervisor.clone(),
+        };
+        hooks.spawn(parts.run_until_stopped());
+    }
+    say_what_is_worked_on(&pulses, works_on_webhooks, supervisor);
     let watchdog = Watchdog::new(
         context.clone(),
         publisher.link(),
@@ -119,13 +118,14 @@ pub async fn run(
             Ok(Ok(())) | Err(_) => Failure::bug("the watchdog ended by itself"),
         }),
         // A loop ends before the shutdown only by a panic, and a process that no longer consumes must not look alive.
-        _ = consumers.join_next() => Err(Failure::bug("a consumer ended by itself")),
+        Some(_) = consumers.join_next() => Err(Failure::bug("a consumer ended by itself")),
+        Some(ended) = hooks.join_next() => Err(of_webhooks(ended)),
     };
     if result.is_err() {
         shutdown.begin();
         return result;
     }
-    result = result.and(all_ended(&mut consumers).await);
+    result = result.and(all_ended(&mut consumers, &mut hooks).await);
     let _ = sweeping.await;
     let _ = watching.await;
     drop(relay);
@@ -136,18 +136,63 @@ pub async fn run(
     result
 }
 
-fn say_what_is_worked_on(pulses: &[(Queue, Pulse)], supervisor: &Supervisor) {
-    let queues: Vec<&str> = pulses.iter().map(|(queue, _)| queue.base_name()).collect();
+fn say_what_is_worked_on(pulses: &[(Queue, Pulse)], webhooks: bool, supervisor: &Supervisor) {
+    let webhooks = webhooks.then_some(Queue::Webhooks);
+    let queues = pulses.iter().map(|(queue, _)| *queue).chain(webhooks);
+    let queues: Vec<&str> = queues.map(Queue::base_name).collect();
     let queues = queues.join(", ");
     tracing::info!(queues, "working");
     supervisor.status(&format!("working on {queues}"));
 }
 
+/// Starts what tells the vendors.
+fn work_on_vendor_sync(
+    config: &Config,
+    broker: Settings,
+    door: Door,
+    consumers: &mut JoinSet<()>,
+) -> Pulse {
+    let prefetch = vendor_sync::prefetch(config.vendor_sync.prefetch, door.context.vendors.len());
+    let consumer = Consumer::start(broker, Queue::VendorSync, prefetch);
+    let pulse = consumer.pulse();
+    let states = PushStates::default();
+    consumers.spawn(
+        states
+            .clone()
+            .write_until_stopped(door.context.clone(), door.shutdown.clone()),
+    );
+    let limits = Limits {
+        prefetch,
+        updates_per_call_max: config.vendor_sync.updates_per_call_max.clone(),
+        shutdown_deadline: config.http.shutdown_deadline,
+    };
+    consumers.spawn(vendor_sync::run_until_stopped(
+        door, consumer, states, limits,
+    ));
+    pulse
+}
+
+/// Why the part that tells receivers has ended before the shutdown.
+fn of_webhooks(ended: Result<Result<(), Failure>, JoinError>) -> Failure {
+    match ended {
+        Ok(Err(failure)) => failure,
+        Ok(Ok(())) | Err(_) => {
+            Failure::bug("the part that tells receivers of webhooks ended by itself")
+        }
+    }
+}
+
 /// Waits until the consumers have finished what they had in hand.
-async fn all_ended(consumers: &mut JoinSet<()>) -> Result<(), Failure> {
+async fn all_ended(
+    consumers: &mut JoinSet<()>,
+    hooks: &mut JoinSet<Result<(), Failure>>,
+) -> Result<(), Failure> {
     let mut result = Ok(());
     while let Some(ended) = consumers.join_next().await {
         result = result.and(ended.map_err(Failure::bug));
+    }
+    while let Some(ended) = hooks.join_next().await {
+        result = result.and(ended.map_err(Failure::bug).flatten());
     }
     result
 }

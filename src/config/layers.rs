@@ -16,8 +16,9 @@ pub(super) const DEFAULTS: &str = include_str!("../../config/default.toml");
 /// Names the file when there is no `--config`.
 const FILE_VARIABLE: &str = "STOCKCTL_CONFIG";
 const KEY_VARIABLE_PREFIX: &str = "STOCKCTL__";
-/// The one section whose keys have a part that is not fixed: `vendors.<id>.<name>`.
+/// The sections whose keys have a part that is not fixed: `vendors.<id>.<name>` and `webhooks.<id>.<name>`.
 pub(super) const VENDORS: &str = "vendors";
+pub(super) const WEBHOOKS: &str = "webhooks";
 
 /// The parts of a key, such as `http` and `listen`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -147,19 +148,19 @@ impl Layers {
         }
     }
 
-    /// Variables are in upper case as a rule, and keys in lower case; a vendor's id has a case of its own, which is
-    /// that of the file. An id that the file does not have is taken as it is written.
+    /// Variables are in upper case as a rule, and keys in lower case; the id of a vendor or a webhook has a case of its own,
+    /// which is that of the file. An id that the file does not have is taken as it is written.
     fn key_of_variable(&self, path: &str) -> Key {
         let (section, rest) = path.split_once("__").unwrap_or((path, ""));
         let section = section.to_lowercase();
         // An id may itself contain two underscores, so the last two are the ones before the name.
-        if section == VENDORS
+        if [VENDORS, WEBHOOKS].contains(&section.as_str())
             && let Some((id, name)) = rest.rsplit_once("__")
         {
             let id = self
                 .settings
                 .keys()
-                .filter(|key| key.0.len() > 1 && key.0[0] == VENDORS)
+                .filter(|key| key.0.len() > 1 && key.0[0] == section)
                 .map(|key| key.0[1].as_str())
                 .find(|known| known.eq_ignore_ascii_case(id))
                 .unwrap_or(id);
@@ -182,6 +183,11 @@ impl Key {
     /// A key of one vendor.
     pub(super) fn of_vendor(id: &str, name: &str) -> Self {
         Self(vec![VENDORS.to_owned(), id.to_owned(), name.to_owned()])
+    }
+
+    /// A key of one webhook.
+    pub(super) fn of_webhook(id: &str, name: &str) -> Self {
+        Self(vec![WEBHOOKS.to_owned(), id.to_owned(), name.to_owned()])
     }
 
     fn with(&self, name: &str) -> Self {

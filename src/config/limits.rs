@@ -34,6 +34,12 @@ pub(super) const STALLED_AFTER_MS: RangeInclusive<u64> = 1_000..=1_800_000;
 pub(super) const SAMPLE_RATIO: RangeInclusive<f64> = 0.0..=1.0;
 /// Below a minute nobody is back in time; beyond 30 days the table is larger than what it tells of.
 pub(super) const EVENTS_KEPT_FOR_MS: RangeInclusive<u64> = 60_000..=2_592_000_000;
+/// There is a queue for each retry.
+pub(super) const WEBHOOK_RETRIES: RangeInclusive<u32> = 0..=4;
+/// The last wait is a thousand times as long: beyond this it would be a day.
+pub(super) const WEBHOOK_RETRY_DELAY_MS: RangeInclusive<u64> = 100..=60_000;
+/// Who opens more at once looks like an attack to its receiver.
+pub(super) const WEBHOOK_CALLS: RangeInclusive<usize> = 1..=100;
 /// A chunk's stock rows are locked while it is written, and orders wait for them.
 pub(super) const CHUNK_ROWS: RangeInclusive<usize> = 1..=50_000;
 /// The broker limits a queue's name to 255 bytes; this leaves room for the name itself, and is readable.

@@ -47,6 +47,8 @@ pub struct Config {
     pub work: Work,
     /// What is kept for those who listen.
     pub events: Events,
+    /// Who is told of events by HTTP, and how.
+    pub webhooks: Webhooks,
     /// How the vendors' stock is read.
     pub sync: Sync,
     /// Where the metrics are, beside the HTTP API.
@@ -160,6 +162,36 @@ pub struct Work {
 pub struct Events {
     /// How long events are kept, so that who lost its connection hears of them.
     pub kept_for: Duration,
+}
+
+/// Section `webhooks`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Webhooks {
+    /// Whether private addresses are called, and http: is.
+    pub allow_private: bool,
+    /// Retries after the first attempt; there is a queue for each of at most four.
+    pub retries_max: u32,
+    /// Wait before the first retry; each other is ten times as long as the one before.
+    pub retry_delay: Duration,
+    /// How long one call may take.
+    pub timeout: Duration,
+    /// Messages handed out ahead of their acknowledgement.
+    pub prefetch: u16,
+    /// Calls of one receiver at once.
+    pub calls_max: usize,
+    /// Those of the configuration, by their names.
+    pub of_name: BTreeMap<String, Webhook>,
+}
+
+/// Section `webhooks.<name>`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Webhook {
+    /// Where its receiver is. It may hold a token.
+    pub url: Secret,
+    /// What it hears, by the names of the types; all where none are given.
+    pub types: Vec<String>,
+    /// What its messages are signed with, as people write it.
+    pub secret: Secret,
 }
 
 /// Section `sync`.

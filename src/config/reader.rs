@@ -63,43 +63,22 @@ impl Reader {
         self.list(key, true, parse)
     }
 
+    /// As [`Self::texts`], if the key is set.
+    pub(super) fn texts_if_any<T>(
+        &mut self,
+        key: &Key,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Option<Vec<T>>> {
+        self.optional(key, |setting| parse_list(setting, false, parse))
+    }
+
     fn list<T>(
         &mut self,
         key: &Key,
         may_be_empty: bool,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<Vec<T>> {
-        self.required(key, |setting| {
-            let texts: Vec<&str> = match (&setting.value, &setting.origin) {
-                (Value::Text(text), _) if may_be_empty && text.is_empty() => Vec::new(),
-                (Value::Text(text), Origin::Variable(_)) => text.split(',').collect(),
-                (Value::Text(text), _) => vec![text],
-                (Value::List(values), _) => values
-                    .iter()
-                    .map(|value| match value {
-                        Value::Text(text) => Ok(text.as_str()),
-                        other => Err(format!("the list must be of texts, not of {}", kind(other))),
-                    })
-                    .collect::<Result<_, _>>()?,
-                (other, _) => {
-                    return Err(format!("it must be a text or a list, not {}", kind(other)));
-                }
-            };
-            if texts.is_empty() && !may_be_empty {
-                return Err("the list is empty".to_owned());
-            }
-            let several = texts.len() > 1;
-            texts
-                .iter()
-                .enumerate()
-                .map(|(index, text)| {
-                    parse(text.trim()).map_err(|message| match several {
-                        true => format!("number {} of the list: {message}", index + 1),
-                        false => message,
-                    })
-                })
-                .collect()
-        })
+        self.required(key, |setting| parse_list(setting, may_be_empty, parse))
     }
 
     /// A whole number within `bounds`.
@@ -170,13 +149,13 @@ impl Reader {
         .map(|value| value.unwrap_or(default))
     }
 
-    /// The ids under `vendors` with the place of their first key, also of vendors that have no keys yet.
-    pub(super) fn vendor_ids(&self) -> BTreeMap<String, Origin> {
+    /// The ids under `vendors` or `webhooks` with the place of their first key, also of those that have no keys yet.
+    pub(super) fn ids_below(&self, section: &str) -> BTreeMap<String, Origin> {
         let mut ids = BTreeMap::new();
         for (key, setting) in &self.layers.settings {
             let id = match (key.0.as_slice(), &setting.value) {
-                ([section, id], Value::EmptySection) if section == VENDORS => id,
-                ([section, id, _, ..], _) if section == VENDORS => id,
+                ([of, id], Value::EmptySection) if of == section => id,
+                ([of, id, _, ..], _) if of == section => id,
                 _ => continue,
             };
             ids.entry(id.clone())
@@ -312,6 +291,42 @@ fn parse_text<T>(
         Value::Text(text) => parse(text.trim()),
         other => Err(format!("it must be a text, not {}", kind(other))),
     }
+}
+
+fn parse_list<T>(
+    setting: &Setting,
+    may_be_empty: bool,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Vec<T>, String> {
+    let texts: Vec<&str> = match (&setting.value, &setting.origin) {
+        (Value::Text(text), _) if may_be_empty && text.is_empty() => Vec::new(),
+        (Value::Text(text), Origin::Variable(_)) => text.split(',').collect(),
+        (Value::Text(text), _) => vec![text],
+        (Value::List(values), _) => values
+            .iter()
+            .map(|value| match value {
+                Value::Text(text) => Ok(text.as_str()),
+                other => Err(format!("the list must be of texts, not of {}", kind(other))),
+            })
+            .collect::<Result<_, _>>()?,
+        (other, _) => {
+            return Err(format!("it must be a text or a list, not {}", kind(other)));
+        }
+    };
+    if texts.is_empty() && !may_be_empty {
+        return Err("the list is empty".to_owned());
+    }
+    let several = texts.len() > 1;
+    texts
+        .iter()
+        .enumerate()
+        .map(|(index, text)| {
+            parse(text.trim()).map_err(|message| match several {
+                true => format!("number {} of the list: {message}", index + 1),
+                false => message,
+            })
+        })
+        .collect()
 }
 
 fn parse_number<T>(setting: &Setting, bounds: &RangeInclusive<T>) -> Result<T, String>

@@ -59,6 +59,12 @@ impl SecretUrl {
         Ok(Self::new(text.trim_end_matches('/'), &url))
     }
 
+    /// `http://` or `https://`, with whatever is behind the host, which may be a token and is not shown.
+    pub(super) fn receiver(text: &str) -> Result<Self, String> {
+        let url = parse(text, &["http", "https"])?;
+        Ok(Self::new(text, &url))
+    }
+
     fn new(text: &str, url: &Url) -> Self {
         let mut shown = format!("{}://", url.scheme());
         if !url.username().is_empty() || url.password().is_some() {

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
-use super::layers::{Key, VENDORS};
+use super::layers::{Key, VENDORS, WEBHOOKS};
 use super::reader::{Reader, quoted};
 use super::{
     Catalogue, Config, Database, Events, Http, Log, Metrics, Orders, QueueType, RabbitMq, Secret,
-    SecretUrl, Sync, TableName, Telemetry, TlsFiles, Vendor, VendorSync, Work, limits,
+    SecretUrl, Sync, TableName, Telemetry, TlsFiles, Vendor, VendorSync, Webhook, Webhooks, Work,
+    limits,
 };
 use crate::limit::{Limit, Rate, RateLimits, Rates};
 use crate::telemetry;
@@ -23,6 +24,7 @@ pub(super) fn config(reader: &mut Reader) -> Option<Config> {
     let vendor_sync = vendor_sync(reader);
     let work = work(reader);
     let events = events(reader);
+    let webhooks = webhooks(reader);
     let sync = sync(reader);
     let metrics = metrics(reader);
     let telemetry = telemetry_of(reader);
@@ -36,6 +38,7 @@ pub(super) fn config(reader: &mut Reader) -> Option<Config> {
         vendor_sync: vendor_sync?,
         work: work?,
         events: events?,
+        webhooks: webhooks?,
         sync: sync?,
         metrics: metrics?,
         telemetry: telemetry?,
@@ -252,6 +255,64 @@ fn events(reader: &mut Reader) -> Option<Events> {
     })
 }
 
+/// The keys of a webhook, in the order in which they are read.
+const WEBHOOK_KEYS: [&str; 3] = ["url", "types", "secret"];
+
+fn webhooks(reader: &mut Reader) -> Option<Webhooks> {
+    let allow_private = reader.boolean_or(&Key::fixed("webhooks.allow_private"), false);
+    let retries_max = reader.number(&Key::fixed("webhooks.retries_max"), limits::WEBHOOK_RETRIES);
+    let retry_delay = reader.milliseconds(
+        &Key::fixed("webhooks.retry_delay_ms"),
+        limits::WEBHOOK_RETRY_DELAY_MS,
+    );
+    let timeout = reader.milliseconds(
+        &Key::fixed("webhooks.timeout_ms"),
+        limits::VENDOR_TIMEOUT_MS,
+    );
+    let prefetch = reader.number(&Key::fixed("webhooks.prefetch"), limits::PREFETCH);
+    let calls_max = reader.number(&Key::fixed("webhooks.calls_max"), limits::WEBHOOK_CALLS);
+    let of_name = webhooks_of_name(reader);
+    Some(Webhooks {
+        allow_private: allow_private?,
+        retries_max: retries_max?,
+        retry_delay: retry_delay?,
+        timeout: timeout?,
+        prefetch: prefetch?,
+        calls_max: calls_max?,
+        of_name: of_name?,
+    })
+}
+
+fn webhooks_of_name(reader: &mut Reader) -> Option<BTreeMap<String, Webhook>> {
+    let names = reader.ids_below(WEBHOOKS);
+    if names.is_empty() {
+        for name in WEBHOOK_KEYS {
+            reader.make_known(Key::of_webhook("<name>", name));
+        }
+    }
+    let mut webhooks = Some(BTreeMap::new());
+    for (name, origin) in names {
+        if let Err(message) = check_vendor_id(&name) {
+            let section = Key(vec![WEBHOOKS.to_owned(), name.clone()]);
+            let message = message.replace("a vendor's id", "a webhook's name");
+            reader.note(&section, Some(origin), message);
+        }
+        // What they say is checked by who uses them: the rules of webhooks are not the configuration's.
+        let url = reader.text(&Key::of_webhook(&name, "url"), Secret::parse_long);
+        let types_key = Key::of_webhook(&name, "types");
+        let types = reader.texts_if_any(&types_key, |text| Ok(text.to_owned()));
+        let secret = reader.text(&Key::of_webhook(&name, "secret"), Secret::parse);
+        match (url, types, secret, &mut webhooks) {
+            (Some(url), Some(types), Some(secret), Some(webhooks)) => {
+                let types = types.unwrap_or_default();
+                webhooks.insert(name, Webhook { url, types, secret });
+            }
+            _ => webhooks = None,
+        }
+    }
+    webhooks
+}
+
 fn sync(reader: &mut Reader) -> Option<Sync> {
     let schedule = reader.text(&Key::fixed("sync.schedule"), schedule);
     let chunk_rows = reader.number(&Key::fixed("sync.chunk_rows"), limits::CHUNK_ROWS);
@@ -293,7 +354,7 @@ const VENDOR_KEYS: [&str; 9] = [
 ];
 
 fn vendors(reader: &mut Reader) -> Option<BTreeMap<String, Vendor>> {
-    let ids = reader.vendor_ids();
+    let ids = reader.ids_below(VENDORS);
     if ids.is_empty() {
         for name in VENDOR_KEYS {
             reader.make_known(Key::of_vendor("<id>", name));

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value as Json, json};
 
 use super::error::{ConfigError, Origin};
-use super::layers::{Key, Layers, VENDORS, Value};
+use super::layers::{Key, Layers, VENDORS, Value, WEBHOOKS};
 use super::reader::Reader;
 use super::{Config, SecretUrl, sections};
 
@@ -76,7 +76,8 @@ fn value(key: &Key, value: &Value, origin: &Origin) -> Json {
         ["database", "url"] | [VENDORS, _, "database_url"] => SecretUrl::postgres,
         ["rabbitmq", "url"] => SecretUrl::amqp,
         [VENDORS, _, "api_url"] | ["telemetry", "otlp_endpoint"] => SecretUrl::http,
-        [VENDORS, _, "api_key"] => return json!("***"),
+        [VENDORS, _, "api_key"] | [WEBHOOKS, _, "secret"] => return json!("***"),
+        [WEBHOOKS, _, "url"] => SecretUrl::receiver,
         _ => return plain(value, origin),
     };
     let hidden = |text: &str| match parse(text.trim()) {

@@ -658,7 +658,8 @@ fn the_default_file_describes_every_key() {
         .collect();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("test.toml");
-    fs::write(&path, REQUIRED).unwrap();
+    let webhook = "[webhooks.crm]\nurl = \"https://crm.example/\"\nsecret = \"whsec_\"\n";
+    fs::write(&path, format!("{REQUIRED}{webhook}")).unwrap();
     let layers = layers::Layers::read(Some(&path), Path::new("/nonexistent"), []).unwrap();
     let mut reader = super::reader::Reader::new(layers);
     super::sections::config(&mut reader).unwrap();
@@ -705,6 +706,14 @@ fn the_default_file_names_the_bounds() {
         ),
         ("work.stalled_after_ms", bounds(limits::STALLED_AFTER_MS)),
         ("events.kept_for_ms", bounds(limits::EVENTS_KEPT_FOR_MS)),
+        ("webhooks.retries_max", bounds(limits::WEBHOOK_RETRIES)),
+        (
+            "webhooks.retry_delay_ms",
+            bounds(limits::WEBHOOK_RETRY_DELAY_MS),
+        ),
+        ("webhooks.timeout_ms", bounds(limits::VENDOR_TIMEOUT_MS)),
+        ("webhooks.prefetch", bounds(limits::PREFETCH)),
+        ("webhooks.calls_max", bounds(limits::WEBHOOK_CALLS)),
         ("sync.chunk_rows", bounds(limits::CHUNK_ROWS)),
     ];
     let described = descriptions();

@@ -7,6 +7,7 @@ pub mod push_states;
 mod suspects;
 pub mod vendor_sync;
 pub mod watchdog;
+pub mod webhooks;
 
 use std::time::Duration;
 
@@ -65,6 +66,8 @@ enum Subject<'a> {
     Unreadable,
     Order(&'a NewOrder),
     Updates(&'a [UpdateId]),
+    /// An event that somebody is told: nothing of ours depends on it.
+    Event,
 }
 
 impl Subject<'_> {
@@ -72,7 +75,7 @@ impl Subject<'_> {
     fn order(&self) -> Option<String> {
         match self {
             Self::Order(order) => Some(order.id.to_string()),
-            Self::Unreadable | Self::Updates(_) => None,
+            Self::Unreadable | Self::Updates(_) | Self::Event => None,
         }
     }
 
@@ -80,7 +83,7 @@ impl Subject<'_> {
     fn update(&self) -> Option<String> {
         match self {
             Self::Updates(ids) => ids.first().map(ToString::to_string),
-            Self::Unreadable | Self::Order(_) => None,
+            Self::Unreadable | Self::Order(_) | Self::Event => None,
         }
     }
 }
@@ -207,6 +210,7 @@ impl Door {
     ) -> bool {
         let (dlq, retry_queue) = match from {
             Queue::VendorSync => (Queue::VendorSyncDlq, Queue::VendorSyncRetry),
+            Queue::Webhooks => (Queue::WebhooksDlq, webhooks::retry_queue(verdict)),
             _ => (Queue::OrdersDlq, Queue::OrdersRetry),
         };
         match verdict {
@@ -221,9 +225,11 @@ impl Door {
                     retry_count,
                     "to be retried"
                 );
-                let is_copied = self
-                    .copy_to(retry_queue, delivery, &retry_headers(*retry_count), until)
-                    .await;
+                let mut headers = retry_headers(*retry_count);
+                if from == Queue::Webhooks {
+                    headers.extend(webhooks::waiting_since(delivery));
+                }
+                let is_copied = self.copy_to(retry_queue, delivery, &headers, until).await;
                 if is_copied {
                     // One that comes again with as many retries as it had was not tried to its end.
                     let costs_a_retry = *retry_count > self::retry_count(delivery);
@@ -269,7 +275,7 @@ impl Door {
         let mut rounds = 0;
         loop {
             let noted = match subject {
-                Subject::Unreadable => return true,
+                Subject::Unreadable | Subject::Event => return true,
                 Subject::Order(order) => {
                     dead_letters::fail_order(&self.context, order, code, Utc::now()).await
                 }
@@ -362,6 +368,12 @@ fn work_queue(copied_to: Queue) -> Queue {
     match copied_to {
         Queue::Orders | Queue::OrdersRetry | Queue::OrdersDlq => Queue::Orders,
         Queue::VendorSync | Queue::VendorSyncRetry | Queue::VendorSyncDlq => Queue::VendorSync,
+        Queue::Webhooks
+        | Queue::WebhooksRetry1
+        | Queue::WebhooksRetry2
+        | Queue::WebhooksRetry3
+        | Queue::WebhooksRetry4
+        | Queue::WebhooksDlq => Queue::Webhooks,
     }
 }
 

@@ -18,6 +18,7 @@ pub mod suspects;
 pub mod updates;
 pub mod vendor_pushes;
 pub mod vendors;
+pub mod webhooks;
 
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use diesel_migrations::{EmbeddedMigrations, embed_migrations};

@@ -8,8 +8,9 @@ use uuid::Uuid;
 use super::ids::{OrderId, ProductId, UpdateId, VendorId};
 use super::messages::{self, UpdatesMessage};
 use super::order::NewOrder;
-use super::retry::{CRASH_LOOP, INVALID_MESSAGE, UPDATE_CONFLICT};
+use super::retry::{CRASH_LOOP, INVALID_MESSAGE, RECEIVER_FAILED, UPDATE_CONFLICT};
 use super::update::{State, Update};
+use super::webhooks::Notification;
 
 /// Most letters that one look into a queue reads, and so the most that one selection can name.
 pub const LETTERS_MAX: usize = 10_000;
@@ -20,6 +21,9 @@ pub const LETTERS_MAX: usize = 10_000;
 pub fn told(reason: Option<&str>, cause: Option<&str>, error: Option<&str>) -> Option<String> {
     let error = error?;
     if let Some(INVALID_MESSAGE | CRASH_LOOP | UPDATE_CONFLICT) = reason {
+        return Some(error.to_owned());
+    }
+    if cause == Some(RECEIVER_FAILED) {
         return Some(error.to_owned());
     }
     let status = cause.and_then(|cause| cause.strip_prefix("api_answered_")?.parse::<u16>().ok());
@@ -44,6 +48,8 @@ pub enum Subject {
     Orders(Vec<NewOrder>),
     /// Updates of one vendor's stock.
     Updates(UpdatesMessage),
+    /// An event that a receiver of webhooks did not take.
+    Notification(Notification),
     /// Nothing that this product knows.
     Unreadable,
 }
@@ -59,6 +65,12 @@ impl Subject {
     #[must_use]
     pub fn of_updates_letter(body: &[u8]) -> Self {
         messages::decode_updates(body).map_or(Self::Unreadable, Self::Updates)
+    }
+
+    /// Reads a letter of `webhooks_dlq`.
+    #[must_use]
+    pub fn of_notification_letter(body: &[u8], message_id: Option<&str>) -> Self {
+        Notification::decode(body, message_id).map_or(Self::Unreadable, Self::Notification)
     }
 }
 
@@ -94,6 +106,7 @@ impl Selection {
                 .updates
                 .iter()
                 .any(|update| updates_of_order.contains(&update.id)),
+            Subject::Notification(notification) => notification.order() == Some(wanted),
             Subject::Unreadable => false,
         };
         (self.message_ids.is_empty() || self.message_ids.contains(message_id))
@@ -312,6 +325,8 @@ mod tests {
                 "{cause:?}"
             );
         }
+        let of_a_receiver = told("retries_exhausted", Some("receiver_failed"));
+        assert_eq!(Some(of_a_receiver.as_str()), error);
         assert_eq!(super::told(Some("delivery_limit"), None, None), None);
     }
 

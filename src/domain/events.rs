@@ -193,6 +193,20 @@ pub struct OrderDocument<'a> {
     pub accepted_at: DateTime<Utc>,
 }
 
+/// What is told beside what happens.
+#[derive(Serialize, ToSchema)]
+#[schema(as = EventNotice)]
+#[serde(rename_all = "camelCase")]
+pub struct Notice<'a> {
+    /// `reset`: events between the last one and the next are gone. `dropped`: the connection is closed.
+    pub r#type: &'a str,
+    /// Why, and what to do.
+    pub detail: &'a str,
+}
+
+/// The type of a [`Notice`] that events are gone.
+pub const RESET: &str = "reset";
+
 /// Which events somebody hears.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
@@ -224,6 +238,28 @@ impl Filter {
             product,
             owner: caller.only_its_own().map(str::to_owned),
         })
+    }
+
+    /// One as it was, put together from its parts.
+    #[must_use]
+    pub fn of(types: BTreeSet<EventType>, owner: Option<String>) -> Self {
+        Self {
+            types,
+            product: None,
+            owner,
+        }
+    }
+
+    /// The types that it lets through.
+    #[must_use]
+    pub fn types(&self) -> &BTreeSet<EventType> {
+        &self.types
+    }
+
+    /// Whose orders alone it lets through, if it is so.
+    #[must_use]
+    pub fn owner(&self) -> Option<&str> {
+        self.owner.as_deref()
     }
 
     /// Whether an event is one of them.

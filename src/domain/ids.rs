@@ -152,6 +152,10 @@ uuid_id!(
     /// One change of one product's stock at one vendor; the key of the vendor's ledger.
     UpdateId
 );
+uuid_id!(
+    /// A subscription to events by HTTP.
+    WebhookId
+);
 
 #[cfg(test)]
 mod tests {

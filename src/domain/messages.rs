@@ -10,6 +10,8 @@ use super::update::Update;
 
 /// Header: how often a message was retried.
 pub const RETRY_COUNT: &str = "x-retry-count";
+/// Header: since when a message of webhooks has not been taken, in milliseconds since 1970.
+pub const WAITING_SINCE: &str = "x-waiting-since";
 /// Header: why a message is in the dead-letter queue.
 pub const DEAD_REASON: &str = "x-dead-letter-reason";
 /// Header: the error, for a person.

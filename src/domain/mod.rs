@@ -21,6 +21,7 @@ pub mod trace;
 pub mod update;
 pub mod vendor_answer;
 pub mod vendor_api;
+pub mod webhooks;
 
 #[cfg(test)]
 mod protocol_test;

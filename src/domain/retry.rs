@@ -30,6 +30,9 @@ pub const CRASH_LOOP: &str = "crash_loop";
 /// A vendor knows the id of an update with another content.
 pub const UPDATE_CONFLICT: &str = "update_conflict";
 
+/// The cause of a letter whose receiver of webhooks has not taken it: its error is written for anybody.
+pub const RECEIVER_FAILED: &str = "receiver_failed";
+
 /// Attempts that a suspect message may begin alone. Its first delivery crashed beside others, so it ends after three.
 pub const SUSPECT_ATTEMPTS_MAX: u32 = 2;
 

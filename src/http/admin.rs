@@ -14,7 +14,7 @@ use crate::db;
 use crate::db::overview::Bucket;
 use crate::mq;
 
-/// Asking the broker for the depth of six queues takes milliseconds.
+/// Asking the broker for the depth of all queues takes milliseconds.
 const DEPTHS_DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// The vendors whose sync was asked for.

@@ -119,7 +119,9 @@ fn dead_letter_queue(name: &str) -> Result<Queue, Problem> {
         .into_iter()
         .find(|queue| queue.is_dead_letter() && queue.base_name() == name)
         .ok_or_else(|| {
-            Problem::not_found("the dead-letter queues are orders_dlq and vendor_sync_dlq")
+            Problem::not_found(
+                "the dead-letter queues are orders_dlq, vendor_sync_dlq and webhooks_dlq",
+            )
         })
 }
 
@@ -134,7 +136,7 @@ struct LettersResponse<'a> {
 /// Dead letters
 #[utoipa::path(
     get, path = "/admin/dead-letters/{queue}", tag = "operations",
-    params(("queue" = String, Path, description = "`orders_dlq` or `vendor_sync_dlq`"), ListQuery),
+    params(("queue" = String, Path, description = "`orders_dlq`, `vendor_sync_dlq` or `webhooks_dlq`"), ListQuery),
     responses((status = 200, description = "Those that are meant", body = LettersResponse, example = json!({"deadLetters": [
         {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API cannot be reached; `stockctl dlq show` and the log say more", "cause": "api_unreachable",
          "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": "4",
@@ -171,7 +173,7 @@ pub(super) async fn list(
 /// With its headers.
 #[utoipa::path(
     get, path = "/admin/dead-letters/{queue}/{messageId}", tag = "operations",
-    params(("queue" = String, Path, description = "`orders_dlq` or `vendor_sync_dlq`"), ("messageId" = String, Path, description = "The message's id")),
+    params(("queue" = String, Path, description = "`orders_dlq`, `vendor_sync_dlq` or `webhooks_dlq`"), ("messageId" = String, Path, description = "The message's id")),
     responses((status = 200, description = "The letter", body = LetterDocument<'_>, example = json!(
         {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API cannot be reached; `stockctl dlq show` and the log say more", "cause": "api_unreachable",
          "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": "4", "headers": {"x-dead-letter-reason": "retries_exhausted", "x-dead-letter-attempts": 4, "x-dead-letter-cause": "api_unreachable"},
@@ -193,7 +195,7 @@ pub(super) async fn show(
 /// Each message is sent again as if it were new, and a failed order is pending again. It may be repeated at any moment.
 #[utoipa::path(
     post, path = "/admin/dead-letters/{queue}/replay", tag = "operations",
-    params(("queue" = String, Path, description = "`orders_dlq` or `vendor_sync_dlq`")),
+    params(("queue" = String, Path, description = "`orders_dlq`, `vendor_sync_dlq` or `webhooks_dlq`")),
     request_body(content = ActRequest, example = json!({"reason": "retries_exhausted", "limit": 10})),
     responses((status = 200, description = "What it came to", body = dead_letters::Document<'_>, example = json!({"replayed": ["01a214e7-89bc-76aa-b70f-9e5be0497308"], "revivedOrders": []})))
 )]
@@ -224,10 +226,11 @@ pub(super) async fn replay(
 
 /// Drop dead letters
 ///
-/// What each message asked for is taken back: its orders are cancelled, and everything taken for them is returned.
+/// What each message asked for is taken back: its orders are cancelled, and everything taken for them is returned. What a
+/// letter of `webhooks_dlq` tells is not told.
 #[utoipa::path(
     post, path = "/admin/dead-letters/{queue}/drop", tag = "operations",
-    params(("queue" = String, Path, description = "`orders_dlq` or `vendor_sync_dlq`")),
+    params(("queue" = String, Path, description = "`orders_dlq`, `vendor_sync_dlq` or `webhooks_dlq`")),
     request_body(content = ActRequest, example = json!({"id": "01a214e7-8e0b-7046-85ff-c7c32ed18873", "dryRun": true})),
     responses((status = 200, description = "What it came to", body = dead_letters::Document<'_>, example = json!({"dryRun": true, "dropped": ["01a214e7-8e0b-7046-85ff-c7c32ed18873"], "cancelledOrders": ["01a214e7-8412-7133-8e9f-65c76be17ecc"]})))
 )]

@@ -4,16 +4,16 @@ use actix_web::http::Method;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use actix_web::web::{Bytes, Data};
 use actix_web::{HttpRequest, HttpResponse};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::IntoParams;
 
 use super::problem::{Problem, TOO_MANY_LISTENERS};
 use super::query::read_query;
 use super::{State, TAKE_DEADLINE, auth};
 use crate::app::events::{LISTENERS_MAX, Listener, Told};
-use crate::domain::events::{EventType, Filter, Position};
+use crate::domain::events::{EventType, Filter, Notice, Position, RESET};
 use crate::domain::ids::ProductId;
 use crate::metrics::EVENTS;
 
@@ -35,17 +35,6 @@ struct ListenQuery {
     r#type: Option<String>,
     /// Only events about this product: its stock, and orders with a line of it.
     product_id: Option<ProductId>,
-}
-
-/// What is told beside what happens; it has the id to resume from.
-#[derive(Serialize, ToSchema)]
-#[schema(as = EventNotice)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Notice<'a> {
-    /// `reset`: events between the last one and the next are gone. `dropped`: the connection is closed.
-    r#type: &'a str,
-    /// Why, and what to do.
-    detail: &'a str,
 }
 
 /// Listen to what happens
@@ -154,7 +143,7 @@ async fn tell(mut listener: Listener, chunks: mpsc::Sender<Bytes>, request: Http
             Told::Missed(position) => notice(
                 &mut chunk,
                 position,
-                "reset",
+                RESET,
                 "events after your Last-Event-ID are no longer kept; look at the orders and the stock anew",
             ),
             Told::TooSlow(position) => {

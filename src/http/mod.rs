@@ -30,6 +30,7 @@ mod stream;
 mod tls;
 mod unread;
 mod vendors;
+mod webhooks;
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -107,6 +108,8 @@ pub struct State {
     pub overviews: Overviews,
     /// For `/metrics`.
     pub gauges: std::sync::Arc<Gauges>,
+    /// Whether receivers of webhooks may be at private addresses.
+    pub allows_private_receivers: bool,
 }
 
 /// How a server is to be.
@@ -256,6 +259,12 @@ fn routes() -> Vec<At> {
         At::new("/events")
             .of_type("text/event-stream")
             .get(AnyKey, events::listen),
+        At::new("/webhooks")
+            .get(AnyKey, webhooks::list)
+            .post(AnyKey, webhooks::create),
+        At::new("/webhooks/{id}")
+            .get(AnyKey, webhooks::show)
+            .delete(AnyKey, webhooks::delete),
         At::new("/products").get(AnyKey, products::list),
         At::new("/products/{id}").get(AnyKey, products::show),
         At::new("/products/{id}/movements").get(ADMIN, movements::list),

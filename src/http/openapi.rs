@@ -32,6 +32,7 @@ use super::problem::{self, CODES, Code, ProblemBody};
         (name = "orders", description = "Orders: placed, decided, told to the vendors"),
         (name = "products", description = "What can be ordered"),
         (name = "vendors", description = "The vendors, and their own stock"),
+        (name = "webhooks", description = "Being told of events by HTTP"),
         (name = "operations", description = "For operators and supervisors"),
     ),
     paths(
@@ -41,6 +42,10 @@ use super::problem::{self, CODES, Code, ProblemBody};
         super::orders::show,
         super::orders::cancel,
         super::events::listen,
+        super::webhooks::create,
+        super::webhooks::list,
+        super::webhooks::show,
+        super::webhooks::delete,
         super::products::list,
         super::products::show,
         super::movements::list,
@@ -67,7 +72,7 @@ use super::problem::{self, CODES, Code, ProblemBody};
         super::docs::page,
         super::docs::script,
     ),
-    components(schemas(ProblemBody<'static>, crate::domain::events::Document<'static>, super::events::Notice<'static>))
+    components(schemas(ProblemBody<'static>, crate::domain::events::Document<'static>, crate::domain::events::Notice<'static>))
 )]
 struct Handlers;
 
@@ -82,6 +87,7 @@ pub fn document() -> Value {
     what_cannot_be_derived(&mut document);
     older_path(&mut document);
     links(&mut document);
+    document["webhooks"] = what_receivers_are_sent();
     let examples: Map<String, Value> = CODES
         .iter()
         .map(|code| (code.code.to_owned(), json!({ "value": example_of(code) })))
@@ -195,6 +201,10 @@ fn what_cannot_be_derived(document: &mut Value) {
             json!({ "type": "string", "pattern": "^(0|[1-9][0-9]{0,16})\\.[0-9a-f]{32}$" }),
         ),
         (
+            "/webhooks",
+            json!({ "type": "string", "pattern": "^(0|[1-9][0-9]{0,16})\\.[0-9a-f]{32}$" }),
+        ),
+        (
             "/products",
             json!({ "$ref": "#/components/schemas/ProductId" }),
         ),
@@ -213,7 +223,8 @@ fn what_cannot_be_derived(document: &mut Value) {
     let key = json!({ "type": "string", "minLength": 1, "maxLength": 255, "pattern": KEY });
     let place = &mut document["paths"]["/orders"]["post"];
     set_parameter(place, "Idempotency-Key", &key);
-    let dead_letter_queues = json!({ "type": "string", "enum": ["orders_dlq", "vendor_sync_dlq"] });
+    let dead_letter_queues =
+        json!({ "type": "string", "enum": ["orders_dlq", "vendor_sync_dlq", "webhooks_dlq"] });
     let paths = document["paths"].as_object_mut();
     for operation in paths
         .into_iter()
@@ -311,6 +322,46 @@ fn links(document: &mut Value) {
         json!({ "theNewest": to("getOrdersById", "$response.body#/orders/0/id") });
     document["paths"]["/products"]["get"]["responses"]["200"]["links"] =
         json!({ "theFirst": to("getProductsById", "$response.body#/products/0/id") });
+}
+
+/// What is sent to those who subscribe: each event, and the notice that some are gone.
+fn what_receivers_are_sent() -> Value {
+    let header = |name: &str, description: &str, example: &str| {
+        json!({
+            "name": name, "in": "header", "required": true, "description": description,
+            "schema": { "type": "string", "examples": [example] },
+        })
+    };
+    let event = json!({
+        "type": "order.confirmed", "at": "2026-11-26T01:42:16.696737Z",
+        "order": {
+            "id": "01a21584-8706-763e-b5e8-dd1039028028", "status": "confirmed",
+            "lines": [{ "productId": "p2", "quantity": 18 }], "acceptedAt": "2026-11-26T01:42:16.582834Z",
+        },
+    });
+    let schema = json!({ "oneOf": [
+        { "$ref": "#/components/schemas/Event" },
+        { "$ref": "#/components/schemas/EventNotice" },
+    ] });
+    json!({ "event": { "post": {
+        "operationId": "receiveEvent",
+        "summary": "An event, as its subscribers are told",
+        "description": "Signed as Standard Webhooks says: `webhook-signature` is `v1,` and the base64 of the HMAC-SHA256, with \
+            the bytes of the secret, of `webhook-id`, `webhook-timestamp` and the body, joined by dots. Compare the id with those \
+            that came before: a message whose answer was lost comes again. Messages may come in another order than events \
+            happened in. A notice of the type `reset` says that events before it are gone.",
+        "parameters": [
+            header(crate::domain::webhooks::HEADER_ID, "The same at every attempt", "0d8f4f4c-6f6c-5a57-9d1b-20c751a3e96b"),
+            header(crate::domain::webhooks::HEADER_TIMESTAMP, "When this attempt was made, in seconds since 1970", "1795657336"),
+            header(crate::domain::webhooks::HEADER_SIGNATURE, "What it is signed with", "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4="),
+        ],
+        "requestBody": { "required": true, "content": { "application/json": { "schema": schema, "example": event } } },
+        "responses": {
+            "2XX": { "description": "It is taken" },
+            "410": { "description": "The receiver wants no more: its subscription is disabled" },
+            "default": { "description": "It is not taken, and comes again: after `Retry-After`, where 429 or 503 say so" },
+        },
+    } } })
 }
 
 /// `POST /order` is `POST /orders`.
@@ -427,6 +478,7 @@ fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'
             p::OUTCOME_UNKNOWN,
         ]),
         ("post", "/orders/batch") => codes.push(p::BUSY),
+        ("post", "/webhooks") => codes.extend([p::INSUFFICIENT_SCOPE, p::TOO_MANY_WEBHOOKS]),
         ("get", "/events") => codes.extend([p::INSUFFICIENT_SCOPE, p::TOO_MANY_LISTENERS]),
         ("get", "/orders/{id}") => codes.extend([p::INVALID_PARAMETER, p::NOT_YET_VISIBLE]),
         ("post", "/orders/{id}/cancel") => codes.extend([p::NOT_CANCELLABLE, p::NOT_YET_VISIBLE]),
@@ -535,6 +587,7 @@ mod tests {
             })
             .collect();
         insta::assert_snapshot!(lines.join("\n"), @"
+        DELETE /webhooks/{id}: any key
         GET /
         GET /admin/dead-letters/{queue}: admin
         GET /admin/dead-letters/{queue}/{messageId}: admin
@@ -556,6 +609,8 @@ mod tests {
         GET /readyz
         GET /vendors: any key
         GET /vendors/{vendor}/products/{id}: any key
+        GET /webhooks: any key
+        GET /webhooks/{id}: any key
         POST /admin/dead-letters/{queue}/drop: admin
         POST /admin/dead-letters/{queue}/replay: admin
         POST /admin/sync: admin
@@ -566,6 +621,7 @@ mod tests {
         POST /orders/batch: orders:write
         POST /orders/{id}/cancel: orders:write
         POST /vendors/{vendor}/stock-updates: stock:write
+        POST /webhooks: any key
         PUT /vendors/{vendor}/products/{id}: stock:write
         ");
     }

@@ -70,6 +70,8 @@ codes! {
         "Send it again, faster; nothing was done.";
     NOT_CANCELLABLE = 409 "not_cancellable", "The order cannot be cancelled",
         "Look at the order's status.";
+    TOO_MANY_WEBHOOKS = 409 "too_many_webhooks", "There are as many webhooks as there may be",
+        "Delete one that is not needed.";
     PRECONDITION_FAILED = 412 "precondition_failed", "It has changed meanwhile",
         "Read it again, and repeat the request with the new ETag.";
     BODY_TOO_LARGE = 413 "body_too_large", "The body is too large",
@@ -384,6 +386,13 @@ impl From<app::Error> for Problem {
                     detail,
                 },
             ) => Self::new(NOT_CANCELLABLE, detail),
+            (
+                _,
+                app::Error::Refused {
+                    code: app::webhooks::TOO_MANY,
+                    detail,
+                },
+            ) => Self::new(TOO_MANY_WEBHOOKS, detail),
             (Kind::Missing, _) => Self::not_found(error.to_string()),
             // Nothing is down, and its words say for what to wait.
             (_, app::Error::NotYet(detail)) => Self::new(UNAVAILABLE, detail),

@@ -73,6 +73,16 @@ impl At {
         self.on(&[Method::PUT], needs, handler)
     }
 
+    /// A DELETE.
+    pub(super) fn delete<F, Args>(self, needs: Needs, handler: F) -> Self
+    where
+        F: Handler<Args>,
+        Args: FromRequest + 'static,
+        F::Output: Responder + 'static,
+    {
+        self.on(&[Method::DELETE], needs, handler)
+    }
+
     fn on<F, Args>(mut self, methods: &'static [Method], needs: Needs, handler: F) -> Self
     where
         F: Handler<Args>,

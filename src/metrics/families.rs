@@ -143,6 +143,18 @@ labels! {
         Skipped = ["skipped"],
     }
 
+    /// What became of an attempt to tell a receiver of webhooks something.
+    Told {
+        /// It has taken it.
+        Delivered = ["delivered"],
+        /// It could not be reached, did not answer in time, or answered with an error.
+        Failed = ["failed"],
+        /// It answered that it is gone, and is told no more.
+        Gone = ["gone"],
+        /// Its subscription was deleted or disabled meanwhile, so it was not asked.
+        Discarded = ["discarded"],
+    }
+
     /// Something that the product recovers from by itself, and that somebody should know of.
     Fault {
         /// An order was accepted through the broker since PostgreSQL was found away: counted once an outage.
@@ -253,7 +265,7 @@ pub static DECIDING: LazyLock<Deciding> = LazyLock::new(|| Deciding {
 });
 
 /// The queues that are worked on, and the reasons of dead letters; others count as `other`.
-const WORK_QUEUES: [&str; 2] = ["orders_queue", "vendor_sync"];
+const WORK_QUEUES: [&str; 3] = ["orders_queue", "vendor_sync", "webhooks"];
 const DEAD_REASONS: [&str; 5] = [
     "invalid_message",
     "retries_exhausted",
@@ -565,6 +577,46 @@ pub static EVENTS: LazyLock<Events> = LazyLock::new(|| Events {
     ),
 });
 
+/// What receivers of webhooks are told.
+pub struct Webhooks {
+    /// Attempts, by their end.
+    pub told: Counters<Told>,
+    /// How long a receiver takes, whatever its end.
+    pub duration: Histogram,
+    /// Events put into the queue, each as often as it was for a subscription.
+    pub fed: IntCounter,
+    /// Subscriptions that were told that events are gone.
+    pub resets: IntCounter,
+    /// How often this process began to leave a receiver alone.
+    pub openings: IntCounter,
+}
+
+/// What receivers of webhooks are told.
+pub static WEBHOOKS: LazyLock<Webhooks> = LazyLock::new(|| Webhooks {
+    told: Counters::new(
+        "stockctl_webhook_attempts_total",
+        "Messages to receivers of webhooks by what became of them: delivered (2xx), failed, gone (410), or discarded since the subscription is no more.",
+        &["outcome"],
+    ),
+    duration: histogram(
+        "stockctl_webhook_call_duration_seconds",
+        "How long a receiver of webhooks takes, whatever its answer.",
+        &CALL_SECONDS,
+    ),
+    fed: counter(
+        "stockctl_webhook_events_total",
+        "Events put into the queue of webhooks, each once for each subscription that hears it.",
+    ),
+    resets: counter(
+        "stockctl_webhook_resets_total",
+        "How often a subscription was behind for longer than events are kept, and was told so.",
+    ),
+    openings: counter(
+        "stockctl_webhook_breaker_openings_total",
+        "How often this process began to leave a receiver of webhooks alone that failed several times in a row.",
+    ),
+});
+
 /// What the HTTP API answers.
 pub struct Http {
     answers: Vec<IntCounter>,
@@ -619,6 +671,9 @@ pub struct Seen {
     not_checked: IntGaugeVec,
     /// When the last audit ended, in seconds since 1970.
     pub audited_at: Gauge,
+    webhooks: IntGaugeVec,
+    /// The age of the oldest event that is not in the broker for a subscription that hears it.
+    pub webhook_lag: Gauge,
 }
 
 /// What is looked at of one vendor.
@@ -669,6 +724,17 @@ impl Seen {
             .set(i64::from(is_stalled));
     }
 
+    /// Shows how many subscriptions are told, fail, and are told no more.
+    pub fn webhooks(&self, active: i64, failing: i64, disabled: i64) {
+        for (state, count) in [
+            ("active", active),
+            ("failing", failing),
+            ("disabled", disabled),
+        ] {
+            self.webhooks.with_label_values(&[state]).set(count);
+        }
+    }
+
     /// Shows what the last audit found in one of its checks.
     pub fn audited(&self, check: &str, violations: i64, failures: i64) {
         self.violations.with_label_values(&[check]).set(violations);
@@ -682,6 +748,7 @@ pub static SEEN: LazyLock<Seen> = LazyLock::new(|| {
     for queue in WORK_QUEUES {
         seen.stalled(queue, false);
     }
+    seen.webhooks(0, 0, 0);
     seen
 });
 
@@ -770,6 +837,15 @@ fn seen() -> Seen {
             "stockctl_audit_timestamp_seconds",
             "When the last `stockctl audit` ended; 0 when none was seen.",
         ),
+        webhooks: gauges_by(
+            "stockctl_webhooks",
+            "Subscriptions to webhooks that are told (active), fail (failing), or have answered 410 (disabled).",
+            &["state"],
+        ),
+        webhook_lag: seconds(
+            "stockctl_webhook_lag_seconds",
+            "The age of the oldest event that some subscription to webhooks has not been fed; 0 when there is none.",
+        ),
     }
 }
 
@@ -828,6 +904,7 @@ pub(super) fn touch() {
     LazyLock::force(&RABBITMQ);
     LazyLock::force(&HTTP);
     LazyLock::force(&EVENTS);
+    LazyLock::force(&WEBHOOKS);
     LazyLock::force(&SEEN);
     LazyLock::force(&TRACES);
     LazyLock::force(&POOLS);

@@ -21,8 +21,8 @@ use prometheus::{
 pub use families::{
     ACCEPTING, Accepting, Call, Connections, DECIDING, Deciding, Decision, EVENTS, Events, FAULTS,
     Fault, HTTP, Http, MESSAGES, Messages, Published, RABBITMQ, Refused, SEEN, SYNCS, Seen,
-    SeenVendor, SpanDropped, SyncRow, SyncRun, Syncs, TRACES, Traces, UpdateOutcome, VENDORS,
-    Vendors, Via,
+    SeenVendor, SpanDropped, SyncRow, SyncRun, Syncs, TRACES, Told, Traces, UpdateOutcome, VENDORS,
+    Vendors, Via, WEBHOOKS, Webhooks,
 };
 pub use pools::{PoolFigures, PoolUse, watch_pool};
 

@@ -45,7 +45,11 @@ pub async fn depths(settings: &Settings, deadline: Duration) -> Result<Vec<Depth
 fn read(wire: &mut Wire, settings: &Settings) -> Result<Vec<Depth>, Trouble> {
     let mut depths = Vec::with_capacity(Queue::ALL.len());
     let mut channel: Option<Channel> = None;
+    let mut has_webhooks = true;
     for queue in Queue::ALL {
+        if queue.is_of_webhooks() && !has_webhooks {
+            continue;
+        }
         let current = match channel.take() {
             Some(channel) => channel,
             None => wire.open_channel()?,
@@ -70,7 +74,10 @@ fn read(wire: &mut Wire, settings: &Settings) -> Result<Vec<Depth>, Trouble> {
             // The broker has closed this channel over it; the next queue needs another.
             Err(amiquip::Error::ServerClosedChannel {
                 code: NOT_FOUND, ..
-            }) => {}
+            }) => {
+                // It is declared before the others of webhooks, and never goes: without it there are none.
+                has_webhooks &= queue != Queue::WebhooksDlq;
+            }
             Err(error) => return Err(error.into()),
         }
     }

@@ -1,4 +1,4 @@
-//! The six queues, their names, and the settings that everything in this room is started with.
+//! The queues, their names, and the settings that everything in this room is started with.
 
 use std::time::Duration;
 
@@ -17,19 +17,50 @@ pub enum Queue {
     VendorSyncRetry,
     /// Vendor updates that were given up on.
     VendorSyncDlq,
+    /// Events to be told to receivers of webhooks.
+    Webhooks,
+    /// Those that wait for their second attempt.
+    WebhooksRetry1,
+    /// For their third.
+    WebhooksRetry2,
+    /// For their fourth.
+    WebhooksRetry3,
+    /// For their last.
+    WebhooksRetry4,
+    /// Events that their receivers did not take.
+    WebhooksDlq,
 }
 
 impl Queue {
     /// Every queue, the targets of dead-lettering before the queues that dead-letter to them, so that
     /// declaring in this order never leaves a queue without its target.
-    pub const ALL: [Queue; 6] = [
+    pub const ALL: [Queue; 12] = [
         Queue::OrdersDlq,
         Queue::Orders,
         Queue::OrdersRetry,
         Queue::VendorSyncDlq,
         Queue::VendorSync,
         Queue::VendorSyncRetry,
+        Queue::WebhooksDlq,
+        Queue::Webhooks,
+        Queue::WebhooksRetry1,
+        Queue::WebhooksRetry2,
+        Queue::WebhooksRetry3,
+        Queue::WebhooksRetry4,
     ];
+
+    /// The queues in which messages of webhooks wait for their next attempt, each for longer than the one before.
+    pub const WEBHOOKS_RETRY: [Queue; 4] = [
+        Queue::WebhooksRetry1,
+        Queue::WebhooksRetry2,
+        Queue::WebhooksRetry3,
+        Queue::WebhooksRetry4,
+    ];
+
+    /// Whether the queue is there only once somebody has subscribed to events.
+    pub fn is_of_webhooks(self) -> bool {
+        matches!(self, Queue::WebhooksDlq | Queue::Webhooks) || Self::WEBHOOKS_RETRY.contains(&self)
+    }
 
     /// The name without the installation's prefix.
     pub fn base_name(self) -> &'static str {
@@ -40,6 +71,12 @@ impl Queue {
             Queue::VendorSync => "vendor_sync",
             Queue::VendorSyncRetry => "vendor_sync_retry",
             Queue::VendorSyncDlq => "vendor_sync_dlq",
+            Queue::Webhooks => "webhooks",
+            Queue::WebhooksRetry1 => "webhooks_retry_1",
+            Queue::WebhooksRetry2 => "webhooks_retry_2",
+            Queue::WebhooksRetry3 => "webhooks_retry_3",
+            Queue::WebhooksRetry4 => "webhooks_retry_4",
+            Queue::WebhooksDlq => "webhooks_dlq",
         }
     }
 
@@ -50,7 +87,10 @@ impl Queue {
 
     /// Whether messages here are final, for an operator to look at.
     pub fn is_dead_letter(self) -> bool {
-        matches!(self, Queue::OrdersDlq | Queue::VendorSyncDlq)
+        matches!(
+            self,
+            Queue::OrdersDlq | Queue::VendorSyncDlq | Queue::WebhooksDlq
+        )
     }
 }
 
@@ -77,4 +117,17 @@ pub struct Settings {
     pub orders_retry_delay: Duration,
     /// How long a vendor's message waits in its retry queue.
     pub vendor_sync_retry_delay: Duration,
+    /// How long a message of webhooks waits in each of its retry queues.
+    pub webhooks_retry_delays: [Duration; 4],
+    /// Whether the queues of webhooks are declared, too: nobody else has a use for them.
+    pub with_webhooks: bool,
+}
+
+impl Settings {
+    /// The queues that are declared, in the order of [`Queue::ALL`].
+    pub(super) fn declared(&self) -> impl Iterator<Item = Queue> + use<> {
+        let with_webhooks = self.with_webhooks;
+        let queues = Queue::ALL.into_iter();
+        queues.filter(move |queue| with_webhooks || !queue.is_of_webhooks())
+    }
 }

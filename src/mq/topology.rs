@@ -72,7 +72,12 @@ pub fn arguments(queue: Queue, settings: &Settings) -> Headers {
             Some(Queue::VendorSync),
             Some(settings.vendor_sync_retry_delay),
         ),
-        Queue::OrdersDlq | Queue::VendorSyncDlq => (None, None),
+        Queue::Webhooks => (Some(Queue::WebhooksDlq), None),
+        Queue::WebhooksRetry1
+        | Queue::WebhooksRetry2
+        | Queue::WebhooksRetry3
+        | Queue::WebhooksRetry4 => (Some(Queue::Webhooks), webhooks_delay(queue, settings)),
+        Queue::OrdersDlq | Queue::VendorSyncDlq | Queue::WebhooksDlq => (None, None),
     };
     if let Some(target) = target {
         set("x-dead-letter-exchange", text(""));
@@ -89,26 +94,31 @@ pub fn arguments(queue: Queue, settings: &Settings) -> Headers {
         set("x-message-ttl", HeaderValue::Int(delay_ms));
     }
     if quorum {
-        match queue {
-            Queue::Orders | Queue::VendorSync => {
-                set("x-delivery-limit", HeaderValue::Int(WORK_DELIVERIES_MAX));
-            }
-            Queue::OrdersDlq | Queue::VendorSyncDlq => {
-                set(
-                    "x-delivery-limit",
-                    HeaderValue::Int(DEAD_LETTER_DELIVERIES_MAX),
-                );
-            }
-            Queue::OrdersRetry | Queue::VendorSyncRetry => {}
+        let deliveries_max = match queue {
+            Queue::Orders | Queue::VendorSync | Queue::Webhooks => Some(WORK_DELIVERIES_MAX),
+            _ if queue.is_dead_letter() => Some(DEAD_LETTER_DELIVERIES_MAX),
+            _ => None,
+        };
+        if let Some(deliveries_max) = deliveries_max {
+            set("x-delivery-limit", HeaderValue::Int(deliveries_max));
         }
     }
     arguments
 }
 
+fn webhooks_delay(queue: Queue, settings: &Settings) -> Option<Duration> {
+    let each = Queue::WEBHOOKS_RETRY
+        .into_iter()
+        .zip(settings.webhooks_retry_delays);
+    each.filter(|(of, _)| *of == queue)
+        .map(|(_, delay)| delay)
+        .next()
+}
+
 /// Whether every queue exists. A declaration does not tell: its answer is the same for a queue that was there. The
 /// broker closes the channel over one that is missing.
 pub(super) fn all_exist(channel: &Channel, settings: &Settings) -> Result<bool, Trouble> {
-    for queue in Queue::ALL {
+    for queue in settings.declared() {
         match channel.queue_declare_passive(queue.name(settings)) {
             Ok(_) => {}
             Err(amiquip::Error::ServerClosedChannel {
@@ -126,7 +136,7 @@ pub(super) fn declare(
     settings: &Settings,
     mut progress: impl FnMut(),
 ) -> Result<(), Trouble> {
-    for queue in Queue::ALL {
+    for queue in settings.declared() {
         let name = queue.name(settings);
         let options = QueueDeclareOptions {
             durable: true,
@@ -164,6 +174,8 @@ mod tests {
             queue_type,
             orders_retry_delay: Duration::from_secs(5),
             vendor_sync_retry_delay: Duration::from_secs(7),
+            webhooks_retry_delays: [1, 2, 3, 4].map(Duration::from_secs),
+            with_webhooks: false,
         }
     }
 
@@ -186,6 +198,32 @@ mod tests {
                 .map(|(name, value)| (name.to_owned(), value))
                 .into()
         );
+    }
+
+    #[test]
+    fn each_retry_queue_of_webhooks_has_a_delay_of_its_own_and_hands_back_to_their_work_queue() {
+        let settings = settings(QueueType::Quorum);
+        for (queue, delay_ms) in Queue::WEBHOOKS_RETRY
+            .into_iter()
+            .zip([1000, 2000, 3000, 4000])
+        {
+            let arguments = arguments(queue, &settings);
+            assert_eq!(arguments["x-message-ttl"], HeaderValue::Int(delay_ms));
+            let target = HeaderValue::Text("p.webhooks".to_owned());
+            assert_eq!(arguments["x-dead-letter-routing-key"], target);
+        }
+    }
+
+    #[test]
+    fn the_queues_of_webhooks_are_declared_only_where_they_are_used() {
+        let without = settings(QueueType::Quorum);
+        assert_eq!(without.declared().count(), 6);
+        assert!(!without.declared().any(Queue::is_of_webhooks));
+        let with = Settings {
+            with_webhooks: true,
+            ..without
+        };
+        assert!(with.declared().eq(Queue::ALL));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms of this crate that it may name.
-const MAY_NAME: [(&str, &[&str]); 22] = [
+const MAY_NAME: [(&str, &[&str]); 23] = [
     ("domain", &[]),
     ("metrics", &[]),
     ("pg", &["metrics"]),
@@ -21,6 +21,7 @@ const MAY_NAME: [(&str, &[&str]); 22] = [
     ("client", &[]),
     ("db", &["domain", "pg"]),
     ("vendors", &["domain", "pg", "traces"]),
+    ("receivers", &["domain"]),
     (
         "app",
         &[
@@ -30,6 +31,7 @@ const MAY_NAME: [(&str, &[&str]); 22] = [
             "metrics",
             "mq",
             "pg",
+            "receivers",
             "shutdown",
             "supervisor",
             "traces",
@@ -85,6 +87,7 @@ const MAY_NAME: [(&str, &[&str]); 22] = [
             "metrics",
             "mq",
             "pg",
+            "receivers",
             "schedule",
             "shutdown",
             "supervisor",
@@ -103,7 +106,7 @@ const KEPT_IN: [(&str, &[&str]); 12] = [
     ("actix_web", &["http"]),
     ("listenfd", &["http"]),
     ("socket2", &["http"]),
-    ("reqwest", &["client", "traces", "vendors"]),
+    ("reqwest", &["client", "receivers", "traces", "vendors"]),
     ("hyper", &["bench"]),
     ("tokio_postgres", &["pg"]),
     ("clap", &["cli", "commands"]),

@@ -26,6 +26,8 @@ fn queues_at(amqp_url: &str) -> Settings {
         queue_type: QueueType::Quorum,
         orders_retry_delay: Duration::from_millis(200),
         vendor_sync_retry_delay: Duration::from_millis(200),
+        webhooks_retry_delays: [Duration::from_millis(200); 4],
+        with_webhooks: false,
     }
 }
 

@@ -157,6 +157,7 @@ async fn the_help_texts_say_what_there_is() {
               Possible values:
               - orders:      `orders_queue`: decide orders
               - vendor-sync: `vendor_sync`: tell the vendors
+              - webhooks:    `webhooks`: tell receivers what happens
 
       -h, --help
               Print help (see a summary with '-h')
@@ -463,6 +464,7 @@ async fn the_help_texts_say_what_there_is() {
               Possible values:
               - orders_dlq:      Orders that could not be decided
               - vendor_sync_dlq: Updates that a vendor could not be told
+              - webhooks_dlq:    Events that a receiver of webhooks has not taken
 
     Options:
       -c, --config <FILE>
@@ -501,6 +503,7 @@ async fn the_help_texts_say_what_there_is() {
               Possible values:
               - orders_dlq:      Orders that could not be decided
               - vendor_sync_dlq: Updates that a vendor could not be told
+              - webhooks_dlq:    Events that a receiver of webhooks has not taken
 
     Options:
       -c, --config <FILE>
@@ -539,6 +542,7 @@ async fn the_help_texts_say_what_there_is() {
               Possible values:
               - orders_dlq:      Orders that could not be decided
               - vendor_sync_dlq: Updates that a vendor could not be told
+              - webhooks_dlq:    Events that a receiver of webhooks has not taken
 
     Options:
       -c, --config <FILE>
@@ -584,6 +588,7 @@ async fn the_help_texts_say_what_there_is() {
               Possible values:
               - orders_dlq:      Orders that could not be decided
               - vendor_sync_dlq: Updates that a vendor could not be told
+              - webhooks_dlq:    Events that a receiver of webhooks has not taken
 
     Options:
       -c, --config <FILE>

@@ -32,3 +32,4 @@ mod traces;
 mod vendor_calls;
 mod vendor_changes;
 mod vendor_stock;
+mod webhooks;

@@ -254,6 +254,7 @@ fn the_units_name_what_is_there(root: &Root) {
             "stockctl-sync.service",
             "stockctl-work@orders.service",
             "stockctl-work@vendor-sync.service",
+            "stockctl-work@webhooks.service",
         ],
     );
     assert!(valid && !text.contains("stockctl"), "{text}");

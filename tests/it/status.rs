@@ -212,6 +212,12 @@ async fn the_configuration_is_shown_with_origins_and_without_secrets() {
     vendors.vendorA.name_column = "name"                          # built-in default
     vendors.vendorA.stock_column = "stock"                        # built-in default
     vendors.vendorA.table = "products"                            # built-in default
+    webhooks.allow_private = false                                # built-in default
+    webhooks.calls_max = 4                                        # built-in default
+    webhooks.prefetch = 200                                       # built-in default
+    webhooks.retries_max = 4                                      # built-in default
+    webhooks.retry_delay_ms = 5000                                # built-in default
+    webhooks.timeout_ms = 10000                                   # built-in default
     work.stalled_after_ms = 300000                                # built-in default
     "#);
     let shown = Process::start(&["--config", &file, "config", "show", "--json"], &variables)

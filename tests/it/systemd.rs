@@ -183,6 +183,7 @@ fn the_units_are_valid_and_sandboxed() {
         "stockctl-sync.service",
         "stockctl-work@orders.service",
         "stockctl-work@vendor-sync.service",
+        "stockctl-work@webhooks.service",
     ]
     .map(unit);
     let arguments: Vec<&str> = ["verify"]

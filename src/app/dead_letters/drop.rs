@@ -32,7 +32,8 @@ pub struct Dropper<'a> {
 }
 
 /// Drops the letters that are meant: an order's letter cancels the order, a letter to a vendor those
-/// orders whose takes the vendor has not answered for. The letter is kept in our database in the same transaction, and
+/// orders whose takes the vendor has not answered for, and a letter to a receiver of webhooks changes nothing but that it
+/// is not told. The letter is kept in our database in the same transaction, and
 /// only then removed from the queue.
 ///
 /// # Errors
@@ -80,7 +81,7 @@ async fn transact(
     now: DateTime<Utc>,
 ) -> Result<(Vec<OrderId>, Vec<Waiting>), Error> {
     let effect = match &letter.subject {
-        Subject::Unreadable => (Vec::new(), Vec::new()),
+        Subject::Unreadable | Subject::Notification(_) => (Vec::new(), Vec::new()),
         Subject::Orders(orders) => cancel_orders(context, connection, orders, now).await?,
         Subject::Updates(message) => cancel_orders_of(context, connection, message, now).await?,
     };

@@ -16,7 +16,7 @@ use crate::domain::dead_letter::{self, Selection, Subject};
 use crate::domain::ids::UpdateId;
 use crate::domain::messages::{DEAD_ATTEMPTS, DEAD_CAUSE, DEAD_ERROR, DEAD_REASON, DEAD_TIME};
 use crate::domain::trace::TraceContext;
-use crate::mq::{DeadLetters, Delivery, HeaderValue, Headers, Queue, Settings, Tag};
+use crate::mq::{self, DeadLetters, Delivery, HeaderValue, Headers, Queue, Settings, Tag};
 
 /// How long an operator's session may wait for the broker.
 pub(super) const SESSION_DEADLINE: Duration = Duration::from_secs(10);
@@ -69,6 +69,9 @@ impl Letter {
             cause: header(DEAD_CAUSE),
             subject: match queue {
                 Queue::VendorSyncDlq => Subject::of_updates_letter(&delivery.body),
+                Queue::WebhooksDlq => {
+                    Subject::of_notification_letter(&delivery.body, delivery.message_id.as_deref())
+                }
                 _ => Subject::of_order_letter(
                     &delivery.body,
                     delivery.message_id.as_deref(),
@@ -192,7 +195,7 @@ fn json(value: &HeaderValue) -> serde_json::Value {
 }
 
 /// Letters that were found, and what was not looked at.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Found {
     /// Those that are meant, in the order of the queue.
     pub letters: Vec<Letter>,
@@ -211,7 +214,9 @@ pub async fn list(
     selection: &Selection,
 ) -> Result<Found, Error> {
     let (session, found) = select(context, settings, queue, selection).await?;
-    session.close().await;
+    if let Some(session) = session {
+        session.close().await;
+    }
     Ok(found)
 }
 
@@ -242,15 +247,21 @@ pub async fn find(
     })
 }
 
-/// Reads the letters that are meant, and leaves them held by a session that reads no more.
+/// Reads the letters that are meant, and leaves them held by a session that reads no more. There is none where nobody has
+/// subscribed to events yet: then the queue of their letters does not exist.
 pub(super) async fn select(
     context: &Context,
     settings: &Settings,
     queue: Queue,
     selection: &Selection,
-) -> Result<(DeadLetters, Found), Error> {
+) -> Result<(Option<DeadLetters>, Found), Error> {
     let updates = updates_of_order(context, queue, selection).await?;
-    let mut session = DeadLetters::open(settings, queue, SESSION_DEADLINE).await?;
+    let mut session = match DeadLetters::open(settings, queue, SESSION_DEADLINE).await {
+        Err(mq::Error::MissingQueue(_)) if queue.is_of_webhooks() => {
+            return Ok((None, Found::default()));
+        }
+        opened => opened?,
+    };
     let until = Instant::now() + LOOK_DEADLINE;
     let (mut letters, mut bytes) = (Vec::new(), 0);
     while letters.len() < selection.limit && bytes < SELECTED_BYTES_MAX && Instant::now() < until {
@@ -275,7 +286,7 @@ pub(super) async fn select(
         letters,
         not_looked_at,
     };
-    Ok((session, found))
+    Ok((Some(session), found))
 }
 
 /// The updates of the order that is asked for, where letters are of updates.

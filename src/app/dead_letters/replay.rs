@@ -33,6 +33,7 @@ pub async fn replay(
     let (session, found) = select(context, settings, queue, selection).await?;
     let to = match queue {
         Queue::VendorSyncDlq => Queue::VendorSync,
+        Queue::WebhooksDlq => Queue::Webhooks,
         _ => Queue::Orders,
     };
     let handle = async |letter: Letter| {
@@ -49,7 +50,7 @@ pub async fn replay(
 /// failed.
 async fn revive(context: &Context, subject: &Subject, act: Act) -> Result<Vec<OrderId>, Error> {
     match subject {
-        Subject::Unreadable => Ok(Vec::new()),
+        Subject::Unreadable | Subject::Notification(_) => Ok(Vec::new()),
         Subject::Updates(message) => {
             if act == Act::Do {
                 let ids: Vec<UpdateId> = message.updates.iter().map(|update| update.id).collect();

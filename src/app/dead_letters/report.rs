@@ -158,7 +158,7 @@ impl Report {
 /// Handles each letter that was found: `handle` makes its effect durable and returns the orders that changed, and only
 /// then is the letter removed. One that is refused stays and does not keep back the others; any other error ends it all.
 pub(super) async fn handle_each<F: Future<Output = Result<Vec<OrderId>, Error>>>(
-    mut session: DeadLetters,
+    mut session: Option<DeadLetters>,
     found: Found,
     selection: &Selection,
     act: Act,
@@ -188,6 +188,7 @@ pub(super) async fn handle_each<F: Future<Output = Result<Vec<OrderId>, Error>>>
             Ok(mut orders) => {
                 orders.retain(|order| act == Act::Do || changed.insert(*order));
                 if act == Act::Do
+                    && let Some(session) = &mut session
                     && let Err(error) = session.ack(tag).await
                 {
                     report.stopped = Some(error.into());
@@ -210,7 +211,9 @@ pub(super) async fn handle_each<F: Future<Output = Result<Vec<OrderId>, Error>>>
         }
         progress(index + 1, count);
     }
-    session.close().await;
+    if let Some(session) = session {
+        session.close().await;
+    }
     report
 }
 

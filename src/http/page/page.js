@@ -330,7 +330,7 @@ function pushState(vendor) {
 const lastDepths = new Map();
 
 // As messages go: those of work, those that wait to be tried again, those that are dead.
-const QUEUES = ['orders_queue', 'orders_retry_queue', 'orders_dlq', 'vendor_sync', 'vendor_sync_retry', 'vendor_sync_dlq'];
+const QUEUES = ['orders_queue', 'orders_retry_queue', 'orders_dlq', 'vendor_sync', 'vendor_sync_retry', 'vendor_sync_dlq', 'webhooks', 'webhooks_retry_1', 'webhooks_retry_2', 'webhooks_retry_3', 'webhooks_retry_4', 'webhooks_dlq'];
 
 function queueTable(depths, outbox) {
   if (depths instanceof Error) return h('p', { class: 'problem' }, `The queues cannot be looked at: ${depths.message}`);
@@ -448,7 +448,7 @@ function deadLettersPage(queue = 'orders_dlq', order = '') {
   const rows = h('div'), actions = h('div', { class: 'row' });
   const chosen = new Set(), opened = new Set();
   let letters = [];
-  const tabs = ['orders_dlq', 'vendor_sync_dlq'].map((name) => h('a', { href: `#/dead-letters/${name}`, 'aria-current': name === queue ? 'page' : null }, name));
+  const tabs = ['orders_dlq', 'vendor_sync_dlq', 'webhooks_dlq'].map((name) => h('a', { href: `#/dead-letters/${name}`, 'aria-current': name === queue ? 'page' : null }, name));
   const ids = () => [...chosen];
   const act = (name, word, kind) => h('button', { type: 'button', class: kind, id: `${name}-chosen`, onclick: doing(async () => {
     if (chosen.size === 0) { say('Choose letters first.'); return; }

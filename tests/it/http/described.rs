@@ -83,7 +83,9 @@ pub(super) fn check(method: &Method, path: &str, status: u16, headers: &HeaderMa
 
 #[test]
 fn the_examples_are_as_described() {
-    for (path, operations) in DOCUMENT["paths"].as_object().expect("paths") {
+    let paths = DOCUMENT["paths"].as_object().expect("paths");
+    let sent = DOCUMENT["webhooks"].as_object().expect("webhooks");
+    for (path, operations) in paths.iter().chain(sent) {
         for (method, operation) in operations.as_object().expect("operations") {
             let requests = operation["requestBody"]["content"].as_object();
             let responses = operation["responses"].as_object().expect("responses");

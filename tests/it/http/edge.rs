@@ -196,7 +196,7 @@ async fn only_pages_of_a_configured_origin_may_call_from_a_browser() {
     assert_eq!(header("access-control-allow-origin"), ours);
     assert_eq!(
         header("access-control-allow-methods"),
-        "GET, HEAD, POST, PUT"
+        "GET, HEAD, POST, PUT, DELETE"
     );
     assert!(header("access-control-allow-headers").contains("Idempotency-Key"));
     assert_eq!(header("vary"), "Origin");

@@ -19,6 +19,7 @@ mod rates;
 mod tls;
 mod vendors;
 mod waiting;
+mod webhooks;
 
 use reqwest::{Method, header::HeaderMap};
 use serde_json::Value;

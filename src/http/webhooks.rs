@@ -1,0 +1,284 @@
+//! `/webhooks`: who is told of events by HTTP.
+
+use std::collections::BTreeSet;
+
+use actix_web::http::header::{CACHE_CONTROL, LOCATION};
+use actix_web::web::{Data, Path, Payload};
+use actix_web::{HttpRequest, HttpResponse};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use super::body::read_json;
+use super::problem::Problem;
+use super::query::read_query;
+use super::{BODY_BYTES_MAX, State, answer, auth, cursor_micros, detached, limit};
+use crate::app::webhooks;
+use crate::db::webhooks::Cursor;
+use crate::domain::events::{EventType, Filter};
+use crate::domain::ids::WebhookId;
+use crate::domain::order::Invalid;
+use crate::domain::webhooks::{Secret, Standing, Subscription, check_url};
+
+/// A subscription to make.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = WebhookRequest)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct CreateRequest {
+    /// Where the receiver is: `https:`, at a public address, without a user or a password.
+    #[schema(max_length = 2048)]
+    url: String,
+    /// What it is told: types of events. All that the key may hear, where none are given.
+    #[schema(min_items = 1, nullable = true)]
+    types: Option<Vec<EventType>>,
+    /// What its messages are signed with, if it is to be one that is there already: `whsec_` and the base64 of 24 to 64
+    /// random bytes.
+    secret: Option<String>,
+}
+
+/// A subscription.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Webhook)]
+#[serde(rename_all = "camelCase")]
+struct WebhookResponse {
+    id: WebhookId,
+    /// Whose it is; it hears of its orders, or of everybody's, if it was made with the scope `admin`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    caller: Option<String>,
+    /// What the configuration calls it, where it is the configuration's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    name: Option<String>,
+    url: String,
+    types: BTreeSet<EventType>,
+    /// `failing`: it has failed several times in a row, and is tried now and then. `disabled`: it has answered 410, and is
+    /// told no more.
+    status: Standing,
+    created_at: DateTime<Utc>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    failing_since: Option<DateTime<Utc>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    disabled_at: Option<DateTime<Utc>>,
+    /// What it failed with last, while it fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    last_error: Option<String>,
+    /// What its messages are signed with; only in the answer that made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    secret: Option<String>,
+}
+
+impl From<Subscription> for WebhookResponse {
+    fn from(of: Subscription) -> Self {
+        Self {
+            status: of.standing(),
+            id: of.id,
+            caller: of.caller,
+            name: of.name,
+            url: of.url,
+            types: of.filter.types().clone(),
+            created_at: of.created_at,
+            failing_since: of.failing_since.filter(|_| of.disabled_at.is_none()),
+            disabled_at: of.disabled_at,
+            last_error: of.last_error,
+            secret: None,
+        }
+    }
+}
+
+/// Subscribe to events
+///
+/// Each event from now on is sent to `url` by POST, signed as Standard Webhooks says, until the receiver answers 2xx: after
+/// 5 s, 50 s, 8 and 83 minutes again, unless configured otherwise. A key with `orders:read` hears of its caller's own orders,
+/// one with `admin` of all, every key of stock. The subscription is the caller's, and outlives the key.
+#[utoipa::path(
+    post, path = "/webhooks", tag = "webhooks",
+    request_body(content = CreateRequest, example = json!({"url": "https://shop.example/hooks/stockctl", "types": ["order.confirmed", "order.cancelled"]})),
+    responses((status = 201, description = "Made; the secret is shown here and nowhere else", headers(("Location" = String, description = "The subscription")),
+        body = WebhookResponse, example = json!({"id": "01a21a4e-52cf-7c07-a8b0-5f0f5d0ad3a5", "caller": "webshop", "url": "https://shop.example/hooks/stockctl",
+        "types": ["order.confirmed", "order.cancelled"], "status": "active", "createdAt": "2026-11-26T23:59:01.583Z",
+        "secret": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oDeviBWMcjPyE="})))
+)]
+pub(super) async fn create(
+    request: HttpRequest,
+    payload: Payload,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
+    let caller = auth::caller(&request)?;
+    let asked: CreateRequest = read_json(&request, payload, BODY_BYTES_MAX).await?;
+    let (url, types, secret) = parse(asked, state.allows_private_receivers)?;
+    let filter = Filter::new(&caller, types, None).map_err(auth::lacks)?;
+    let secret = match secret {
+        Some(secret) => secret,
+        None => webhooks::new_secret()?,
+    };
+    let revealed = secret.reveal();
+    let context = state.context.clone();
+    let made = detached(async move {
+        webhooks::create(&context, &caller, url, filter, secret, Utc::now()).await
+    });
+    let made = made.await?;
+    let place = format!("/webhooks/{}", made.id);
+    let response = WebhookResponse {
+        secret: Some(revealed),
+        ..made.into()
+    };
+    Ok(HttpResponse::Created()
+        .insert_header((LOCATION, place))
+        .insert_header((CACHE_CONTROL, "no-store"))
+        .json(response))
+}
+
+type Parsed = (String, Option<BTreeSet<EventType>>, Option<Secret>);
+
+fn parse(asked: CreateRequest, allow_private: bool) -> Result<Parsed, Problem> {
+    let mut errors = Vec::new();
+    if let Err(problem) = check_url(&asked.url, allow_private) {
+        errors.push(Invalid::new("/url", problem));
+    }
+    if asked.types.as_ref().is_some_and(Vec::is_empty) {
+        errors.push(Invalid::new(
+            "/types",
+            "must name one at least, or be left out",
+        ));
+    }
+    let secret = match asked.secret.as_deref().map(Secret::parse) {
+        Some(Err(problem)) => {
+            errors.push(Invalid::new("/secret", problem));
+            None
+        }
+        Some(Ok(secret)) => Some(secret),
+        None => None,
+    };
+    if !errors.is_empty() {
+        return Err(Problem::invalid_fields(errors));
+    }
+    let types = asked.types.map(|types| types.into_iter().collect());
+    Ok((asked.url, types, secret))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    /// Items of one page.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<i64>,
+    /// The `nextCursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// A page of subscriptions.
+#[derive(Serialize, ToSchema)]
+#[schema(as = WebhookPage)]
+#[serde(rename_all = "camelCase")]
+struct ListResponse {
+    webhooks: Vec<WebhookResponse>,
+    /// Where the next page begins, if there may be one.
+    #[schema(required = true)]
+    next_cursor: Option<String>,
+}
+
+/// Subscriptions, the newest first
+///
+/// The caller's own; with the scope `admin` all, those of the configuration among them.
+#[utoipa::path(
+    get, path = "/webhooks", tag = "webhooks", params(ListQuery),
+    responses((status = 200, description = "A page",
+        headers(("Link" = Option<String>, description = "`<…>; rel=\"next\"`, if there may be a next page")),
+        body = ListResponse, example = json!({"webhooks": [{"id": "01a21a4e-52cf-7c07-a8b0-5f0f5d0ad3a5", "caller": "webshop",
+        "url": "https://shop.example/hooks/stockctl", "types": ["order.confirmed"], "status": "failing", "createdAt": "2026-11-26T23:59:01.583Z",
+        "failingSince": "2026-11-27T00:12:44.1Z", "lastError": "it answered 500"}], "nextCursor": null})))
+)]
+pub(super) async fn list(
+    request: HttpRequest,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
+    let caller = auth::caller(&request)?;
+    let query: ListQuery = read_query(&request)?;
+    let limit = limit(query.limit)?;
+    let after = query.cursor.as_deref().map(decode_cursor).transpose()?;
+    let mut found = webhooks::list(&state.context, &caller, after, limit + 1).await?;
+    let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
+    let has_more = found.len() > wanted;
+    found.truncate(wanted);
+    let last = found.last().filter(|_| has_more);
+    let list = ListResponse {
+        next_cursor: last.map(|last| encode_cursor((last.created_at, last.id))),
+        webhooks: found.into_iter().map(WebhookResponse::from).collect(),
+    };
+    let mut answer = answer::json(&request, &list)?;
+    answer::link_next(&request, &mut answer, list.next_cursor.as_deref());
+    Ok(answer)
+}
+
+/// One subscription
+#[utoipa::path(
+    get, path = "/webhooks/{id}", tag = "webhooks",
+    params(("id" = WebhookId, Path, description = "The subscription's id")),
+    responses((status = 200, description = "The subscription", body = WebhookResponse, example = json!(
+        {"id": "01a21a4e-52cf-7c07-a8b0-5f0f5d0ad3a5", "caller": "webshop", "url": "https://shop.example/hooks/stockctl",
+        "types": ["order.confirmed"], "status": "disabled", "createdAt": "2026-11-26T23:59:01.583Z", "disabledAt": "2026-11-27T00:12:44.1Z",
+        "lastError": "it answered 410 Gone, so it is told no more"})))
+)]
+pub(super) async fn show(
+    request: HttpRequest,
+    id: Path<String>,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
+    let caller = auth::caller(&request)?;
+    let found = webhooks::find(&state.context, &caller, webhook_id(&id)?).await?;
+    answer::json(&request, &WebhookResponse::from(found))
+}
+
+/// Unsubscribe
+///
+/// What is on its way to the receiver may still come; what waits is not sent.
+#[utoipa::path(
+    delete, path = "/webhooks/{id}", tag = "webhooks",
+    params(("id" = WebhookId, Path, description = "The subscription's id")),
+    responses((status = 204, description = "There is no such subscription any more"))
+)]
+pub(super) async fn delete(
+    request: HttpRequest,
+    id: Path<String>,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
+    let caller = auth::caller(&request)?;
+    let id = webhook_id(&id)?;
+    let context = state.context.clone();
+    detached(async move { webhooks::delete(&context, &caller, id).await }).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+fn webhook_id(text: &str) -> Result<WebhookId, Problem> {
+    Uuid::try_parse(text)
+        .ok()
+        .filter(|id| id.to_string() == text)
+        .map(WebhookId)
+        .ok_or_else(|| {
+            Problem::not_found("no webhook can have that id: it is no UUID as we write it")
+        })
+}
+
+fn encode_cursor((at, id): Cursor) -> String {
+    format!("{}.{}", at.timestamp_micros(), id.0.simple())
+}
+
+fn decode_cursor(text: &str) -> Result<Cursor, Problem> {
+    text.split_once('.')
+        .and_then(|(micros, id)| {
+            let at = DateTime::from_timestamp_micros(cursor_micros(micros)?)?;
+            Some((at, WebhookId(Uuid::try_parse(id).ok()?)))
+        })
+        // Spelt as we spell it.
+        .filter(|cursor| encode_cursor(*cursor) == text)
+        .ok_or_else(|| {
+            Problem::invalid_parameter("cursor", "must be a nextCursor of an earlier answer")
+        })
+}

@@ -1,0 +1,55 @@
+//! Where nobody is called: what is inside the network of who calls must not be reached by whoever may name an address.
+
+use stockctl::app::webhooks;
+use stockctl::commands::work::WorkQueue;
+use stockctl::domain::events::{EventType, Filter};
+use stockctl::domain::keys::Caller;
+use stockctl::domain::webhooks::Secret;
+
+use super::receiver::SECRET;
+use super::{tell_of, webhook_with_status};
+use crate::support::{Shop, ShopOptions};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_address_is_not_called_by_whichever_name() {
+    // Whoever connects there is noticed.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.set_nonblocking(true).expect("set");
+    let port = listener.local_addr().expect("bound").port();
+    let shop = Shop::with(ShopOptions {
+        config: "[webhooks]\nretries_max = 0\nretry_delay_ms = 100\n".into(),
+        ..ShopOptions::default()
+    })
+    .await;
+    // As somebody may have subscribed while it was allowed, or before a name came to mean another address.
+    let context = shop.context_here();
+    let mut ids = Vec::new();
+    for url in [
+        format!("https://127.0.0.1:{port}/"),
+        format!("https://[::ffff:127.0.0.1]:{port}/"),
+        format!("https://localhost:{port}/"),
+        format!("http://127.0.0.1:{port}/"),
+    ] {
+        let filter = Filter::of([EventType::StockChanged].into(), None);
+        let secret = Secret::parse(SECRET).expect("a secret");
+        let caller = Caller::local();
+        let made =
+            webhooks::create(&context, &caller, url, filter, secret, chrono::Utc::now()).await;
+        ids.push(made.expect("made").id.to_string());
+    }
+    let _parts = (shop.serve().await, shop.work_on(&[WorkQueue::Webhooks]));
+    // Five in a row show in the listing.
+    tell_of(&shop, &super::names("p", 5)).await;
+    let letters = shop.dead_letters("webhooks_dlq", 20).await;
+    for letter in &letters {
+        let error = letter["error"].as_str().expect("an error");
+        assert!(error.contains("webhooks.allow_private"), "{error}");
+    }
+    for id in ids {
+        let shown = webhook_with_status(&shop, &id, "failing").await;
+        let error = shown["lastError"].as_str().expect("an error");
+        assert!(error.contains("is set"), "{error}");
+    }
+    let nobody = listener.accept().expect_err("nobody has connected");
+    assert_eq!(nobody.kind(), std::io::ErrorKind::WouldBlock);
+}
