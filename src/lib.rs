@@ -21,10 +21,10 @@
 //! domain/          rules, pure: no async, no clock, no I/O
 //! ```
 //!
-//! `config`, `telemetry`, `metrics` and `traces` (what is counted and traced, in any room but `domain`), `shutdown`,
-//! `supervisor` (what systemd is told) and `limit` (bounds that change by a reload) stand beside them, and `fault_injection`, which is empty unless a
-//! build asks for planted bugs. Edges do not name each other, and `domain`
-//! names none of tokio, diesel, actix or amiquip; a test holds the directions.
+//! `config`, `telemetry`, `metrics` and `traces` (what is counted and traced, in any room but `domain`), `outgoing` (what all
+//! that call others by HTTP have in common), `shutdown`, `supervisor` (what systemd is told) and `limit` (bounds that change
+//! by a reload) stand beside them, and `fault_injection`, which is empty unless a build asks for planted bugs. Edges do not
+//! name each other, and `domain` names none of tokio, diesel, actix or amiquip; a test holds the directions.
 //!
 //! What never happens, and where that is kept:
 //! - an accepted order is lost: the outbox row is written with the order (`db::orders::insert_accepted`);
@@ -50,6 +50,7 @@ pub mod limit;
 pub mod local;
 pub mod metrics;
 pub mod mq;
+pub mod outgoing;
 pub mod pg;
 pub mod receivers;
 pub mod schedule;

@@ -15,6 +15,8 @@ use serde::de::DeserializeOwned;
 use url::{Host, Url};
 use uuid::Uuid;
 
+use crate::outgoing;
+
 pub use answers::{
     AtVendor, Event, FieldProblem, Line, Order, Page, Problem, Product, Reason, Update,
 };
@@ -182,17 +184,7 @@ impl Api {
     /// The address, or the certificates, cannot be used.
     pub fn new(address: &str, authorities: Option<&[u8]>) -> Result<Self, Error> {
         let base = parse(address)?;
-        // Fails only when a provider was set before, and any will do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_DEADLINE)
-            // A redirected POST would silently become a GET.
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("stockctl/", env!("CARGO_PKG_VERSION")));
-        if base.scheme() == "http" {
-            // A client reads all certificates of the machine, and this one is never asked to trust any.
-            http = http.tls_certs_only([]);
-        }
+        let mut http = outgoing::client(base.scheme() == "https").connect_timeout(CONNECT_DEADLINE);
         if let Some(pem) = authorities {
             let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(Error::Setup)?;
             http = http.tls_certs_merge(certificates);
@@ -349,7 +341,7 @@ impl Api {
         let unreachable = |error: reqwest::Error| Error::Unreachable {
             at: self.shown.clone(),
             may_have_arrived: !error.is_connect(),
-            problem: with_sources(&error.without_url()),
+            problem: outgoing::with_sources(&error.without_url()),
         };
         let mut response = request
             .timeout(deadline)
@@ -417,17 +409,6 @@ fn is_this_machine(url: &Url) -> bool {
         Some(Host::Domain(name)) => name == "localhost",
         None => false,
     }
-}
-
-/// An error with all that caused it: reqwest's own text says only "error sending request".
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

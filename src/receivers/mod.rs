@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
-use reqwest::redirect::Policy;
 use reqwest::{Response, StatusCode, Url};
 
 use self::resolver::{Refused, Resolver};
 use crate::domain::vendor_api::retry_after;
 use crate::domain::webhooks::{HEADER_ID, HEADER_SIGNATURE, HEADER_TIMESTAMP, Secret, check_host};
+use crate::outgoing;
 
 /// So much of an answer is read, so that its connection can be used again; with a longer one it is closed.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -146,24 +146,16 @@ impl Client {
     }
 
     fn build(&self, is_https: bool) -> Result<reqwest::Client, reqwest::Error> {
-        // Fails only when a provider was set before, and any will do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut http = reqwest::Client::builder()
+        outgoing::client(is_https)
             .timeout(self.timeout)
             .connect_timeout(self.timeout)
-            .redirect(Policy::none())
             // One from the environment would connect in our place, to whatever it is told.
             .no_proxy()
             .dns_resolver(Resolver::new(self.allow_private))
             .https_only(is_https)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .pool_idle_timeout(IDLE_MAX)
-            .user_agent(concat!("stockctl/", env!("CARGO_PKG_VERSION")));
-        if !is_https {
-            // It would read all certificates of the machine, and is never asked to trust any.
-            http = http.tls_certs_only([]);
-        }
-        http.build()
+            .build()
     }
 
     /// An error in words that anybody may read: the path and what is behind it may be a secret.

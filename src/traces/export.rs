@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::otlp::{self, Resource};
 use super::{Finished, TRACER, Tracer};
 use crate::metrics::{SpanDropped, TRACES};
+use crate::outgoing;
 
 /// Spans that wait: a few seconds' worth at full speed and a tenth of the traces. About half a kilobyte each.
 const SPANS_WAITING_MAX: usize = 8192;
@@ -56,17 +57,9 @@ pub struct Exporting {
 /// # Errors
 /// The TLS library cannot be set up.
 pub fn export(settings: Settings) -> Result<Exporting, reqwest::Error> {
-    // Fails only when a provider was set before, and any will do.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut http = reqwest::Client::builder()
+    let http = outgoing::client(!settings.endpoint.starts_with("http:"))
         .timeout(REQUEST_DEADLINE)
-        .redirect(reqwest::redirect::Policy::none())
-        .user_agent(concat!("stockctl/", env!("CARGO_PKG_VERSION")));
-    if settings.endpoint.starts_with("http:") {
-        // It would read all certificates of the machine, and is never asked to trust any.
-        http = http.tls_certs_only([]);
-    }
-    let http = http.build()?;
+        .build()?;
     let (queue, waiting) = mpsc::channel(SPANS_WAITING_MAX);
     let tracer = Tracer {
         sample_ratio: settings.sample_ratio,
@@ -206,7 +199,7 @@ impl Exporter {
     /// Returns how many of the spans the collector has refused.
     async fn post(&self, body: String) -> Result<u64, NotTaken> {
         let unreachable = |error: reqwest::Error| NotTaken {
-            problem: with_sources(&error.without_url()),
+            problem: outgoing::with_sources(&error.without_url()),
             is_for_now: true,
         };
         let request = self
@@ -244,15 +237,4 @@ impl Exporter {
             .contains(&status),
         })
     }
-}
-
-/// An error with all that caused it: reqwest's own text says only "error sending request".
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

@@ -12,6 +12,7 @@ use crate::domain::trace::{TRACEPARENT, TRACESTATE};
 use crate::domain::update::Update;
 use crate::domain::vendor_answer::{self, Answers};
 use crate::domain::vendor_api::{UpdatesRequest, retry_after};
+use crate::outgoing;
 use crate::traces;
 
 /// Most bytes of an answer: a result is about 200 bytes, and a request has at most 1000 updates.
@@ -73,18 +74,9 @@ impl Client {
         api_ca: Option<&[u8]>,
         timeout: Duration,
     ) -> Result<Self, reqwest::Error> {
-        // Fails only when a provider was set before, and any will do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut http = reqwest::Client::builder()
+        let mut http = outgoing::client(!api_url.starts_with("http:"))
             .timeout(timeout)
-            .connect_timeout(timeout)
-            // A redirected POST would silently become a GET.
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("stockctl/", env!("CARGO_PKG_VERSION")));
-        if api_url.starts_with("http:") {
-            // Each client reads all certificates of the machine, and this one is never asked to trust any.
-            http = http.tls_certs_only([]);
-        }
+            .connect_timeout(timeout);
         if let Some(pem) = api_ca {
             http = http.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem)?);
         }
@@ -120,7 +112,7 @@ impl Client {
     pub async fn send(&self, source: &str, updates: &[Update]) -> Result<Answers, Error> {
         let unreachable = |error: reqwest::Error| Error::Unreachable {
             url: self.shown_url.clone(),
-            problem: with_sources(&error.without_url()),
+            problem: outgoing::with_sources(&error.without_url()),
         };
         let request = UpdatesRequest {
             source: Some(source.to_owned()),
@@ -171,15 +163,4 @@ impl Client {
             problem,
         }
     }
-}
-
-/// An error with all that caused it: reqwest's own text says only "error sending request".
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

@@ -4,24 +4,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms of this crate that it may name.
-const MAY_NAME: [(&str, &[&str]); 23] = [
+const MAY_NAME: [(&str, &[&str]); 24] = [
     ("domain", &[]),
     ("metrics", &[]),
     ("pg", &["metrics"]),
     ("limit", &[]),
+    ("outgoing", &[]),
     ("shutdown", &[]),
     ("supervisor", &["shutdown"]),
     ("telemetry", &[]),
-    ("traces", &["domain", "metrics"]),
+    ("traces", &["domain", "metrics", "outgoing"]),
     ("config", &["limit", "telemetry"]),
     ("fault_injection", &[]),
     ("mq", &["fault_injection", "metrics"]),
     ("local", &[]),
     ("bench", &[]),
-    ("client", &[]),
+    ("client", &["outgoing"]),
     ("db", &["domain", "pg"]),
-    ("vendors", &["domain", "pg", "traces"]),
-    ("receivers", &["domain"]),
+    ("vendors", &["domain", "outgoing", "pg", "traces"]),
+    ("receivers", &["domain", "outgoing"]),
     (
         "app",
         &[
@@ -106,7 +107,10 @@ const KEPT_IN: [(&str, &[&str]); 12] = [
     ("actix_web", &["http"]),
     ("listenfd", &["http"]),
     ("socket2", &["http"]),
-    ("reqwest", &["client", "receivers", "traces", "vendors"]),
+    (
+        "reqwest",
+        &["client", "outgoing", "receivers", "traces", "vendors"],
+    ),
     ("hyper", &["bench"]),
     ("tokio_postgres", &["pg"]),
     ("clap", &["cli", "commands"]),

@@ -306,9 +306,13 @@ async fn a_broker_keeps_what_it_confirmed_through_its_death_and_refuses_what_it_
 }
 
 async fn the_queues_have_the_arguments_that_are_meant(servers: &local::Servers, url: &str) {
-    let quorum = queues_at(url);
+    let quorum = Settings {
+        with_webhooks: true,
+        ..queues_at(url)
+    };
     let classic = Settings {
         queue_type: QueueType::Classic,
+        with_webhooks: true,
         ..queues_at(url)
     };
     tokio::join!(producer(&quorum), producer(&classic));
