@@ -27,13 +27,14 @@ use crate::domain::webhooks::{Secret, Standing, Subscription, check_url};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct CreateRequest {
     /// Where the receiver is: `https:`, at a public address, without a user or a password.
-    #[schema(max_length = 2048)]
+    #[schema(max_length = 2048, pattern = "^https?://")]
     url: String,
     /// What it is told: types of events. All that the key may hear, where none are given.
     #[schema(min_items = 1, nullable = true)]
     types: Option<Vec<EventType>>,
     /// What its messages are signed with, if it is to be one that is there already: `whsec_` and the base64 of 24 to 64
     /// random bytes.
+    #[schema(pattern = "^whsec_[A-Za-z0-9+/]{32,86}={0,2}$", nullable = true)]
     secret: Option<String>,
 }
 

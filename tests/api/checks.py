@@ -22,6 +22,14 @@ BEYOND_SCHEMAS = (
     "no vendor of that id is configured",
     # Two quotes are an empty key.
     "characters long, has 0",
+    # What an address is, and which ones are called.
+    "must be a URL",
+    "must begin with https://",
+    "must not contain",
+    "must name a host",
+    "is a private, local or reserved address",
+    # How many bytes a base64 has.
+    "the base64 of 24 to 64 random bytes",
 )
 
 
