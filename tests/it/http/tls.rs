@@ -1,94 +1,17 @@
 //! TLS at the door: what is spoken, what is shown, and what becomes of it when the files change.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use nix::sys::signal::Signal;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use reqwest::{Certificate, Client};
-use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
-use rustls::{ClientConfig, RootCertStore};
+use rcgen::KeyPair;
+use rustls::pki_types::CertificateDer;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::support::authority::Authority;
 use crate::support::{Process, Shop, eventually};
-
-/// An authority, and the files of a server that it has certified.
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    directory: tempfile::TempDir,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).expect("names");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key");
-        let authority = Self {
-            issuer: CertifiedIssuer::self_signed(params, key).expect("signed"),
-            directory: tempfile::tempdir().expect("a directory"),
-        };
-        authority.write("ca.pem", &authority.issuer.pem());
-        authority.certify();
-        authority
-    }
-
-    /// Writes a new certificate for this machine, and its key.
-    fn certify(&self) {
-        let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("names");
-        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
-        self.write("tls.crt", &certificate.pem());
-        self.write("tls.key", &key.serialize_pem());
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.directory.path().join(name), text).expect("written");
-    }
-
-    fn path(&self, name: &str) -> String {
-        let path = self.directory.path().join(name);
-        path.to_str().expect("UTF-8").to_owned()
-    }
-
-    /// The configuration's keys.
-    fn keys(&self) -> String {
-        format!(
-            "tls_certificate = \"{}\"\ntls_key = \"{}\"",
-            self.path("tls.crt"),
-            self.path("tls.key")
-        )
-    }
-
-    /// The certificate that a server shows as long as nothing is reloaded.
-    fn certificate(&self) -> CertificateDer<'static> {
-        CertificateDer::from_pem_file(self.path("tls.crt")).expect("PEM")
-    }
-
-    fn client(&self) -> reqwest::ClientBuilder {
-        let ca = std::fs::read(self.path("ca.pem")).expect("readable");
-        let ca = Certificate::from_pem(&ca).expect("PEM");
-        Client::builder().no_proxy().tls_certs_only([ca])
-    }
-
-    /// A connection, after its handshake.
-    async fn connect(&self, shop: &Shop) -> TlsStream<TcpStream> {
-        let mut roots = RootCertStore::empty();
-        let ca = CertificateDer::from_pem_file(self.path("ca.pem")).expect("PEM");
-        roots.add(ca).expect("added");
-        let config = ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let address = shop.config.http.listen;
-        let stream = TcpStream::connect(address).await.expect("connects");
-        let name = ServerName::from(address.ip());
-        let connector = TlsConnector::from(Arc::new(config));
-        connector.connect(name, stream).await.expect("TLS")
-    }
-}
 
 /// What a server shows.
 fn shown(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {

@@ -1,6 +1,7 @@
 //! What the tests stand on: the servers, and a shop of one's own on them.
 
 pub(crate) mod amqp_proxy;
+pub(crate) mod authority;
 mod books;
 mod elsewhere;
 pub(crate) mod keep_alive;

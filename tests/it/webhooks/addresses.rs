@@ -6,9 +6,10 @@ use stockctl::domain::events::{EventType, Filter};
 use stockctl::domain::keys::Caller;
 use stockctl::domain::webhooks::Secret;
 
-use super::receiver::SECRET;
-use super::{tell_of, webhook_with_status};
-use crate::support::{Shop, ShopOptions};
+use super::receiver::{Receiver, Reply, SECRET};
+use super::{names, shop_with, subscribe, tell_of, webhook_with_status};
+use crate::support::authority::Authority;
+use crate::support::{Process, Shop, ShopOptions};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_private_address_is_not_called_by_whichever_name() {
@@ -52,4 +53,29 @@ async fn a_private_address_is_not_called_by_whichever_name() {
     }
     let nobody = listener.accept().expect_err("nobody has connected");
     assert_eq!(nobody.kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_with_tls_is_told_if_its_certificate_is_trusted_and_only_then() {
+    let receiver = Receiver::start(|_| Reply::Status(200));
+    let authority = Authority::new();
+    let port = authority.before(receiver.address).await;
+    let shop = shop_with("").await;
+    let _api = shop.serve().await;
+    let id = subscribe(&shop, &format!("https://127.0.0.1:{port}/hook"), &[]).await;
+    let file = shop.config_file.to_str().expect("UTF-8");
+    let arguments = ["--config", file, "work", "--queue", "webhooks"];
+    let ca = authority.path("ca.pem");
+    let mut trusting = Process::start(&arguments, &[("SSL_CERT_FILE", &ca)]);
+    trusting.writes("feeds the queue of webhooks").await;
+    tell_of(&shop, &["p1".to_owned()]).await;
+    receiver.came("/hook", 1).await;
+    trusting.kill().await;
+    let other = Process::start(&arguments, &[]);
+    other.writes("feeds the queue of webhooks").await;
+    tell_of(&shop, &names("other", 5)).await;
+    let failing = webhook_with_status(&shop, &id, "failing").await;
+    let error = failing["lastError"].as_str().expect("an error");
+    assert!(error.contains("certificate"), "{error}");
+    assert_eq!(receiver.at_path("/hook").len(), 1);
 }
