@@ -29,7 +29,7 @@ pub const SOURCE_BYTES_MAX: usize = 200;
 pub struct UpdatesRequest {
     /// The installation that sends them; several may share a vendor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(min_length = 1, max_length = 200)]
+    #[schema(min_length = 1, max_length = 200, pattern = "^[^\\u0000]*$")]
     pub source: Option<String>,
     /// The changes; each id is applied at most once.
     #[serde(deserialize_with = "object::list")]

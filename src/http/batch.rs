@@ -50,7 +50,7 @@ pub(super) struct BatchOrder {
     #[schema(minimum = 1, maximum = 1_000_000)]
     quantity: Option<i64>,
     /// Your own remark; it is given back wherever the order is shown.
-    #[schema(max_length = 255)]
+    #[schema(max_length = 255, pattern = "^[^\\u0000]*$")]
     reference: Option<String>,
     /// As the header `Idempotency-Key`: 1 to 255 characters of printable ASCII.
     #[schema(min_length = 1, max_length = 255)]

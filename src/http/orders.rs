@@ -48,7 +48,7 @@ pub(super) struct OrderRequest {
     #[schema(minimum = 1, maximum = 1_000_000)]
     pub(super) quantity: Option<i64>,
     /// Your own remark; it is given back wherever the order is shown.
-    #[schema(max_length = 255)]
+    #[schema(max_length = 255, pattern = "^[^\\u0000]*$")]
     pub(super) reference: Option<String>,
 }
 

@@ -185,7 +185,7 @@ pub(super) async fn show_product(
 #[serde(deny_unknown_fields)]
 pub(super) struct ProductBody {
     /// Without U+0000.
-    #[schema(max_length = 1000)]
+    #[schema(max_length = 1000, pattern = "^[^\\u0000]*$")]
     name: String,
     #[schema(minimum = 0, maximum = 1_000_000_000_000_000_u64)]
     stock: i64,

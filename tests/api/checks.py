@@ -9,7 +9,7 @@ import schemathesis
 from schemathesis import GenerationMode
 
 # What is said in the answer, by code. The first is about what was sent before, the second about what is there now.
-STATES = {"idempotency_conflict", "precondition_failed", "not_cancellable", "not_found"}
+STATES = {"idempotency_conflict", "precondition_failed", "not_cancellable", "not_found", "too_many_webhooks"}
 BEYOND_SCHEMAS = (
     # Schemas count characters.
     "bytes long",
