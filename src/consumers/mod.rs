@@ -225,10 +225,7 @@ impl Door {
                     retry_count,
                     "to be retried"
                 );
-                let mut headers = retry_headers(*retry_count);
-                if from == Queue::Webhooks {
-                    headers.extend(webhooks::waiting_since(delivery));
-                }
+                let headers = headers_again(from, delivery, *retry_count);
                 let is_copied = self.copy_to(retry_queue, delivery, &headers, until).await;
                 if is_copied {
                     // One that comes again with as many retries as it had was not tried to its end.
@@ -334,18 +331,22 @@ impl Door {
         mut deliveries: Vec<Delivery>,
         until: Instant,
     ) -> (Vec<Delivery>, Vec<Delivery>) {
+        let from = work_queue(queue);
         let mut copied = Vec::with_capacity(deliveries.len());
-        loop {
+        while !deliveries.is_empty() {
             let messages = deliveries
                 .iter()
-                .map(|delivery| copy(queue, delivery, &retry_headers(retry_count(delivery))))
+                .map(|delivery| {
+                    let headers = headers_again(from, delivery, retry_count(delivery));
+                    copy(queue, delivery, &headers)
+                })
                 .collect();
             let results = self.publisher.publish(messages, PUBLISH_DEADLINE).await;
             let mut left = Vec::new();
             for (delivery, result) in deliveries.into_iter().zip(results) {
                 match result {
                     Ok(()) => {
-                        MESSAGES.put_off(work_queue(queue).base_name()).inc();
+                        MESSAGES.put_off(from.base_name()).inc();
                         copied.push(delivery);
                     }
                     Err(error) => {
@@ -356,11 +357,21 @@ impl Door {
             }
             deliveries = left;
             if deliveries.is_empty() || Instant::now() >= until || self.shutdown.is_begun() {
-                return (copied, deliveries);
+                break;
             }
             tokio::time::sleep(PROBE_INTERVAL).await;
         }
+        (copied, deliveries)
     }
+}
+
+/// What a message of a work queue says of itself when it comes again.
+fn headers_again(from: Queue, delivery: &Delivery, retry_count: u32) -> Headers {
+    let mut headers = retry_headers(retry_count);
+    if from == Queue::Webhooks {
+        headers.extend(webhooks::waiting_since(delivery));
+    }
+    headers
 }
 
 /// Whose messages they are that are copied to a queue.

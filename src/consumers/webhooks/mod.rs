@@ -16,18 +16,15 @@ use tracing::Instrument;
 use self::lanes::{Lanes, PutOff, Started};
 pub use self::notes::Notes;
 use super::suspects::{self, Begun, begin_suspect};
-use super::{
-    Door, HOLD_MAX, PROBE_INTERVAL, PUBLISH_DEADLINE, Subject, Waited, Weighed, copy, retry_count,
-    retry_headers,
-};
+use super::{Door, HOLD_MAX, Subject, Waited, Weighed, retry_count};
 use crate::app::webhooks::{Teller, Tried};
 use crate::app::{Error, traced};
 use crate::domain::ids::WebhookId;
 use crate::domain::messages::WAITING_SINCE;
 use crate::domain::retry::{self, Verdict};
 use crate::domain::webhooks::{self, Notification};
-use crate::metrics::{FAULTS, Fault, MESSAGES};
-use crate::mq::{Consumer, Delivery, HeaderValue, Headers, Message, Queue, Tag};
+use crate::metrics::{FAULTS, Fault};
+use crate::mq::{Consumer, Delivery, HeaderValue, Headers, Queue, Tag};
 use crate::traces::{Kind, Span};
 
 /// How often lanes are looked at in which nothing happens.
@@ -430,58 +427,13 @@ impl Receivers {
             Some(_) => Queue::WebhooksRetry2,
             None => Queue::WebhooksRetry1,
         };
-        let (copied, left) = self.copy_all(queue, again, until).await;
+        let (copied, left) = self.door.put_off(queue, again, until).await;
         for delivery in copied {
             suspects::end(&self.door, &delivery).await;
             step.done.push(delivery.tag);
         }
         step.given_up.extend(left);
         step
-    }
-
-    /// Publishes copies and waits for their confirms, again and again up to a time. Returns those that may be
-    /// acknowledged, and those that are still the broker's.
-    async fn copy_all(
-        &self,
-        queue: Queue,
-        mut deliveries: Vec<Delivery>,
-        until: Instant,
-    ) -> (Vec<Delivery>, Vec<Delivery>) {
-        let mut copied = Vec::with_capacity(deliveries.len());
-        while !deliveries.is_empty() {
-            let messages: Vec<Message> = deliveries
-                .iter()
-                .map(|delivery| {
-                    let mut headers = retry_headers(retry_count(delivery));
-                    headers.extend(waiting_since(delivery));
-                    copy(queue, delivery, &headers)
-                })
-                .collect();
-            let results = self
-                .door
-                .publisher
-                .publish(messages, PUBLISH_DEADLINE)
-                .await;
-            let mut left = Vec::new();
-            for (delivery, result) in deliveries.into_iter().zip(results) {
-                match result {
-                    Ok(()) => {
-                        MESSAGES.put_off(Queue::Webhooks.base_name()).inc();
-                        copied.push(delivery);
-                    }
-                    Err(error) => {
-                        tracing::debug!(queue = queue.base_name(), %error, "a copy cannot be published yet");
-                        left.push(delivery);
-                    }
-                }
-            }
-            deliveries = left;
-            if deliveries.is_empty() || Instant::now() >= until || self.door.shutdown.is_begun() {
-                break;
-            }
-            tokio::time::sleep(PROBE_INTERVAL).await;
-        }
-        (copied, deliveries)
     }
 }
 
