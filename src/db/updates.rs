@@ -246,7 +246,7 @@ pub async fn unlist_closed(
     Ok(())
 }
 
-/// Inserts updates, each take before its return.
+/// Inserts updates, in the order of their ids: the index of those grows at its end then.
 ///
 /// # Errors
 /// See [`Error`].
@@ -265,7 +265,8 @@ pub async fn insert(
              SELECT id, order_id, product_id, vendor_id, delta, reverses, state, $9, CASE WHEN turned THEN $9 END,
                  CASE WHEN state IN ('applied', 'rejected', 'void') THEN $9 END
              FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)
-                 AS t(id, order_id, product_id, vendor_id, delta, reverses, state, turned)",
+                 AS t(id, order_id, product_id, vendor_id, delta, reverses, state, turned)
+             ORDER BY id",
         )
         .bind::<Array<SqlUuid>, _>(updates.iter().map(|u| u.id.0).collect::<Vec<_>>())
         .bind::<Array<SqlUuid>, _>(updates.iter().map(|u| u.order_id.0).collect::<Vec<_>>())

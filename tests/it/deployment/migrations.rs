@@ -37,7 +37,10 @@ fn next_version(added: &[Next]) -> tempfile::TempDir {
         let migration = migration.expect("readable");
         let copy = folder.path().join(migration.file_name());
         std::fs::create_dir(&copy).expect("created");
-        std::fs::copy(migration.path().join("up.sql"), copy.join("up.sql")).expect("copied");
+        for file in std::fs::read_dir(migration.path()).expect("readable") {
+            let file = file.expect("readable");
+            std::fs::copy(file.path(), copy.join(file.file_name())).expect("copied");
+        }
     }
     for (name, sql, in_transaction) in added {
         let migration = folder.path().join(name);

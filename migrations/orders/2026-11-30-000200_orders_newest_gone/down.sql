@@ -1,0 +1,1 @@
+CREATE INDEX orders_newest ON orders (accepted_at DESC, id DESC);
