@@ -10,7 +10,7 @@ use tracing::Instrument;
 use super::save::save;
 use super::{Context, Error};
 use crate::db;
-use crate::db::updates::Unclosed;
+use crate::db::updates::{ListedUpdate, Unclosed};
 use crate::domain::book::{Changes, Listed, Place, Shelf};
 use crate::domain::ids::{ProductId, UpdateId, VendorId};
 use crate::domain::update::State;
@@ -227,8 +227,9 @@ async fn list_acknowledged(
         let after = listings.last().copied().unwrap_or(0);
         let page = list_unclosed(context, vendor_id, Some(State::Acknowledged), after).await?;
         listings.extend(page.listings);
-        for (id, product_id) in page.updates {
-            acknowledged.entry(product_id).or_default().push(id);
+        for update in page.updates {
+            let of_product = acknowledged.entry(update.product_id).or_default();
+            of_product.push(update.id);
         }
         if page.is_last {
             return Ok((acknowledged, listings));
@@ -294,8 +295,9 @@ fn split_until(applied: &mut Applied, until: Option<&ProductId>) -> Applied {
     here
 }
 
-/// Updates looked up in a ledger by one statement, and closed by one transaction.
-const UPDATES_PER_PAGE: usize = 5000;
+/// Updates looked up in a ledger by one statement, and closed by one transaction, during which no order of their products
+/// can be decided.
+const UPDATES_PER_PAGE: usize = 2000;
 /// Rows of the list of what is not closed that are looked at by one statement; one has up to 100 updates.
 const LISTINGS_PER_STATEMENT: usize = 100;
 
@@ -347,34 +349,50 @@ impl Writer<'_> {
         loop {
             let page = list_unclosed(self.context, self.vendor_id, None, after).await?;
             after = page.listings.last().copied().unwrap_or(after);
-            let ids: Vec<UpdateId> = page.updates.iter().map(|(id, _)| *id).collect();
+            let ids: Vec<UpdateId> = page.updates.iter().map(|update| update.id).collect();
             let found: BTreeSet<UpdateId> =
                 at_vendor_within(self.vendor_id, snapshot.list_applied(&ids))
                     .await?
                     .into_iter()
                     .collect();
-            let included: Vec<(UpdateId, ProductId)> = page
+            let (included, others): (Vec<ListedUpdate>, Vec<ListedUpdate>) = page
                 .updates
                 .into_iter()
-                .filter(|(id, _)| found.contains(id))
-                .collect();
-            let products: BTreeSet<ProductId> = included
-                .iter()
-                .map(|(_, product)| product.clone())
-                .collect();
+                .partition(|update| found.contains(&update.id));
             let work = Work {
-                products: products.into_iter().collect(),
-                close: included.into_iter().map(|(id, _)| id).collect(),
+                close: included.iter().map(|update| update.id).collect(),
+                products: included
+                    .into_iter()
+                    .map(|update| update.product_id)
+                    .collect::<BTreeSet<ProductId>>()
+                    .into_iter()
+                    .collect(),
                 write: Write::Nothing,
             };
             if !self.write(work).await? {
                 return Ok(false);
             }
-            self.unlist_closed(&page.listings).await?;
+            // What stood in the others was closed already or is so now, and stays so: nobody has to look.
+            let unclosed: BTreeSet<i64> = others.iter().map(|update| update.listing).collect();
+            let (looked_at, closed): (Vec<i64>, Vec<i64>) = page
+                .listings
+                .iter()
+                .partition(|listing| unclosed.contains(listing));
+            self.unlist(&closed).await?;
+            self.unlist_closed(&looked_at).await?;
             if page.is_last {
                 return Ok(true);
             }
         }
+    }
+
+    /// Takes rows out of the list of what is not closed.
+    async fn unlist(&self, listings: &[i64]) -> Result<(), Error> {
+        self.context
+            .with_connection(async |connection| {
+                Ok(db::updates::unlist(connection, self.vendor_id, listings).await?)
+            })
+            .await
     }
 
     /// Takes what is closed out of the list of what is not.

@@ -144,12 +144,23 @@ pub async fn load_with_counterparts_for_update(
 /// Updates that are not closed, of some rows of the list of those.
 #[derive(Debug, Default)]
 pub struct Unclosed {
-    /// The updates, with their products.
-    pub updates: Vec<(UpdateId, ProductId)>,
+    /// The updates.
+    pub updates: Vec<ListedUpdate>,
     /// The rows of the list that were looked at.
     pub listings: Vec<i64>,
     /// Whether these are the last ones that there were.
     pub is_last: bool,
+}
+
+/// An update that stands in the list of those that are not closed.
+#[derive(Debug)]
+pub struct ListedUpdate {
+    /// The update.
+    pub id: UpdateId,
+    /// Its product.
+    pub product_id: ProductId,
+    /// The row of the list.
+    pub listing: i64,
 }
 
 /// Lists a vendor's updates that are not closed: those of the next rows of the list after the row `after`, about `limit` of
@@ -204,11 +215,37 @@ pub async fn list_unclosed(
             listed += row.listed;
         }
         if let (Some(id), Some(product)) = (row.id, row.product_id) {
-            unclosed.updates.push((UpdateId(id), product_id(product)?));
+            unclosed.updates.push(ListedUpdate {
+                id: UpdateId(id),
+                product_id: product_id(product)?,
+                listing: row.listing,
+            });
         }
     }
     unclosed.is_last = listed < limit;
     Ok(unclosed)
+}
+
+/// Takes rows out of the list of what is not closed, of which everything is closed.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn unlist(
+    connection: &mut AsyncPgConnection,
+    vendor: &VendorId,
+    listings: &[i64],
+) -> Result<(), Error> {
+    if listings.is_empty() {
+        return Ok(());
+    }
+    prepared(
+        diesel::sql_query("DELETE FROM listed_updates WHERE vendor_id = $1 AND id = ANY($2)")
+            .bind::<Text, _>(vendor.as_str())
+            .bind::<Array<BigInt>, _>(listings.to_vec()),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Takes what is closed out of rows of the list of what is not. What is closed stays so, so nobody has to wait for anybody.

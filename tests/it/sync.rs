@@ -400,6 +400,35 @@ async fn a_sync_closes_an_update_whose_answer_was_lost_and_the_late_answer_chang
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_closed_stays_listed_beside_what_is() {
+    let shop = shop_of(vec![("p1", 10), ("p2", 10)], "").await;
+    shop.sync().await;
+    let _parts = (shop.serve().await, shop.work_on(&[WorkQueue::Orders]));
+    let id = shop.order(&[("p1", 1), ("p2", 1)]).await;
+    let order = shop.order_with_status(&id, "confirmed").await;
+    let updates = order["updates"].as_array().expect("a list").clone();
+    let rows = "SELECT count(*) AS n FROM listed_updates";
+    assert_eq!(
+        (updates.len(), shop.count(rows).await),
+        (2, 1),
+        "one row has both"
+    );
+    let listed =
+        "SELECT coalesce(sum(cardinality(update_ids)), 0)::bigint AS n FROM listed_updates";
+    for (update, left) in updates.iter().zip([1, 0]) {
+        let update = json!({"id": update["id"], "productId": update["productId"], "delta": -1});
+        let body = json!({ "updates": [update] });
+        let (status, _) = shop.post("/vendors/vendorA/stock-updates", body).await;
+        assert_eq!(status, 200);
+        shop.sync().await;
+        assert_eq!(shop.count(listed).await, left);
+        let unclosed = "SELECT count(*) AS n FROM unclosed_updates";
+        assert_eq!(shop.count(unclosed).await, left);
+    }
+    assert_eq!(shop.order_told(&id).await["updates"][1]["state"], "applied");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sync_never_brings_back_stock_that_was_sold_but_has_not_reached_the_vendor() {
     let shop = shop_of(vec![("p1", 10)], "").await;
     shop.sync().await;

@@ -195,7 +195,7 @@ impl Comparing<'_> {
             let page: Vec<UpdateId> = page
                 .updates
                 .into_iter()
-                .map(|(id, _)| id)
+                .map(|update| update.id)
                 .filter(|id| id.0 < young)
                 .collect();
             let of_these = self.theirs.digest(bounds, young, Some(&page));
