@@ -110,6 +110,7 @@ impl Accept {
             relay,
             voucher: voucher.clone(),
             store_down_until: Mutex::new(None),
+            repeats: Repeats::default(),
             refused: Mutex::default(),
         });
         (
@@ -194,6 +195,7 @@ struct Committer {
     relay: Relay,
     voucher: Voucher,
     store_down_until: Mutex<Option<Instant>>,
+    repeats: Repeats,
     /// Requests that neither store took.
     refused: Mutex<Tally>,
 }
@@ -265,6 +267,15 @@ impl Committer {
             .await
             .map_err(|error| Insert::NotBegun(error.to_string()))?;
         let inserted = with_deadline(self.commit_deadline(), pool, async {
+            if !self.repeats.are_likely() {
+                match db::orders::insert_new(&mut connection, orders).await {
+                    Ok(waiting) => {
+                        return Ok((orders.iter().map(|order| order.id).collect(), waiting));
+                    }
+                    Err(error) if error.is_unique_violation() => self.repeats.note(),
+                    Err(error) => return Err(error.into()),
+                }
+            }
             Ok(db::orders::insert_accepted(&mut connection, orders).await?)
         })
         .await;
@@ -453,6 +464,34 @@ impl Committer {
             );
         }
         *until = Some(Instant::now() + RETRY_STORE_AFTER);
+    }
+}
+
+/// Whether requests come of which orders exist already. An insert that takes all of a batch for new costs less, and is in
+/// vain where one is not; PostgreSQL's log then has an error of it. So after one that was in vain, none is tried for a
+/// while.
+#[derive(Default)]
+struct Repeats {
+    likely_until: Mutex<Option<Instant>>,
+}
+
+/// How long after a repeated request another one is likely.
+const REPEATS_LIKELY: Duration = Duration::from_secs(60);
+
+impl Repeats {
+    fn are_likely(&self) -> bool {
+        let until = self.likely_until.lock();
+        until
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some_and(|until| Instant::now() < until)
+    }
+
+    fn note(&self) {
+        let mut until = self
+            .likely_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *until = Some(Instant::now() + REPEATS_LIKELY);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Orders.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
 use diesel::sql_types::{
@@ -87,7 +89,8 @@ struct Columns {
     callers: Vec<String>,
     keys: Vec<Option<String>>,
     references: Vec<Option<String>>,
-    lines: Vec<serde_json::Value>,
+    /// As JSON.
+    lines: Vec<String>,
     accepted_at: Vec<DateTime<Utc>>,
 }
 
@@ -100,7 +103,7 @@ impl Columns {
             references: orders.iter().map(|o| o.reference.clone()).collect(),
             lines: orders
                 .iter()
-                .map(|o| serde_json::to_value(&o.lines))
+                .map(|o| serde_json::to_string(&o.lines))
                 .collect::<Result<_, _>>()
                 .map_err(corrupt)?,
             accepted_at: orders.iter().map(|o| o.accepted_at).collect(),
@@ -108,8 +111,81 @@ impl Columns {
     }
 }
 
-/// Inserts accepted orders and their messages' outbox rows, in one statement and so in one transaction. Returns those
-/// that did not exist, and their messages. Each id is given once.
+/// Inserts accepted orders that are all new, and their messages' outbox rows, in one statement and so in one transaction.
+/// Returns their messages. Each id is given once; in the order of [`insert_accepted`].
+///
+/// # Errors
+/// See [`Error`]. One that exists, or whose key another has, is a unique violation: nothing is inserted.
+pub async fn insert_new(
+    connection: &mut AsyncPgConnection,
+    orders: &[NewOrder],
+) -> Result<Vec<Waiting>, Error> {
+    #[derive(QueryableByName)]
+    struct Inserted {
+        #[diesel(sql_type = BigInt)]
+        id: i64,
+        #[diesel(sql_type = SqlUuid)]
+        message_id: Uuid,
+    }
+    let columns = Columns::new(orders)?;
+    let encoded: Vec<String> = orders.iter().map(encode_order).collect();
+    let mut bodies = BTreeMap::new();
+    let (mut message_ids, mut firsts, mut lasts) = (Vec::new(), Vec::new(), Vec::new());
+    let mut first = 0;
+    for share in share_messages(&encoded).chunk_by(|a, b| a == b) {
+        let until = first + share.len();
+        let message_id = match share {
+            [_] => columns.ids[first],
+            _ => Uuid::now_v7(),
+        };
+        let of_message: Vec<&str> = encoded[first..until].iter().map(String::as_str).collect();
+        bodies.insert(message_id, join_orders(&of_message));
+        message_ids.push(message_id);
+        // Places are counted from 1.
+        firsts.push(i32::try_from(first + 1).map_err(corrupt)?);
+        lasts.push(i32::try_from(until).map_err(corrupt)?);
+        first = until;
+    }
+    // What is ordered stands in the orders' own rows, so the outbox names them only.
+    let rows: Vec<Inserted> = prepared(
+        diesel::sql_query(
+            "WITH inserted AS (
+                 INSERT INTO orders (id, caller, idempotency_key, reference, lines, accepted_at)
+                 SELECT id, caller, idempotency_key, reference, lines::jsonb, accepted_at
+                 FROM unnest($1, $2, $3, $4, $5, $6) AS t(id, caller, idempotency_key, reference, lines, accepted_at)
+                 ORDER BY caller, idempotency_key, id
+             )
+             INSERT INTO outbox (queue, message_id, order_ids)
+             SELECT 'orders_queue', message_id, ($1)[first:last] FROM unnest($7, $8, $9) AS t(message_id, first, last)
+             RETURNING id, message_id",
+        )
+        .bind::<Array<SqlUuid>, _>(columns.ids)
+        .bind::<Array<Text>, _>(columns.callers)
+        .bind::<Array<Nullable<Text>>, _>(columns.keys)
+        .bind::<Array<Nullable<Text>>, _>(columns.references)
+        .bind::<Array<Text>, _>(columns.lines)
+        .bind::<Array<Timestamptz>, _>(columns.accepted_at)
+        .bind::<Array<SqlUuid>, _>(message_ids)
+        .bind::<Array<Integer>, _>(firsts)
+        .bind::<Array<Integer>, _>(lasts),
+    )
+    .load(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| {
+            Some(Waiting {
+                id: row.id,
+                queue: "orders_queue".to_owned(),
+                message_id: row.message_id,
+                body: bodies.remove(&row.message_id)?,
+            })
+        })
+        .collect())
+}
+
+/// Inserts accepted orders of which some may exist, and their messages' outbox rows, in one statement and so in one
+/// transaction. Returns those that did not exist, and their messages. Each id is given once. [`insert_new`] costs less.
 ///
 /// Rows are inserted in the order of their keys, and by id where there is none: two batches that meet in the same keys in
 /// opposite order would deadlock, and the ids of two requests say nothing of the order of the key that both claim.
@@ -143,7 +219,7 @@ pub async fn insert_accepted(
                      AS t(id, caller, idempotency_key, reference, lines, accepted_at, share, place)
              ), inserted AS (
                  INSERT INTO orders (id, caller, idempotency_key, reference, lines, accepted_at)
-                 SELECT id, caller, idempotency_key, reference, lines, accepted_at FROM input
+                 SELECT id, caller, idempotency_key, reference, lines::jsonb, accepted_at FROM input
                  ORDER BY caller, idempotency_key, id
                  ON CONFLICT DO NOTHING RETURNING id
              ), messages AS (
@@ -161,7 +237,7 @@ pub async fn insert_accepted(
         .bind::<Array<Text>, _>(columns.callers)
         .bind::<Array<Nullable<Text>>, _>(columns.keys)
         .bind::<Array<Nullable<Text>>, _>(columns.references)
-        .bind::<Array<Jsonb>, _>(columns.lines)
+        .bind::<Array<Text>, _>(columns.lines)
         .bind::<Array<Timestamptz>, _>(columns.accepted_at)
         .bind::<Array<Integer>, _>(shares),
     )
@@ -204,7 +280,8 @@ pub async fn insert_delivered(
         diesel::sql_query(
             "WITH inserted AS (
                  INSERT INTO orders (id, caller, idempotency_key, reference, lines, accepted_at)
-                 SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS t(id, caller, idempotency_key)
+                 SELECT id, caller, idempotency_key, reference, lines::jsonb, accepted_at
+                 FROM unnest($1, $2, $3, $4, $5, $6) AS t(id, caller, idempotency_key, reference, lines, accepted_at)
                  ORDER BY caller, idempotency_key, id
                  ON CONFLICT DO NOTHING RETURNING id
              )
@@ -214,7 +291,7 @@ pub async fn insert_delivered(
         .bind::<Array<Text>, _>(columns.callers)
         .bind::<Array<Nullable<Text>>, _>(columns.keys)
         .bind::<Array<Nullable<Text>>, _>(columns.references)
-        .bind::<Array<Jsonb>, _>(columns.lines)
+        .bind::<Array<Text>, _>(columns.lines)
         .bind::<Array<Timestamptz>, _>(columns.accepted_at),
     )
     .execute(connection)

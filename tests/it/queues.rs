@@ -548,11 +548,35 @@ async fn orders_that_come_together_leave_in_one_message() {
         })
         .collect();
     let mut connection = shop.connection_here().await;
-    let (inserted, waiting) = db::orders::insert_accepted(&mut connection, &orders)
+    let waiting = db::orders::insert_new(&mut connection, &orders[..120])
         .await
         .expect("inserted");
-    assert_eq!(inserted.len(), 150);
     assert_eq!(waiting.len(), 2, "a hundred go into one message");
+    let error = db::orders::insert_new(&mut connection, &orders[119..])
+        .await
+        .expect_err("one exists");
+    assert!(error.is_unique_violation(), "{error}");
+    assert_eq!(shop.count("SELECT count(*) AS n FROM orders").await, 120);
+    let (inserted, rest) = db::orders::insert_accepted(&mut connection, &orders)
+        .await
+        .expect("inserted");
+    assert_eq!(
+        inserted,
+        orders[120..]
+            .iter()
+            .map(|order| order.id)
+            .collect::<Vec<_>>()
+    );
+    let in_messages: usize = waiting
+        .iter()
+        .chain(&rest)
+        .map(|row| {
+            messages::decode_orders(row.body.as_bytes(), None, Utc::now())
+                .expect("orders")
+                .len()
+        })
+        .sum();
+    assert_eq!((rest.len(), in_messages), (1, 150));
     let (again, nothing) = db::orders::insert_accepted(&mut connection, &orders)
         .await
         .expect("inserted before");
@@ -566,9 +590,9 @@ async fn orders_that_come_together_leave_in_one_message() {
     ))
     .await;
     let _api = shop.serve().await;
-    until_ready(&broker, Queue::Orders, 2).await;
+    until_ready(&broker, Queue::Orders, 3).await;
     let mut consumer = Consumer::start(broker.clone(), Queue::Orders, 10);
-    let deliveries = hold(&mut consumer, 2).await;
+    let deliveries = hold(&mut consumer, 3).await;
     let mut sent: Vec<OrderId> = deliveries
         .iter()
         .flat_map(|delivery| {
