@@ -1,5 +1,7 @@
-//! Consumes `orders_queue`: whatever waits, up to a bound, is decided as one batch.
+//! Consumes `orders_queue`: whatever waits, up to a bound, is decided as one batch, or as two that do not wait for each
+//! other.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use chrono::Utc;
@@ -127,11 +129,17 @@ pub async fn step(door: &Door, deliveries: Vec<Delivery>, batch_max: usize) -> S
     {
         parts = begin(door, suspect, parts, until).await;
     }
-    for batch in parts.chunks(batch_max.max(1)) {
-        decide_batch(door, &mut held, batch, until).await;
+    let orders = parts.len();
+    let [one, other] = lanes(parts);
+    let (of_one, of_other) = tokio::join!(
+        decide_lane(door, &held, &one, batch_max, until),
+        decide_lane(door, &held, &other, batch_max, until),
+    );
+    for of in of_one.into_iter().chain(of_other) {
+        held[of].is_given_up = true;
     }
     let mut step = Step {
-        orders: parts.len(),
+        orders,
         ..Step::default()
     };
     for one in held {
@@ -200,7 +208,47 @@ async fn begin(door: &Door, suspect: &mut Held, parts: Vec<Part>, until: Instant
     }
 }
 
-async fn decide_batch(door: &Door, held: &mut [Held], batch: &[Part], until: Instant) {
+/// So many orders are worth a second transaction.
+const SHARED_BY_LANES: usize = 128;
+
+/// Shares orders out to two transactions that run at the same time: a transaction waits for one statement after the other,
+/// and meanwhile a processor has nothing to do. Whoever takes stock holds its row until the commit, so the orders of a
+/// product go into the same one, and those of several products into the first: otherwise both would wait for each other's.
+fn lanes(parts: Vec<Part>) -> [Vec<Part>; 2] {
+    if parts.len() < SHARED_BY_LANES {
+        return [parts, Vec::new()];
+    }
+    let (other, one) = parts.into_iter().partition(|(_, order)| {
+        let [line] = order.lines.as_slice() else {
+            return false;
+        };
+        let mut hasher = DefaultHasher::new();
+        line.product_id.hash(&mut hasher);
+        hasher.finish() % 2 == 1
+    });
+    [one, other]
+}
+
+/// Decides orders, `batch_max` in a transaction. Returns the places of the deliveries that could not be handled for too
+/// long.
+async fn decide_lane(
+    door: &Door,
+    held: &[Held],
+    parts: &[Part],
+    batch_max: usize,
+    until: Instant,
+) -> Vec<usize> {
+    let mut given_up = Vec::new();
+    for batch in parts.chunks(batch_max.max(1)) {
+        given_up.extend(decide_batch(door, held, batch, until).await);
+    }
+    given_up
+}
+
+/// Decides a batch, or each of its orders alone. Returns the places of the deliveries that could not be handled for too
+/// long.
+async fn decide_batch(door: &Door, held: &[Held], batch: &[Part], until: Instant) -> Vec<usize> {
+    let all = |batch: &[Part]| batch.iter().map(|(of, _)| *of).collect();
     let mut rounds = 0;
     let causes = traced::contexts_of(batch.iter().map(|(of, _)| &held[*of].delivery.headers));
     let verdicts = loop {
@@ -222,22 +270,18 @@ async fn decide_batch(door: &Door, held: &mut [Held], batch: &[Part], until: Ins
         drop(span);
         match door.weigh(&error, batch.len(), &mut rounds, until).await {
             Weighed::Again => {}
-            Weighed::GiveUp => {
-                batch
-                    .iter()
-                    .for_each(|(of, _)| held[*of].is_given_up = true);
-                return;
-            }
+            Weighed::GiveUp => return all(batch),
             Weighed::ItsOwn if batch.len() > 1 => {
                 // One of them may be at fault: each is tried alone, so that the others are not held up by it.
+                let mut given_up = Vec::new();
                 for one in batch.chunks(1) {
                     if Instant::now() >= until || door.shutdown.is_begun() {
-                        one.iter().for_each(|(of, _)| held[*of].is_given_up = true);
+                        given_up.extend(all(one));
                         continue;
                     }
-                    Box::pin(decide_batch(door, held, one, until)).await;
+                    given_up.extend(Box::pin(decide_batch(door, held, one, until)).await);
                 }
-                return;
+                return given_up;
             }
             Weighed::ItsOwn => {
                 break batch
@@ -247,6 +291,7 @@ async fn decide_batch(door: &Door, held: &mut [Held], batch: &[Part], until: Ins
             }
         }
     };
+    let mut given_up = Vec::new();
     for ((of, order), verdict) in batch.iter().zip(verdicts) {
         if verdict == Verdict::Ack {
             continue;
@@ -261,8 +306,11 @@ async fn decide_batch(door: &Door, held: &mut [Held], batch: &[Part], until: Ins
                 until,
             )
             .await;
-        held[*of].is_given_up |= !is_carried_out;
+        if !is_carried_out {
+            given_up.push(*of);
+        }
     }
+    given_up
 }
 
 /// Says what a batch is.
@@ -323,5 +371,61 @@ fn count(orders: &[&NewOrder], decisions: &[Decision], took: Duration) {
         // Another machine's clock may be ahead of ours.
         let waited = (now - order.accepted_at).to_std().unwrap_or_default();
         DECIDING.latency.observe(waited.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::ids::{OrderId, ProductId};
+    use crate::domain::order::{Line, Lines};
+
+    fn order(products: &[usize]) -> NewOrder {
+        let lines = products.iter().map(|n| Line {
+            product_id: ProductId::parse(format!("p{n}")).expect("valid"),
+            quantity: 1,
+        });
+        NewOrder {
+            id: OrderId(Uuid::now_v7()),
+            caller: "c".into(),
+            idempotency_key: None,
+            lines: Lines::parse(lines.collect()).expect("valid"),
+            reference: None,
+            accepted_at: Utc::now(),
+        }
+    }
+
+    #[test]
+    fn the_orders_of_a_product_keep_together_and_in_their_order() {
+        let parts: Vec<Part> = (0..SHARED_BY_LANES * 4)
+            .map(|n| match n % 4 {
+                0 => (n, order(&[n % 9, 9])),
+                _ => (n, order(&[n % 9])),
+            })
+            .collect();
+        let few = lanes(parts[..SHARED_BY_LANES - 1].to_vec());
+        assert_eq!(few.map(|lane| lane.len()), [SHARED_BY_LANES - 1, 0]);
+
+        let [one, other] = lanes(parts.clone());
+        assert_eq!(one.len() + other.len(), parts.len());
+        let mut lane_of = BTreeMap::new();
+        for (lane, parts) in [(1, &one), (2, &other)] {
+            assert!(parts.is_sorted_by_key(|(of, _)| *of));
+            for (_, order) in parts {
+                match order.lines.as_slice() {
+                    [line] => {
+                        let first = lane_of.entry(line.product_id.clone()).or_insert(lane);
+                        assert_eq!(*first, lane);
+                    }
+                    _ => assert_eq!(lane, 1),
+                }
+            }
+        }
+        assert_eq!(lane_of.len(), 9);
+        assert!(lane_of.values().any(|lane| *lane == 2));
     }
 }
