@@ -3,11 +3,14 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::support::receiver::{Receiver, Reply, SECRET};
 use crate::support::scrape::Scrape;
 use crate::support::{Process, eventually, reqwest_client, scratch};
 
@@ -18,6 +21,13 @@ const START_DEADLINE: Duration = Duration::from_secs(120);
 fn data_dir(name: &str) -> PathBuf {
     scratch(name)
 }
+
+/// Receivers of webhooks are on this machine, and what they do not take is soon a dead letter.
+const WEBHOOKS: [(&str, &str); 3] = [
+    ("STOCKCTL__WEBHOOKS__ALLOW_PRIVATE", "true"),
+    ("STOCKCTL__WEBHOOKS__RETRY_DELAY_MS", "100"),
+    ("STOCKCTL__WEBHOOKS__RETRIES_MAX", "2"),
+];
 
 /// Removes it after a test that is content.
 fn remove(data_dir: &Path) {
@@ -54,7 +64,8 @@ struct Up {
 impl Up {
     async fn start(data_dir: &Path, arguments: &[&str]) -> Up {
         let data_dir = data_dir.to_str().expect("UTF-8");
-        let process = Process::start(&[&["up", "--data-dir", data_dir], arguments].concat(), &[]);
+        let arguments = [&["up", "--data-dir", data_dir], arguments].concat();
+        let process = Process::start(&arguments, &WEBHOOKS);
         let written = process
             .writes_within("Ctrl-C stops everything", START_DEADLINE)
             .await;
@@ -111,6 +122,14 @@ impl Up {
         .await
     }
 
+    /// Subscribes a receiver to what is confirmed.
+    async fn subscribe(&self, url: &str) {
+        let body = json!({"url": url, "types": ["order.confirmed"], "secret": SECRET});
+        let request = self.http.post(format!("{}/webhooks", self.url)).json(&body);
+        let response = request.send().await.expect("an answer");
+        assert_eq!(response.status(), 201);
+    }
+
     async fn stop(self) -> String {
         // Twice, as `timeout` does: that is one request.
         self.process.signal(Signal::SIGINT);
@@ -133,39 +152,25 @@ async fn data_survives_a_signal_at_any_time_a_stop_and_a_kill_beside_others_and_
     // Each finds an address by itself.
     let (up, beside) = tokio::join!(Up::start(&directory, &[]), Up::start(&other, &["--fresh"]));
     assert_eq!(up.products().await, SEEDED());
+    let hook = Hook::of(&up).await;
     let order = up.order("p2", 18).await;
     assert_eq!(order["status"], "confirmed");
-    let mut taken: Vec<Value> = order["updates"]
-        .as_array()
-        .expect("a list")
-        .iter()
-        .map(|u| json!([u["vendorId"], u["delta"]]))
-        .collect();
-    taken.sort_by_key(ToString::to_string);
-    assert_eq!(taken, [json!(["vendorA", -15]), json!(["vendorB", -3])]);
+    hook.is_told_of(&order).await;
+    assert_eq!(
+        taken(&order),
+        [json!(["vendorA", -15]), json!(["vendorB", -3])]
+    );
     for (vendor, stock) in [("vendorA", 0), ("vendorB", 2)] {
         let product = up.get(&format!("/vendors/{vendor}/products/p2")).await;
         assert_eq!(product["stock"], stock, "{vendor}");
     }
-    let order = up.order("p1", 11).await;
+    let rejected = up.order("p1", 11).await;
     assert_eq!(
-        order["reason"],
+        rejected["reason"],
         json!({"code": "insufficient_stock", "productId": "p1", "requested": 11, "available": 10})
     );
     another_runs_beside_it_and_one_never_twice(&up, &directory, beside, &other).await;
-    // All parts are one process, and count together.
-    let address = up.url.trim_start_matches("http://");
-    assert_eq!(
-        Scrape::of(address).await.values([
-            "stockctl_orders_accepted_total{via=\"database\"}",
-            "stockctl_orders_decided_total{outcome=\"confirmed\",reason=\"\"}",
-            "stockctl_orders_decided_total{outcome=\"rejected\",reason=\"insufficient_stock\"}",
-            "stockctl_vendor_updates_total{outcome=\"applied\",vendor=\"vendorA\"}",
-            "stockctl_rabbitmq_connected{connection=\"serve\"}",
-            "stockctl_rabbitmq_connected{connection=\"work\"}",
-        ]),
-        [2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    );
+    all_parts_count_together(&up).await;
     let on_hand = |product: &Value| -> Vec<Value> {
         let vendors = product["vendors"].as_array().expect("a list");
         vendors.iter().map(|v| v["onHand"].clone()).collect()
@@ -196,7 +201,9 @@ async fn data_survives_a_signal_at_any_time_a_stop_and_a_kill_beside_others_and_
     synced(&up).await;
     let orders = up.get("/orders").await["orders"].clone();
     assert_eq!(orders.as_array().map(Vec::len), Some(2), "{orders}");
-    assert_eq!(up.order("p1", 4).await["status"], "confirmed");
+    let second = up.order("p1", 4).await;
+    assert_eq!(second["status"], "confirmed");
+    hook.is_told_of(&second).await;
     up.process.signal(Signal::SIGKILL);
     up.process.ended().await;
     assert!(
@@ -206,7 +213,9 @@ async fn data_survives_a_signal_at_any_time_a_stop_and_a_kill_beside_others_and_
 
     let up = Up::start(&directory, &listen).await;
     assert_eq!(up.get("/products/p1").await["available"], 6);
-    assert_eq!(up.order("p1", 6).await["status"], "confirmed");
+    let third = up.order("p1", 6).await;
+    assert_eq!(third["status"], "confirmed");
+    hook.gets_all(&up, &[&order, &second, &third]).await;
     up.process.signal(Signal::SIGINT);
     up.process.writes("stopping PostgreSQL and RabbitMQ").await;
     // The first ones come too soon to mean anything else than the one before them; RabbitMQ takes longer to stop.
@@ -228,6 +237,85 @@ async fn data_survives_a_signal_at_any_time_a_stop_and_a_kill_beside_others_and_
     a_server_that_does_not_start_is_told_of(&directory).await;
     remove(&directory);
     remove(&other);
+}
+
+/// What an order takes of each vendor.
+fn taken(order: &Value) -> Vec<Value> {
+    let updates = order["updates"].as_array().expect("a list");
+    let mut taken: Vec<Value> = updates
+        .iter()
+        .map(|u| json!([u["vendorId"], u["delta"]]))
+        .collect();
+    taken.sort_by_key(ToString::to_string);
+    taken
+}
+
+/// After two orders: all parts are one process.
+async fn all_parts_count_together(up: &Up) {
+    let address = up.url.trim_start_matches("http://");
+    assert_eq!(
+        Scrape::of(address).await.values([
+            "stockctl_orders_accepted_total{via=\"database\"}",
+            "stockctl_orders_decided_total{outcome=\"confirmed\",reason=\"\"}",
+            "stockctl_orders_decided_total{outcome=\"rejected\",reason=\"insufficient_stock\"}",
+            "stockctl_vendor_updates_total{outcome=\"applied\",vendor=\"vendorA\"}",
+            "stockctl_rabbitmq_connected{connection=\"serve\"}",
+            "stockctl_rabbitmq_connected{connection=\"work\"}",
+        ]),
+        [2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    );
+}
+
+/// A receiver of webhooks that takes nothing of what it is told until the end: all of it waits at RabbitMQ.
+struct Hook {
+    receiver: Receiver,
+    takes: Arc<AtomicBool>,
+}
+
+impl Hook {
+    const PATH: &str = "/hook";
+
+    /// One that has subscribed.
+    async fn of(up: &Up) -> Self {
+        let takes = Arc::new(AtomicBool::new(false));
+        let does_take = Arc::clone(&takes);
+        let receiver = Receiver::start(move |_| match does_take.load(Ordering::SeqCst) {
+            true => Reply::Status(200),
+            false => Reply::Status(500),
+        });
+        up.subscribe(&receiver.url(Self::PATH)).await;
+        Self { receiver, takes }
+    }
+
+    /// The orders that it was told of, from a message on.
+    fn told(&self, from: usize) -> Vec<Value> {
+        let came = self.receiver.at_path(Self::PATH);
+        let orders = came[from..].iter().map(|came| &came.body["order"]["id"]);
+        orders.cloned().collect()
+    }
+
+    async fn is_told_of(&self, order: &Value) {
+        eventually("it is told of an order", || async {
+            self.told(0).contains(&order["id"]).then_some(())
+        })
+        .await;
+    }
+
+    /// It takes what comes from now on: whatever it has refused, however often RabbitMQ was stopped and killed since.
+    async fn gets_all(&self, up: &Up, orders: &[&Value]) {
+        let refused = self.told(0).len();
+        self.takes.store(true, Ordering::SeqCst);
+        let replay = format!("{}/admin/dead-letters/webhooks_dlq/replay", up.url);
+        eventually("everything has come", || async {
+            let request = up.http.post(&replay).json(&json!({"all": true}));
+            let response = request.send().await.expect("an answer");
+            assert_eq!(response.status(), 200);
+            let told = self.told(refused);
+            let are_told = orders.iter().all(|order| told.contains(&order["id"]));
+            are_told.then_some(())
+        })
+        .await;
+    }
 }
 
 async fn a_start_that_is_interrupted_leaves_nothing_running(directory: &Path) {

@@ -8,6 +8,7 @@ pub(crate) mod keep_alive;
 pub(crate) mod messages;
 mod process;
 mod proxy;
+pub(crate) mod receiver;
 pub(crate) mod scrape;
 mod scratch;
 mod servers;

@@ -6,9 +6,9 @@ use stockctl::domain::events::{EventType, Filter};
 use stockctl::domain::keys::Caller;
 use stockctl::domain::webhooks::Secret;
 
-use super::receiver::{Receiver, Reply, SECRET};
 use super::{names, shop_with, subscribe, tell_of, webhook_with_status};
 use crate::support::authority::Authority;
+use crate::support::receiver::{Receiver, Reply, SECRET};
 use crate::support::{Process, Shop, ShopOptions};
 
 #[tokio::test(flavor = "multi_thread")]

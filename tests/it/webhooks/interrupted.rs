@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 
-use super::receiver::{Came, Receiver, Reply};
 use super::{names, products, shop_with, subscribe, tell_of};
+use crate::support::receiver::{Came, Receiver, Reply};
 use crate::support::{Process, Proxy, eventually};
 
 /// That each product has come with one id, however often.

@@ -3,13 +3,12 @@
 
 mod addresses;
 mod interrupted;
-mod receiver;
 mod retried;
 mod told;
 
 use serde_json::{Value, json};
 
-use self::receiver::SECRET;
+use crate::support::receiver::{Came, SECRET};
 use crate::support::{Shop, ShopOptions, eventually};
 
 /// A shop whose receivers are on this machine, and that tries again soon.
@@ -64,7 +63,7 @@ fn names(prefix: &str, count: usize) -> Vec<String> {
 }
 
 /// The products that messages tell of, sorted, each once.
-fn products(came: &[receiver::Came]) -> Vec<String> {
+fn products(came: &[Came]) -> Vec<String> {
     let mut products: Vec<String> = came
         .iter()
         .map(|came| came.body["productId"].as_str().expect("stock").to_owned())

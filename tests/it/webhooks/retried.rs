@@ -9,9 +9,9 @@ use serde_json::json;
 use stockctl::commands::work::WorkQueue;
 use stockctl::mq::Queue;
 
-use super::receiver::{Receiver, Reply};
 use super::{names, products, shop_with, subscribe, tell_of, webhook, webhook_with_status};
 use crate::support::messages::ready;
+use crate::support::receiver::{Receiver, Reply};
 use crate::support::{Shop, eventually};
 
 async fn letters(shop: &Shop, count: usize) -> Vec<serde_json::Value> {

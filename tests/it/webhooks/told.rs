@@ -8,8 +8,8 @@ use stockctl::domain::ids::{OrderId, ProductId};
 use stockctl::domain::keys::Scope;
 use stockctl::domain::order::{Line, Lines, NewOrder};
 
-use super::receiver::{Came, Receiver, Reply, SECRET};
 use super::{names, products, shop_with, subscribe, tell_of};
+use crate::support::receiver::{Came, Receiver, Reply, SECRET};
 use crate::support::{Shop, eventually};
 
 fn one_unit() -> Lines {

@@ -14,26 +14,26 @@ use chrono::Utc;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::support::eventually;
+use super::eventually;
 
 /// What came.
 #[derive(Debug, Clone)]
-pub(super) struct Came {
+pub(crate) struct Came {
     /// The path, by which a test tells its subscriptions apart.
-    pub(super) path: String,
-    pub(super) id: String,
-    pub(super) body: Value,
-    pub(super) at: Instant,
+    pub(crate) path: String,
+    pub(crate) id: String,
+    pub(crate) body: Value,
+    pub(crate) at: Instant,
 }
 
 impl Came {
-    pub(super) fn kind(&self) -> &str {
+    pub(crate) fn kind(&self) -> &str {
         self.body["type"].as_str().expect("a type")
     }
 }
 
 /// What is answered: a status and headers, or nothing at all, for ever.
-pub(super) enum Reply {
+pub(crate) enum Reply {
     Status(u16),
     With(u16, &'static str, String),
     Nothing,
@@ -45,23 +45,23 @@ type Behaviour = dyn Fn(&Came) -> Reply + Send + Sync;
 type State = (Arc<Mutex<Vec<Came>>>, Arc<Behaviour>);
 
 /// The secret of every subscription of these tests, as people write it.
-pub(super) const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oDeviBWMcjPyE=";
+pub(crate) const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oDeviBWMcjPyE=";
 
 /// A receiver, until this is dropped.
-pub(super) struct Receiver {
-    pub(super) address: SocketAddr,
+pub(crate) struct Receiver {
+    pub(crate) address: SocketAddr,
     came: Arc<Mutex<Vec<Came>>>,
     server: ServerHandle,
 }
 
 impl Receiver {
     /// One on a free port.
-    pub(super) fn start(behaviour: impl Fn(&Came) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(behaviour: impl Fn(&Came) -> Reply + Send + Sync + 'static) -> Self {
         Self::at("127.0.0.1:0".parse().expect("an address"), behaviour)
     }
 
     /// One at an address.
-    pub(super) fn at(
+    pub(crate) fn at(
         address: SocketAddr,
         behaviour: impl Fn(&Came) -> Reply + Send + Sync + 'static,
     ) -> Self {
@@ -89,12 +89,12 @@ impl Receiver {
         }
     }
 
-    pub(super) fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
     /// What came to a path so far.
-    pub(super) fn at_path(&self, path: &str) -> Vec<Came> {
+    pub(crate) fn at_path(&self, path: &str) -> Vec<Came> {
         let came = self.came.lock().expect("no panic");
         came.iter()
             .filter(|came| came.path == path)
@@ -103,7 +103,7 @@ impl Receiver {
     }
 
     /// Waits until so much has come to a path.
-    pub(super) async fn came(&self, path: &str, count: usize) -> Vec<Came> {
+    pub(crate) async fn came(&self, path: &str, count: usize) -> Vec<Came> {
         eventually(&format!("{count} messages at {path}"), || async {
             let came = self.at_path(path);
             (came.len() >= count).then_some(came)
@@ -112,7 +112,7 @@ impl Receiver {
     }
 
     /// Ends it: from now on nobody listens there.
-    pub(super) async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.server.stop(false).await;
     }
 }
