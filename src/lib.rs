@@ -27,7 +27,7 @@
 //! name each other, and `domain` names none of tokio, diesel, actix or amiquip; a test holds the directions.
 //!
 //! What never happens, and where that is kept:
-//! - an accepted order is lost: the outbox row is written with the order (`db::orders::insert_accepted`);
+//! - an accepted order is lost: the outbox row is written with the order (`db::orders::insert_new`);
 //! - an order is applied twice: `domain::book` here, `domain::ledger` at the vendor, ids as primary keys in both;
 //! - stock is oversold, or sold stock brought back by a sync: `domain::book`, `app::sync`, driven through every
 //!   interleaving by `domain::protocol_test`;

@@ -44,6 +44,8 @@ const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 const words = (code) => code.replaceAll('_', ' ');
 const card = (title, ...children) => h('section', { class: 'card', 'aria-label': title }, h('h2', {}, title), ...children);
 const note = (...text) => h('p', { class: 'note' }, ...text);
+// A place for what is asked for.
+const awaited = () => h('div', {}, note('Loading…'));
 const badge = (text, kind = '') => h('span', { class: `badge ${kind}` }, text);
 const code = (text) => h('code', {}, text);
 const orderLink = (id) => h('a', { href: `#/orders/${encodeURIComponent(id)}` }, code(id));
@@ -188,7 +190,7 @@ const latencies = []; // [ms since 1970, p95]
 function showReadiness(ready) {
   const live = $('live');
   live.className = `live ${ready ? 'on' : 'off'}`;
-  live.lastElementChild.textContent = ready ? 'Live' : 'No answer from the server; trying again';
+  live.lastElementChild.textContent = ready ? 'Live' : `No answer from the server; trying again. ${old()}`;
   const banner = $('banner');
   const said = !ready ? [] : [
     ready.postgresql !== 'up' && ready.rabbitmq === 'up'
@@ -251,7 +253,7 @@ function line() {
 // ---- pages --------------------------------------------------------------------------------------------------------
 
 function overviewPage() {
-  const place = { orders: h('div'), latency: h('div'), queues: h('div'), vendors: h('div') };
+  const place = { orders: awaited(), latency: awaited(), queues: awaited(), vendors: awaited() };
   const product = h('input', { name: 'product', required: true, list: 'products', autocomplete: 'off', maxlength: 200 });
   const known = h('datalist', { id: 'products' });
   const form = h('form', { onsubmit: doing(async () => {
@@ -352,7 +354,7 @@ function queueTable(depths, outbox) {
 }
 
 function productsPage() {
-  const rows = h('div');
+  const rows = awaited();
   const more = h('button', { type: 'button', hidden: true }, 'Show more');
   let query = '', inStock = false, pages = 1;
   const form = h('form', { role: 'search', onsubmit: doing(async () => { query = form.elements.q.value.trim(); inStock = form.elements.inStock.checked; pages = 1; }) },
@@ -386,7 +388,7 @@ function productsPage() {
 }
 
 function ordersPage() {
-  const rows = h('div');
+  const rows = awaited();
   let status = '';
   const find = h('form', { role: 'search', onsubmit: doing(async () => { location.hash = `#/orders/${encodeURIComponent(find.elements.id.value.trim())}`; }) },
     h('label', {}, 'Order id', h('input', { name: 'id', required: true, size: 36, autocomplete: 'off' })), h('button', { class: 'main' }, 'Find'));
@@ -406,7 +408,7 @@ function ordersPage() {
 const linesOf = (order) => order.lines.map((line) => `${number(line.quantity)} × ${line.productId}`).join(', ');
 
 function orderPage(id) {
-  const place = h('div');
+  const place = awaited();
   main.replaceChildren(card('Order', h('p', {}, code(id)), place));
   return async () => {
     let order;
@@ -445,7 +447,7 @@ function reasonOf(reason) {
 }
 
 function deadLettersPage(queue = 'orders_dlq', order = '') {
-  const rows = h('div'), actions = h('div', { class: 'row' });
+  const rows = awaited(), actions = h('div', { class: 'row' });
   const chosen = new Set(), opened = new Set();
   let letters = [];
   const tabs = ['orders_dlq', 'vendor_sync_dlq', 'webhooks_dlq'].map((name) => h('a', { href: `#/dead-letters/${name}`, 'aria-current': name === queue ? 'page' : null }, name));
@@ -513,6 +515,7 @@ function deadLettersPage(queue = 'orders_dlq', order = '') {
 // ---- which page, and when to look ---------------------------------------------------------------------------------
 
 let page = null, turn = 0, timer, looking = false, acted = false;
+let seen = null; // when what is shown was asked for
 
 function route() {
   const [name = '', ...rest] = location.hash.replace(/^#\//, '').split('/').map(decodeURIComponent);
@@ -522,10 +525,14 @@ function route() {
     else link.removeAttribute('aria-current');
   }
   turn = 0;
+  seen = null;
   page = (pages[name] ?? overviewPage)(...rest);
   document.title = name ? `${name.replace('-', ' ')} – stockctl` : 'stockctl';
   look();
 }
+
+// What stays on the page while nothing new comes must not be taken for the present.
+const old = () => (seen ? `What is shown is of ${seen.toLocaleTimeString('en-GB')}.` : '');
 
 // One look at a time: what is asked for meanwhile follows at once.
 async function look() {
@@ -536,10 +543,14 @@ async function look() {
   try {
     const ready = await get('/readyz').catch(() => null);
     showReadiness(ready);
-    if (ready) await showing(turn);
+    if (ready) {
+      const now = new Date();
+      await showing(turn);
+      if (showing === page) seen = now;
+    }
   } catch (error) {
     // Whoever has to log in sees what for.
-    if (showing === page && error.status !== 401 && !main.querySelector('.problem')) main.prepend(h('p', { class: 'problem card', id: 'trouble' }, error.message));
+    if (showing === page && error.status !== 401 && !$('trouble')) main.prepend(h('p', { class: 'problem card', id: 'trouble' }, `${error.message} ${old()}`));
     looking = false;
     schedule();
     return;
@@ -556,6 +567,6 @@ function schedule() {
   if (!document.hidden) timer = setTimeout(look, LOOK_EVERY);
 }
 
-addEventListener('hashchange', () => { route(); main.focus(); });
+addEventListener('hashchange', () => { $('toast').hidden = true; route(); main.focus(); });
 document.addEventListener('visibilitychange', () => { if (!document.hidden) look(); });
 route();

@@ -93,6 +93,8 @@ async fn whatever_is_away_is_said_on_the_page_and_what_is_back_is_not() {
         "PostgreSQL is down. Orders are accepted through RabbitMQ",
     )
     .await;
+    // Figures that are old are not taken for new ones.
+    page.shows("#trouble", "What is shown is of ").await;
     page.looks_well("postgresql-away").await;
     page.press_button("Place a test order").await;
     page.shows("section[aria-label=Order] .problem", "").await;
@@ -108,7 +110,11 @@ async fn whatever_is_away_is_said_on_the_page_and_what_is_back_is_not() {
 
     // The server itself.
     assert_eq!(serve.terminate().await, Some(0));
-    page.shows("#live", "No answer from the server").await;
+    page.shows(
+        "#live",
+        "No answer from the server; trying again. What is shown is of ",
+    )
+    .await;
     page.looks_well("server-away").await;
     let mut serve = Process::start_with_socket(&["--config", file, "serve"], shop.listener(), &[]);
     page.shows("#live", "Live").await;
