@@ -11,7 +11,7 @@ use super::save::save;
 use super::{Context, Error};
 use crate::db;
 use crate::db::updates::{ListedUpdate, Unclosed};
-use crate::domain::book::{Changes, Listed, Place, Shelf};
+use crate::domain::book::{Changes, Listed, list_differing};
 use crate::domain::ids::{ProductId, UpdateId, VendorId};
 use crate::domain::update::State;
 use crate::pg;
@@ -161,13 +161,9 @@ async fn run(
     if vendor.has_ledger && !writer.close_included(&mut snapshot).await? {
         return Ok(Outcome::Overtaken);
     }
+    let mut next = following(vendor_id, &mut snapshot, chunk.as_ref()).await?;
     loop {
         let listed = chunk.take().unwrap_or_default();
-        let next = if listed.is_empty() {
-            None
-        } else {
-            at_vendor_within(vendor_id, snapshot.next_chunk()).await?
-        };
         // The last chunk reaches to the end, so that products after the vendor's last one are found delisted.
         let until = next
             .is_some()
@@ -175,20 +171,20 @@ async fn run(
             .flatten();
         let here = split_until(&mut acknowledged, until.as_ref());
         writer.summary.listed += listed.len() as u64;
-        if !writer
-            .write_range(&listed, after.as_ref(), until.as_ref(), here)
-            .await?
-        {
+        // The vendor reads on meanwhile.
+        let (is_current, after_next) = tokio::try_join!(
+            writer.write_range(&listed, after.as_ref(), until.as_ref(), here),
+            following(vendor_id, &mut snapshot, next.as_ref()),
+        )?;
+        if !is_current {
             return Ok(Outcome::Overtaken);
         }
         progress(writer.summary.listed);
-        match next {
-            Some(next) => {
-                after = until;
-                chunk = Some(next);
-            }
-            None => break,
+        if next.is_none() {
+            break;
         }
+        after = until;
+        chunk = std::mem::replace(&mut next, after_next);
     }
     for listings in listings.chunks(LISTINGS_PER_STATEMENT) {
         writer.unlist_closed(listings).await?;
@@ -211,6 +207,18 @@ async fn run(
     } else {
         Outcome::Overtaken
     })
+}
+
+/// The chunk after one that was read; nothing comes after the last.
+async fn following(
+    vendor_id: &VendorId,
+    snapshot: &mut Snapshot,
+    read: Option<&Vec<Listed>>,
+) -> Result<Option<Vec<Listed>>, Error> {
+    match read {
+        Some(_) => at_vendor_within(vendor_id, snapshot.next_chunk()).await,
+        None => Ok(None),
+    }
 }
 
 /// Updates by product.
@@ -434,7 +442,7 @@ impl Writer<'_> {
             let end = if is_last {
                 until.cloned()
             } else {
-                held.last().map(|((id, _), _)| id.clone())
+                held.last().map(|(id, _)| id.clone())
             };
             let split = match &end {
                 Some(end) => listed.partition_point(|product| product.product_id <= *end),
@@ -442,7 +450,9 @@ impl Writer<'_> {
             };
             let (here, rest) = listed.split_at(split);
             let close = split_until(&mut acknowledged, end.as_ref());
-            let changed = self.list_changed(held, here, &close)?;
+            // A look without locks: only a run changes what it compares.
+            let mut changed = list_differing(self.run, &held, here);
+            changed.extend(close.keys().cloned());
             let work = Work {
                 write: Write::Listed(
                     here.iter()
@@ -462,32 +472,6 @@ impl Writer<'_> {
             listed = rest;
             after = end;
         }
-    }
-
-    /// The products that the run has to write, by a look without locks: only a run changes what it compares.
-    fn list_changed(
-        &self,
-        held: Vec<(Place, Shelf)>,
-        listed: &[Listed],
-        close: &Applied,
-    ) -> Result<BTreeSet<ProductId>, Error> {
-        let mut book = self.context.book();
-        for ((product_id, vendor_id), shelf) in held {
-            book.load_shelf(product_id, vendor_id, shelf);
-        }
-        book.reconcile(self.vendor_id, self.run, listed, &[])?;
-        let Changes {
-            shelves,
-            new_shelves,
-            ..
-        } = book.into_changes();
-        let mut changed: BTreeSet<ProductId> = shelves
-            .into_iter()
-            .chain(new_shelves)
-            .map(|((product_id, _), _)| product_id)
-            .collect();
-        changed.extend(close.keys().cloned());
-        Ok(changed)
     }
 
     /// One transaction. Returns whether the run is still the current one.

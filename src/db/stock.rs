@@ -27,6 +27,21 @@ struct Row {
     blocked_run: Option<i64>,
 }
 
+/// A row of a vendor that is known.
+#[derive(diesel::QueryableByName)]
+struct HeldRow {
+    #[diesel(sql_type = Text)]
+    product_id: String,
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = BigInt)]
+    on_hand: i64,
+    #[diesel(sql_type = BigInt)]
+    open_delta: i64,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    blocked_run: Option<i64>,
+}
+
 impl TryFrom<Row> for (Place, Shelf) {
     type Error = Error;
 
@@ -101,10 +116,10 @@ pub async fn list_range(
     after: Option<&ProductId>,
     until: Option<&ProductId>,
     limit: i64,
-) -> Result<Vec<(Place, Shelf)>, Error> {
-    let rows: Vec<Row> = prepared(
+) -> Result<Vec<(ProductId, Shelf)>, Error> {
+    let rows: Vec<HeldRow> = prepared(
         diesel::sql_query(
-            "SELECT product_id, vendor_id, name, on_hand, open_delta, blocked_run FROM stock
+            "SELECT product_id, name, on_hand, open_delta, blocked_run FROM stock
              WHERE vendor_id = $1 AND product_id > coalesce($2, '') AND ($3 IS NULL OR product_id <= $3)
              ORDER BY product_id LIMIT $4",
         )
@@ -115,7 +130,17 @@ pub async fn list_range(
     )
     .load(connection)
     .await?;
-    rows.into_iter().map(TryInto::try_into).collect()
+    rows.into_iter()
+        .map(|row| {
+            let shelf = Shelf {
+                name: Some(row.name),
+                on_hand: row.on_hand,
+                open_delta: row.open_delta,
+                blocked_run: row.blocked_run,
+            };
+            Ok((product_id(row.product_id)?, shelf))
+        })
+        .collect()
 }
 
 /// Whether anything is on hand at a vendor.

@@ -93,6 +93,35 @@ pub struct Listed {
     pub stock: i64,
 }
 
+/// The products of one vendor that [`Book::reconcile`] would change in `run`, by what is held and what is listed, each in the
+/// order of the products. Nearly all are as they were, so this looks at each once and keeps nothing of them.
+#[must_use]
+pub fn list_differing(
+    run: i64,
+    held: &[(ProductId, Shelf)],
+    listed: &[Listed],
+) -> BTreeSet<ProductId> {
+    let is_unblocked = |shelf: &Shelf| shelf.blocked_run.is_some_and(|blocked| blocked < run);
+    let mut differing = BTreeSet::new();
+    let mut listed = listed.iter().peekable();
+    for (product_id, shelf) in held {
+        while let Some(new) = listed.next_if(|listed| listed.product_id < *product_id) {
+            differing.insert(new.product_id.clone());
+        }
+        let differs = match listed.next_if(|listed| listed.product_id == *product_id) {
+            Some(listed) => {
+                shelf.on_hand != listed.stock || shelf.name.as_deref() != Some(listed.name.as_str())
+            }
+            None => shelf.on_hand != 0,
+        };
+        if differs || is_unblocked(shelf) {
+            differing.insert(product_id.clone());
+        }
+    }
+    differing.extend(listed.map(|new| new.product_id.clone()));
+    differing
+}
+
 /// What a transaction has to write.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -677,9 +706,41 @@ impl Book {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use uuid::Uuid;
 
     use super::*;
+
+    proptest! {
+        #[test]
+        fn what_differs_is_what_a_reconciliation_changes(
+            held in prop::collection::btree_map(0..9_u8, ("[ab]", 0..3_i64, prop::option::of(0..4_i64)), 0..9),
+            listed in prop::collection::btree_map(0..9_u8, ("[ab]", 0..3_i64), 0..9),
+        ) {
+            let vendor = VendorId::parse("a").expect("an id");
+            let product = |n: u8| ProductId::parse(format!("p{n}")).expect("an id");
+            let held: Vec<(ProductId, Shelf)> = held
+                .into_iter()
+                .map(|(n, (name, on_hand, blocked_run))| {
+                    let shelf = Shelf { name: Some(name), on_hand, open_delta: -1, blocked_run };
+                    (product(n), shelf)
+                })
+                .collect();
+            let listed: Vec<Listed> = listed
+                .into_iter()
+                .map(|(n, (name, stock))| Listed { product_id: product(n), name, stock })
+                .collect();
+            let mut book = Book::new(BTreeSet::from([vendor.clone()]), BTreeSet::new());
+            for (product_id, shelf) in &held {
+                book.load_shelf(product_id.clone(), vendor.clone(), shelf.clone());
+            }
+            book.reconcile(&vendor, 2, &listed, &[]).expect("loaded");
+            let Changes { shelves, new_shelves, .. } = book.into_changes();
+            let changed: BTreeSet<ProductId> =
+                shelves.into_iter().chain(new_shelves).map(|((product_id, _), _)| product_id).collect();
+            prop_assert_eq!(list_differing(2, &held, &listed), changed);
+        }
+    }
 
     fn id(n: u128) -> UpdateId {
         UpdateId(Uuid::from_u128(n))
