@@ -10,6 +10,7 @@
 //! - A broken connection shows as a closed listener; the reason is told only by closing the connection.
 //! - Listeners are unbounded queues, so what may be outstanding is bounded here: publishes by count and
 //!   bytes, deliveries by the prefetch.
+//! - What it cannot read ends the connection, also what another producer has written. `legible` mends it first.
 //! - Its I/O thread may panic while a connection is being closed by the broker. That is seen as a lost
 //!   connection, which needs `panic = "unwind"`.
 
@@ -18,6 +19,7 @@ mod consumer;
 mod dead_letters;
 mod depths;
 mod error;
+mod legible;
 mod link;
 mod message;
 mod publisher;

@@ -13,7 +13,7 @@ use amiquip::{
 };
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use super::{address::Address, trouble::Trouble};
+use super::{address::Address, legible::Legible, trouble::Trouble};
 use crate::metrics::{FAULTS, Fault};
 
 /// A node that does not even complete a TCP handshake in this time is not going to.
@@ -77,6 +77,7 @@ impl Wire {
             .mem_channel_bound(FRAMES_QUEUED_MAX)
             .buffered_writes_high_water(UNSENT_MAX_BYTES);
         // Opened by URL, amiquip leaves Nagle's algorithm on, which costs 40 ms per confirm.
+        let stream = Legible::new(stream);
         let mut connection = Connection::insecure_open_stream(stream, options, tuning)?;
         let notes = connection.listen_for_connection_blocked()?;
         Ok(Wire {

@@ -12,6 +12,7 @@ use stockctl::mq::{
 };
 use uuid::Uuid;
 
+use crate::support::amqp_proxy::{NO_TEXT, before_which_text_is_none};
 use crate::support::messages::{
     batch, drain, hold, ids, link_is, message, producer, publish, publish_raw, ready, tags,
     until_ready,
@@ -282,6 +283,53 @@ async fn what_another_producer_writes_into_headers_breaks_nothing() {
     assert_eq!(got[0].headers.get("short"), Some(&HeaderValue::Int(7)));
     publish(&publisher, numbered(Queue::Orders, 1..2)).await;
     assert_eq!(numbers(&drain(&mut consumer, 1).await), [1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_text_ends_neither_a_consumer_nor_a_listing() {
+    use amiquip::{AmqpProperties, AmqpValue, FieldTable};
+    let settings = queues().await;
+    let publisher = producer(&settings).await;
+    let mut url: url::Url = settings.urls[0].parse().expect("a URL");
+    let broker = format!("127.0.0.1:{}", url.port().expect("a port"));
+    let proxy = before_which_text_is_none(broker).await;
+    url.set_port(Some(proxy.port())).expect("it has a host");
+    let through_proxy = Settings {
+        urls: vec![url.into()],
+        ..settings.clone()
+    };
+    let headers = FieldTable::from([
+        (NO_TEXT.to_owned(), AmqpValue::LongLongInt(7)),
+        ("text".to_owned(), AmqpValue::LongString(NO_TEXT.to_owned())),
+    ]);
+    let properties = AmqpProperties::default()
+        .with_content_type(NO_TEXT.to_owned())
+        .with_message_id(NO_TEXT.to_owned())
+        .with_headers(headers);
+    let hex = "0xffffffffffffff";
+    for queue in [Queue::Orders, Queue::OrdersDlq] {
+        publish_raw(&through_proxy, queue, properties.clone(), b"body").await;
+    }
+    publish(&publisher, numbered(Queue::Orders, 1..2)).await;
+    let mut consumer = Consumer::start(settings.clone(), Queue::Orders, 10);
+    let got = drain(&mut consumer, 2).await;
+    assert_eq!(
+        (got[0].redeliveries, &got[0].message_id),
+        (0, &Some(hex.to_owned()))
+    );
+    assert_eq!(got[0].headers.get(hex), Some(&HeaderValue::Int(7)));
+    let text = HeaderValue::Text("\u{fffd}".repeat(NO_TEXT.len()));
+    assert_eq!(got[0].headers.get("text"), Some(&text));
+    assert_eq!(got[0].body, b"body");
+    assert_eq!(numbers(&got[1..]), [1]);
+
+    let mut session = DeadLetters::open(&settings, Queue::OrdersDlq, DEADLINE)
+        .await
+        .expect("opened");
+    let letter = session.next().await.expect("answered").expect("a letter");
+    assert_eq!(letter.message_id.as_deref(), Some(hex));
+    session.ack(letter.tag).await.expect("removed");
+    session.close().await;
 }
 
 /// One broker for what cannot be seen on a shared one: it is asked on the server's side, filled, and killed. One test,

@@ -1,5 +1,5 @@
-//! A broker that stops listening at a moment of the test's choosing: what stands between a process and RabbitMQ, and
-//! passes everything on up to one AMQP method.
+//! What stands between a process and RabbitMQ and reads what the process sends: a broker that stops listening at a moment of
+//! the test's choosing, and a client that writes what the real one could not.
 
 use std::net::SocketAddr;
 
@@ -87,12 +87,7 @@ async fn carry_frames(
     to.write_all(&header).await?;
     let mut left = stop_at;
     loop {
-        // Type, channel and length, then the payload and the end mark.
-        let mut head = [0; 7];
-        from.read_exact(&mut head).await?;
-        let length = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
-        let mut rest = vec![0; length as usize + 1];
-        from.read_exact(&mut rest).await?;
+        let (head, rest) = frame(from).await?;
         if head[0] == 1 && left.first() == Some(&(rest[1], rest[3])) {
             left = &left[1..];
         }
@@ -101,6 +96,54 @@ async fn carry_frames(
             let mut unheard = [0; 4096];
             while from.read(&mut unheard).await? > 0 {}
             return Ok(());
+        }
+        to.write_all(&head).await?;
+        to.write_all(&rest).await?;
+    }
+}
+
+/// Reads a frame: type, channel and length, then the payload and the end mark.
+async fn frame(from: &mut OwnedReadHalf) -> std::io::Result<([u8; 7], Vec<u8>)> {
+    let mut head = [0; 7];
+    from.read_exact(&mut head).await?;
+    let length = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
+    let mut rest = vec![0; length as usize + 1];
+    from.read_exact(&mut rest).await?;
+    Ok((head, rest))
+}
+
+/// The placeholder that a client sends for bytes that are no text.
+pub(crate) const NO_TEXT: &str = "NO-TEXT";
+
+/// Stands before a broker, and writes as many bytes of 0xff wherever a client sends the placeholder. Returns its address.
+pub(crate) async fn before_which_text_is_none(broker: String) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(&broker).await.expect("the broker is up");
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = server.into_split();
+            tokio::spawn(async move {
+                let _ = tokio::io::copy(&mut from_server, &mut to_client).await;
+            });
+            tokio::spawn(async move { rewrite(&mut from_client, &mut to_server).await });
+        }
+    });
+    address
+}
+
+async fn rewrite(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf) -> std::io::Result<()> {
+    let mut header = [0; 8];
+    from.read_exact(&mut header).await?;
+    to.write_all(&header).await?;
+    let placeholder = NO_TEXT.as_bytes();
+    loop {
+        let (head, mut rest) = frame(from).await?;
+        for at in 0..rest.len().saturating_sub(placeholder.len()) {
+            if rest[at..].starts_with(placeholder) {
+                rest[at..at + placeholder.len()].fill(0xff);
+            }
         }
         to.write_all(&head).await?;
         to.write_all(&rest).await?;
