@@ -1,6 +1,8 @@
 //! Logging: one subscriber for the whole process, which writes to stderr as text for people or as JSON for machines.
 //! Records of crates that use `log` instead of `tracing` are taken in as well.
 
+mod span_fields;
+
 use std::io::{self, IsTerminal};
 use std::sync::OnceLock;
 
@@ -9,6 +11,8 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, reload};
+
+use self::span_fields::SpanFields;
 
 /// At debug level this module of the broker's client writes its handshake out whole, with the password.
 const WRITES_PASSWORDS: &str = "amiquip::io_loop::handshake_state";
@@ -56,6 +60,7 @@ pub fn init(format: Format, level: &str) -> Result<(), TelemetryError> {
             .json()
             .flatten_event(true)
             .with_span_list(false)
+            .fmt_fields(SpanFields)
             .boxed(),
         (Format::Text, _) | (Format::Auto, true) => {
             lines.with_ansi(terminal && colour_is_wanted()).boxed()
