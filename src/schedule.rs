@@ -106,10 +106,10 @@ async fn wake_requested(context: &Context, wakes: &BTreeMap<VendorId, Arc<Notify
 
 async fn sync_once(context: &Context, vendor_id: &VendorId, options: Options, syncing: &Part) {
     let started = std::time::Instant::now();
-    let progress = |listed: u64| {
+    let progress = |rows: u64| {
         syncing.moved();
-        if listed >= PROGRESS_ROWS && listed % PROGRESS_ROWS < options.chunk_rows as u64 {
-            tracing::info!(vendor = %vendor_id, products = listed, "syncing");
+        if rows >= PROGRESS_ROWS && rows % PROGRESS_ROWS < options.chunk_rows as u64 {
+            tracing::info!(vendor = %vendor_id, rows, "syncing");
         }
     };
     let outcome = sync::sync(context, vendor_id, options, &progress).await;
@@ -119,7 +119,7 @@ async fn sync_once(context: &Context, vendor_id: &VendorId, options: Options, sy
             let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             if summary.written > 0 || summary.closed > 0 {
                 tracing::info!(
-                    vendor = %vendor_id, products = summary.listed, written = summary.written,
+                    vendor = %vendor_id, products = summary.listed, read = summary.read, written = summary.written,
                     updates_closed = summary.closed, elapsed_ms, "synced"
                 );
             } else {
@@ -147,6 +147,7 @@ fn count(vendor: &str, outcome: &Result<Outcome, Error>, took: Duration) {
     if let Ok(Outcome::Done(summary)) = outcome {
         SYNCS.duration(vendor).observe(took.as_secs_f64());
         SYNCS.rows(vendor, SyncRow::Listed).inc_by(summary.listed);
+        SYNCS.rows(vendor, SyncRow::Read).inc_by(summary.read);
         SYNCS.rows(vendor, SyncRow::Written).inc_by(summary.written);
         SYNCS.rows(vendor, SyncRow::Skipped).inc_by(summary.skipped);
         SYNCS.closed(vendor).inc_by(summary.closed);

@@ -165,7 +165,7 @@ fn line(vendor_id: &VendorId, outcome: Outcome, json: bool) -> String {
     };
     if json {
         return serde_json::json!({
-            "vendorId": vendor_id, "outcome": state, "products": summary.listed, "written": summary.written,
+            "vendorId": vendor_id, "outcome": state, "products": summary.listed, "read": summary.read, "written": summary.written,
             "updatesClosed": summary.closed, "skipped": summary.skipped,
         })
         .to_string();

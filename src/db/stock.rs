@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz};
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, Text, Timestamptz};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 
 use super::{product_id, vendor_id};
 use crate::domain::book::{Place, Shelf, VendorChange};
+use crate::domain::difference::{Buckets, ID_BITS};
 use crate::domain::ids::{ProductId, VendorId};
-use crate::pg::{Error, prepared};
+use crate::pg::{Error, HashedColumns, Hashes, LONG_READ_DEADLINE, prepared};
 
 #[derive(diesel::QueryableByName)]
 struct Row {
@@ -130,17 +131,117 @@ pub async fn list_range(
     )
     .load(connection)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            let shelf = Shelf {
-                name: Some(row.name),
-                on_hand: row.on_hand,
-                open_delta: row.open_delta,
-                blocked_run: row.blocked_run,
-            };
-            Ok((product_id(row.product_id)?, shelf))
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+impl TryFrom<HeldRow> for (ProductId, Shelf) {
+    type Error = Error;
+
+    fn try_from(row: HeldRow) -> Result<Self, Error> {
+        let shelf = Shelf {
+            name: Some(row.name),
+            on_hand: row.on_hand,
+            open_delta: row.open_delta,
+            blocked_run: row.blocked_run,
+        };
+        Ok((product_id(row.product_id)?, shelf))
+    }
+}
+
+/// The columns that a vendor's catalogue has too.
+const HASHED: HashedColumns<'static> = HashedColumns {
+    id: "product_id",
+    name: "name",
+    stock: "on_hand",
+};
+/// A look at one vendor's stock, without locks, on a connection that has no other use meanwhile. It is one transaction, so
+/// it should be short: what it may still see cannot be vacuumed.
+pub struct Look<'a> {
+    connection: &'a mut AsyncPgConnection,
+    vendor: &'a VendorId,
+    run: i64,
+}
+
+impl<'a> Look<'a> {
+    /// Begins it. Rows are hashed with the number of the run as their seed.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn begin(
+        connection: &'a mut AsyncPgConnection,
+        vendor: &'a VendorId,
+        run: i64,
+    ) -> Result<Self, Error> {
+        // A vendor may take long for its part.
+        connection
+            .batch_execute(&format!(
+                "BEGIN READ ONLY;
+                 SET LOCAL statement_timeout = {};
+                 SET LOCAL idle_in_transaction_session_timeout = '5min'",
+                LONG_READ_DEADLINE.as_millis()
+            ))
+            .await?;
+        Ok(Self {
+            connection,
+            vendor,
+            run,
         })
-        .collect()
+    }
+
+    /// Begins to read a hash of each row, in no order; a row that this run has to unblock has one that no vendor's row has.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn hashes(&mut self) -> Result<Hashes<'_>, Error> {
+        let hash = HASHED.row_hash(self.run, ID_BITS);
+        let query = diesel::sql_query(format!(
+            "SELECT {hash} # CASE WHEN blocked_run < {run} THEN {others} ELSE 0 END AS hash FROM stock WHERE vendor_id = $1",
+            run = self.run,
+            others = -1_i64 << ID_BITS
+        ));
+        Hashes::load(
+            self.connection,
+            query.into_boxed().bind::<Text, _>(self.vendor.as_str()),
+        )
+        .await
+    }
+
+    /// Begins to read the products in some buckets, in the order of their ids.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn begin_products(&mut self, buckets: &Buckets) -> Result<(), Error> {
+        let is_in = HASHED.is_in("$2", buckets.mask(), self.run);
+        diesel::sql_query(format!(
+            "DECLARE products_in_order NO SCROLL CURSOR FOR
+             SELECT product_id, name, on_hand, open_delta, blocked_run FROM stock WHERE vendor_id = $1 AND {is_in}
+             ORDER BY product_id"
+        ))
+        .bind::<Text, _>(self.vendor.as_str())
+        .bind::<Binary, _>(buckets.as_bytes())
+        .execute(self.connection)
+        .await?;
+        Ok(())
+    }
+
+    /// The next `limit` of them, or those that are left.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn next_products(&mut self, limit: usize) -> Result<Vec<(ProductId, Shelf)>, Error> {
+        let rows: Vec<HeldRow> = diesel::sql_query(format!("FETCH {limit} FROM products_in_order"))
+            .load(self.connection)
+            .await?;
+        rows.into_iter().map(TryInto::try_into).collect()
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn end(self) -> Result<(), Error> {
+        Ok(self.connection.batch_execute("COMMIT").await?)
+    }
 }
 
 /// Whether anything is on hand at a vendor.

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod book;
 pub mod breaker;
 pub mod dead_letter;
+pub mod difference;
 pub mod events;
 pub mod history;
 pub mod ids;

@@ -135,8 +135,10 @@ labels! {
 
     /// What a sync did with a row of the vendor's catalogue.
     SyncRow {
-        /// It was read.
+        /// The vendor has it.
         Listed = ["listed"],
+        /// It was read whole; of the others a hash was.
+        Read = ["read"],
         /// It had changed, and was written.
         Written = ["written"],
         /// Its id or its stock cannot be ours.
@@ -489,7 +491,7 @@ pub static SYNCS: LazyLock<Syncs> = LazyLock::new(|| Syncs {
     ),
     rows: counters_by(
         "stockctl_sync_rows_total",
-        "Rows of a vendor's catalogue: read (listed), changed (written), passed over since their id or stock cannot be ours (skipped).",
+        "Rows of a vendor's catalogue: there (listed), of these read whole and not by their hash alone (read), changed (written), passed over since their id or stock cannot be ours (skipped).",
         &["vendor", "kind"],
     ),
     closed: counters_by(

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
+use crate::domain::difference::ID_BITS;
 use crate::domain::listing::{ID_CHARS_READ, NAME_CHARS_MAX, STOCK_CHARS_READ};
+use crate::pg::HashedColumns;
 
 /// A table with its columns. The names are as PostgreSQL keeps them: without quotes, and their case counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,9 +31,10 @@ impl fmt::Display for Catalogue {
 }
 
 impl Catalogue {
-    /// All products as three texts, `id`, `name` and `stock`, in the order of the ids' bytes in UTF-8, as we have it.
-    /// Each is cut off where it is longer than what we read, so that a row has a bound whatever the vendor keeps in it.
-    pub(super) fn select(&self, server_encoding: &str) -> String {
+    /// All products as three texts, `id`, `name` and `stock`, in the order of the ids' bytes in UTF-8, as we have it;
+    /// with a condition, those it holds for. Each is cut off where it is longer than what we read, so that a row has a
+    /// bound whatever the vendor keeps in it.
+    pub(super) fn select(&self, server_encoding: &str, condition: Option<&str>) -> String {
         let id = format!("{}::text", quoted(&self.id_column));
         let order = match server_encoding {
             // An index in the order of bytes serves this one.
@@ -39,16 +42,61 @@ impl Catalogue {
             // Elsewhere the bytes are others: in WIN1252, the sign of the euro comes before é.
             _ => format!("convert_to({id}, 'UTF8')"),
         };
-        let table = match &self.schema {
-            Some(schema) => format!("{}.{}", quoted(schema), quoted(&self.table)),
-            None => quoted(&self.table),
-        };
         format!(
             "SELECT left({id}, {ID_CHARS_READ}) AS id, left({}::text, {NAME_CHARS_MAX}) AS name, \
-             left({}::text, {STOCK_CHARS_READ}) AS stock FROM {table} ORDER BY {order}",
+             left({}::text, {STOCK_CHARS_READ}) AS stock FROM {}{} ORDER BY {order}",
             quoted(&self.name_column),
             quoted(&self.stock_column),
+            self.table(),
+            condition
+                .map(|condition| format!(" WHERE {condition}"))
+                .unwrap_or_default(),
         )
+    }
+
+    /// The type of the column of the stock, an expression.
+    pub(super) fn stock_type(&self) -> String {
+        format!(
+            "pg_typeof((SELECT {} FROM {} LIMIT 0))::text",
+            quoted(&self.stock_column),
+            self.table()
+        )
+    }
+
+    /// Whether there is no row, as `is_empty`.
+    pub(super) fn select_is_empty(&self) -> String {
+        format!(
+            "SELECT NOT EXISTS (SELECT FROM {}) AS is_empty",
+            self.table()
+        )
+    }
+
+    /// The hash of each row, as `hash`, in any order. A row that lists nothing we can sell has one that no product of ours
+    /// has. The stock must be of a type of integers.
+    pub(super) fn select_hashes(&self, seed: i64) -> String {
+        let hash = self.with_columns(|columns| columns.row_hash(seed, ID_BITS));
+        format!("SELECT {hash} AS hash FROM {}", self.table())
+    }
+
+    /// Whether a row is in one of these buckets, an expression.
+    pub(super) fn is_in(&self, buckets: &str, mask: usize, seed: i64) -> String {
+        self.with_columns(|columns| columns.is_in(buckets, mask, seed))
+    }
+
+    fn with_columns<T>(&self, work: impl FnOnce(HashedColumns<'_>) -> T) -> T {
+        // As `domain::listing::read` takes NULL; no product has an empty id.
+        work(HashedColumns {
+            id: &format!("coalesce({}::text, '')", quoted(&self.id_column)),
+            name: &format!("coalesce({}::text, '')", quoted(&self.name_column)),
+            stock: &format!("coalesce({}::bigint, 0)", quoted(&self.stock_column)),
+        })
+    }
+
+    fn table(&self) -> String {
+        match &self.schema {
+            Some(schema) => format!("{}.{}", quoted(schema), quoted(&self.table)),
+            None => quoted(&self.table),
+        }
     }
 }
 
@@ -70,7 +118,11 @@ mod tests {
             name_column: "na me".into(),
             stock_column: "Qty".into(),
         };
-        insta::assert_snapshot!(catalogue.select("UTF8"), @r#"SELECT left("sku"" , (SELECT 1) AS ""x"::text, 201) AS id, left("na me"::text, 1000) AS name, left("Qty"::text, 100) AS stock FROM "Shop""; --"."items""""" ORDER BY "sku"" , (SELECT 1) AS ""x"::text COLLATE "C""#);
+        insta::assert_snapshot!(catalogue.select("UTF8", None), @r#"SELECT left("sku"" , (SELECT 1) AS ""x"::text, 201) AS id, left("na me"::text, 1000) AS name, left("Qty"::text, 100) AS stock FROM "Shop""; --"."items""""" ORDER BY "sku"" , (SELECT 1) AS ""x"::text COLLATE "C""#);
+        insta::assert_snapshot!(catalogue.select("UTF8", Some(&catalogue.is_in("$1", 7, 5))), @r#"SELECT left("sku"" , (SELECT 1) AS ""x"::text, 201) AS id, left("na me"::text, 1000) AS name, left("Qty"::text, 100) AS stock FROM "Shop""; --"."items""""" WHERE get_bit($1, (hashtextextended((coalesce("sku"" , (SELECT 1) AS ""x"::text, '')) COLLATE "C", 5) & 7)::integer) = 1 ORDER BY "sku"" , (SELECT 1) AS ""x"::text COLLATE "C""#);
+        insta::assert_snapshot!(catalogue.select_is_empty(), @r#"SELECT NOT EXISTS (SELECT FROM "Shop""; --"."items""""") AS is_empty"#);
+        insta::assert_snapshot!(catalogue.select_hashes(5), @r#"SELECT ((hashtextextended((coalesce("sku"" , (SELECT 1) AS ""x"::text, '')) COLLATE "C", 5) & 1048575) | (hashtextextended((coalesce("na me"::text, '')) COLLATE "C", hashtextextended((coalesce("sku"" , (SELECT 1) AS ""x"::text, '')) COLLATE "C", 5) # coalesce("Qty"::bigint, 0)) & -1048576)) AS hash FROM "Shop""; --"."items""""""#);
+        insta::assert_snapshot!(catalogue.stock_type(), @r#"pg_typeof((SELECT "Qty" FROM "Shop""; --"."items""""" LIMIT 0))::text"#);
         insta::assert_snapshot!(catalogue.to_string(), @r#"Shop"; --.items"""#);
     }
 }

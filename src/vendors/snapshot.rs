@@ -1,14 +1,15 @@
 //! One consistent look at a vendor's database, for a sync: which updates it includes, and its products in order.
 
-use diesel::sql_types::{Array, Bool, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Bool, Integer, Nullable, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use uuid::Uuid;
 
 use super::catalogue::Catalogue;
 use crate::domain::book::Listed;
+use crate::domain::difference::Buckets;
 use crate::domain::ids::{ProductId, UpdateId};
 use crate::domain::listing;
-use crate::pg::{self, Settings, connect};
+use crate::pg::{self, Hashes, LONG_READ_DEADLINE, ROW_HASH_SINCE, Settings, connect};
 
 /// Why a vendor's database cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -41,13 +42,20 @@ pub enum Error {
 }
 
 /// The server's own words, unless it went away.
-fn refused(error: diesel::result::Error, class: impl FnOnce(pg::Error) -> Error) -> Error {
-    let error = pg::Error::from(error);
+fn refused(error: impl Into<pg::Error>, class: impl FnOnce(pg::Error) -> Error) -> Error {
+    let error = error.into();
     if error.is_unavailable() {
         Error::Database(error)
     } else {
         class(error)
     }
+}
+
+fn unreadable(catalogue: &Catalogue, error: impl Into<pg::Error>) -> Error {
+    refused(error, |problem| Error::Table {
+        table: catalogue.to_string(),
+        problem,
+    })
 }
 
 /// Most rows that are told of, of those that were passed over.
@@ -65,8 +73,8 @@ pub struct PassedOver {
 /// An open snapshot, on a connection of its own; dropping it ends it.
 pub struct Snapshot {
     connection: AsyncPgConnection,
-    table: String,
-    is_replica: bool,
+    catalogue: Catalogue,
+    server: Server,
     rows_per_chunk: usize,
     last: Option<ProductId>,
     passed_over: PassedOver,
@@ -86,8 +94,21 @@ struct Row {
 struct Server {
     #[diesel(sql_type = Text)]
     encoding: String,
+    #[diesel(sql_type = Integer)]
+    version: i32,
     #[diesel(sql_type = Bool)]
     is_replica: bool,
+    #[diesel(sql_type = Text)]
+    stock_type: String,
+}
+
+impl Server {
+    /// Whether it hashes rows as we do. A stock of another type has other texts for the same number.
+    fn hashes_rows(&self) -> bool {
+        self.encoding == "UTF8"
+            && self.version >= ROW_HASH_SINCE
+            && matches!(self.stock_type.as_str(), "smallint" | "integer" | "bigint")
+    }
 }
 
 impl Snapshot {
@@ -101,7 +122,6 @@ impl Snapshot {
         rows_per_chunk: usize,
     ) -> Result<Self, Error> {
         let mut connection = connect(settings).await?;
-        let database = |error: diesel::result::Error| Error::Database(error.into());
         // A vendor may have to sort its catalogue first, and waits while we write a chunk. A stock of floating point is
         // written in full, whatever the role's default is.
         connection
@@ -112,35 +132,88 @@ impl Snapshot {
                  BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
             )
             .await
-            .map_err(database)?;
+            .map_err(|error| Error::Database(error.into()))?;
         // BEGIN alone opens no snapshot, the first query does.
-        let server: Server = diesel::sql_query(
-            "SELECT current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS is_replica",
-        )
-        .get_result(&mut connection)
+        let server = diesel::sql_query(format!(
+            "SELECT current_setting('server_encoding') AS encoding, current_setting('server_version_num')::integer AS version,
+                 pg_is_in_recovery() AS is_replica, {} AS stock_type",
+            catalogue.stock_type()
+        ))
+        .get_result::<Server>(&mut connection)
         .await
-        .map_err(database)?;
-        let table = catalogue.to_string();
-        connection
-            .batch_execute(&format!(
-                "DECLARE products_in_order NO SCROLL CURSOR FOR {}",
-                catalogue.select(&server.encoding)
-            ))
-            .await
-            .map_err(|error| {
-                refused(error, |problem| Error::Table {
-                    table: table.clone(),
-                    problem,
-                })
-            })?;
+        .map_err(|error| unreadable(catalogue, error))?;
         Ok(Self {
             connection,
-            table,
-            is_replica: server.is_replica,
+            catalogue: catalogue.clone(),
+            server,
             rows_per_chunk,
             last: None,
             passed_over: PassedOver::default(),
         })
+    }
+
+    /// Begins to read the products in the order of their ids: all, or those in some buckets, by hashes with this seed.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn begin_products(&mut self, only: Option<(&Buckets, i64)>) -> Result<(), Error> {
+        let condition =
+            only.map(|(buckets, seed)| self.catalogue.is_in("$1", buckets.mask(), seed));
+        let select = self
+            .catalogue
+            .select(&self.server.encoding, condition.as_deref());
+        let cursor = format!("DECLARE products_in_order NO SCROLL CURSOR FOR {select}");
+        let declared = match only {
+            None => self.connection.batch_execute(&cursor).await,
+            Some((buckets, _)) => diesel::sql_query(cursor)
+                .bind::<Binary, _>(buckets.as_bytes())
+                .execute(&mut self.connection)
+                .await
+                .map(drop),
+        };
+        declared.map_err(|error| unreadable(&self.catalogue, error))
+    }
+
+    /// Whether the vendor's database can hash its rows as ours does.
+    #[must_use]
+    pub fn hashes_rows(&self) -> bool {
+        self.server.hashes_rows()
+    }
+
+    /// Whether the table has no row at all.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn is_empty(&mut self) -> Result<bool, Error> {
+        #[derive(diesel::QueryableByName)]
+        struct Answer {
+            #[diesel(sql_type = Bool)]
+            is_empty: bool,
+        }
+        let answer: Answer = diesel::sql_query(self.catalogue.select_is_empty())
+            .get_result(&mut self.connection)
+            .await
+            .map_err(|error| unreadable(&self.catalogue, error))?;
+        Ok(answer.is_empty)
+    }
+
+    /// Begins to read a hash of each row, in no order.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn hashes(&mut self, seed: i64) -> Result<Hashes<'_>, Error> {
+        // Millions of rows come by one statement; each part of them has its deadline.
+        let query = self.catalogue.select_hashes(seed);
+        self.connection
+            .batch_execute(&format!(
+                "SET LOCAL statement_timeout = {}",
+                LONG_READ_DEADLINE.as_millis()
+            ))
+            .await
+            .map_err(|error| Error::Database(error.into()))?;
+        Hashes::load(&mut self.connection, diesel::sql_query(query).into_boxed())
+            .await
+            .map_err(|error| unreadable(&self.catalogue, error))
     }
 
     /// Of the given updates, those that the ledger holds as applied.
@@ -190,7 +263,7 @@ impl Snapshot {
                             .is_some_and(|last| *last >= product.product_id)
                         {
                             return Err(Error::Repeated {
-                                table: self.table.clone(),
+                                table: self.table(),
                                 id: product.product_id,
                             });
                         }
@@ -215,13 +288,13 @@ impl Snapshot {
     /// Whether the server only follows another one, and so may be behind what that one has answered for.
     #[must_use]
     pub fn is_replica(&self) -> bool {
-        self.is_replica
+        self.server.is_replica
     }
 
     /// The table, as configured.
     #[must_use]
-    pub fn table(&self) -> &str {
-        &self.table
+    pub fn table(&self) -> String {
+        self.catalogue.to_string()
     }
 }
 

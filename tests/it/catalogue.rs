@@ -1,7 +1,7 @@
 //! Vendors' tables as they really are: under names and of types that are the vendor's, with rows that nobody would sell.
 
 use diesel_async::SimpleAsyncConnection;
-use serde_json::Value;
+use serde_json::{Value, json};
 use stockctl::pg;
 
 use crate::support::{ELSEWHERE, Elsewhere, Ended, Servers, Shop, ShopOptions};
@@ -237,7 +237,7 @@ async fn a_row_whose_id_or_stock_cannot_be_ours_is_passed_over_with_a_warning_an
         .await;
     let ended = sync(&elsewhere).await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    insta::assert_snapshot!(ended.stdout, @r#"{"outcome":"done","products":4,"skipped":9,"updatesClosed":0,"vendorId":"elsewhere","written":3}"#);
+    insta::assert_snapshot!(ended.stdout, @r#"{"outcome":"done","products":4,"read":4,"skipped":9,"updatesClosed":0,"vendorId":"elsewhere","written":3}"#);
     insta::assert_snapshot!(logged(&ended), @r#"
     level "WARN"
     vendor "elsewhere"
@@ -414,4 +414,138 @@ async fn a_view_makes_a_catalogue_of_what_is_none() {
     a A: 11
     b B: 7
     ");
+}
+
+/// A sync's report, and that we hold what the vendor lists.
+async fn assert_follows(elsewhere: &Elsewhere, after: &str) -> Value {
+    let ended = sync(elsewhere).await;
+    assert_eq!(ended.code, Some(0), "{after}: {ended:?}");
+    let held = elsewhere
+        .shop
+        .text(
+            "SELECT string_agg(format('%s %s %s', product_id, name, on_hand), E'\\n' ORDER BY product_id) AS t FROM stock
+             WHERE on_hand <> 0 AND blocked_run IS NULL",
+        )
+        .await;
+    let listed = elsewhere
+        .shop
+        .text_at(
+            ELSEWHERE,
+            "SELECT string_agg(format('%s %s %s', sku, left(coalesce(title, ''), 1000), quantity), E'\\n'
+                 ORDER BY sku COLLATE \"C\") AS t
+             FROM shop.items WHERE quantity <> 0 AND sku NOT LIKE E'%\\n%'",
+        )
+        .await;
+    assert!(
+        held == listed,
+        "{after}: {:?}",
+        held.lines()
+            .filter(|line| !listed.lines().any(|listed| listed == *line))
+            .chain(
+                listed
+                    .lines()
+                    .filter(|line| !held.lines().any(|held| held == *line))
+            )
+            .collect::<Vec<_>>()
+    );
+    serde_json::from_str(&ended.stdout).expect("JSON")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_catalogue_that_hardly_changed_only_what_may_differ_is_read() {
+    // Chunks so small that what both sides read meets at bounds.
+    let elsewhere = Elsewhere::empty("[sync]\nchunk_rows = 2\n").await;
+    let _api = elsewhere.shop.serve().await;
+    elsewhere
+        .create(
+            "CREATE TABLE shop.items (sku text, title text, quantity integer);
+             INSERT INTO shop.items SELECT 'p' || n, 'Product ' || n, n FROM generate_series(1, 600) n",
+        )
+        .await;
+    let first = assert_follows(&elsewhere, "the first load").await;
+    assert_eq!(
+        (&first["read"], &first["written"]),
+        (&json!(600), &json!(600))
+    );
+    let same = assert_follows(&elsewhere, "nothing").await;
+    assert_eq!(
+        same,
+        json!({"vendorId": "elsewhere", "outcome": "done", "products": 600, "read": 0, "written": 0,
+               "updatesClosed": 0, "skipped": 0})
+    );
+    for (change, products, written) in [
+        ("UPDATE shop.items SET quantity = 1000 WHERE sku = 'p1'", 600, 1),
+        ("UPDATE shop.items SET title = 'Another' WHERE sku = 'p600'", 600, 1),
+        ("UPDATE shop.items SET title = NULL WHERE sku IN ('p2', 'p3')", 600, 2),
+        ("UPDATE shop.items SET quantity = NULL WHERE sku IN ('p4', 'p5')", 600, 2),
+        // In Rust as in SQL a character is one of Unicode.
+        ("UPDATE shop.items SET title = repeat('é', 1000) WHERE sku = 'p6'", 600, 1),
+        ("UPDATE shop.items SET title = repeat('é', 1500) WHERE sku = 'p7'", 600, 1),
+        ("DELETE FROM shop.items WHERE sku IN ('p1', 'p300', 'p99', 'p999')", 597, 3),
+        (
+            "INSERT INTO shop.items VALUES ('0', 'first', 1), ('p4000', 'between', 2), ('é', 'last', 3),
+                 ('zero', 'new and not there', 0)",
+            601,
+            4,
+        ),
+        ("INSERT INTO shop.items VALUES ('p1', 'Product 1', 1)", 602, 1),
+    ] {
+        elsewhere.run(change).await;
+        let report = assert_follows(&elsewhere, change).await;
+        let read = report["read"].as_u64().expect("a number");
+        assert!(read >= written && read < 60, "{change}: {report}");
+        assert_eq!(
+            (&report["products"], &report["written"]),
+            (&json!(products), &json!(written)),
+            "{change}: {report}"
+        );
+        let again = assert_follows(&elsewhere, change).await;
+        assert_eq!(again["written"], 0, "{change}: {again}");
+    }
+    // A row that cannot be sold is told of by each run.
+    elsewhere
+        .run("INSERT INTO shop.items VALUES (NULL, 'no id', 1), (E'p\\n', 'no id of ours', 1), (E'p\\n', 'no id of ours', 1)")
+        .await;
+    for _ in 0..2 {
+        let report = assert_follows(&elsewhere, "rows that cannot be sold").await;
+        assert_eq!(
+            (&report["products"], &report["written"], &report["skipped"]),
+            (&json!(602), &json!(0), &json!(3)),
+            "{report}"
+        );
+    }
+    elsewhere
+        .run("DELETE FROM shop.items WHERE sku IS NULL OR sku LIKE E'%\\n'")
+        .await;
+    // What the vendor has rejected is sold again once a run has seen it, changed or not.
+    elsewhere
+        .shop
+        .run_here("UPDATE stock SET blocked_run = 1 WHERE product_id IN ('p8', 'p9')")
+        .await;
+    let report = assert_follows(&elsewhere, "a rejection").await;
+    assert_eq!(report["written"], 2, "{report}");
+    // The very same row twice changes no figure; that two rows have one id is no less wrong.
+    elsewhere
+        .run("INSERT INTO shop.items VALUES ('p10', 'Product 10', 10)")
+        .await;
+    assert!(refusal(&elsewhere).await.contains("\"p10\" more than once"));
+    elsewhere
+        .run("DELETE FROM shop.items WHERE sku = 'p10'; INSERT INTO shop.items VALUES ('p10', 'Product 10', 10)")
+        .await;
+    let report = assert_follows(&elsewhere, "one of the two is gone").await;
+    assert_eq!(report["written"], 0, "{report}");
+    // Where much has changed, or the same stock may be written in several ways, everything is read.
+    elsewhere
+        .run("UPDATE shop.items SET quantity = quantity + 1 WHERE quantity % 2 = 0")
+        .await;
+    let report = assert_follows(&elsewhere, "half of the stock").await;
+    assert_eq!(report["read"], 602, "{report}");
+    elsewhere
+        .run("ALTER TABLE shop.items ALTER quantity TYPE numeric")
+        .await;
+    let report = assert_follows(&elsewhere, "another type").await;
+    assert_eq!(
+        (&report["read"], &report["written"]),
+        (&json!(602), &json!(0))
+    );
 }

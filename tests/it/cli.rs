@@ -958,8 +958,8 @@ async fn what_is_printed_for_people_and_for_programs() {
     insta::assert_snapshot!(text, @r#"
     vendorA: 2 products, 2 written, 0 updates found applied
     vendorB: 2 products, 2 written, 0 updates found applied
-    {"outcome":"done","products":2,"skipped":0,"updatesClosed":0,"vendorId":"vendorA","written":0}
-    {"outcome":"done","products":2,"skipped":0,"updatesClosed":0,"vendorId":"vendorB","written":0}
+    {"outcome":"done","products":2,"read":0,"skipped":0,"updatesClosed":0,"vendorId":"vendorA","written":0}
+    {"outcome":"done","products":2,"read":0,"skipped":0,"updatesClosed":0,"vendorId":"vendorB","written":0}
     "#);
 }
 

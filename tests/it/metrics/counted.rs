@@ -208,8 +208,13 @@ impl AtWork {
             };
             assert_eq!((runs("done"), runs("failed")), (1.0, 0.0));
             assert_eq!(
-                (rows("listed"), rows("written"), rows("skipped")),
-                (2.0, 2.0, 0.0)
+                (
+                    rows("listed"),
+                    rows("read"),
+                    rows("written"),
+                    rows("skipped")
+                ),
+                (2.0, 2.0, 2.0, 0.0)
             );
             assert_eq!(of("stockctl_sync_duration_seconds_count"), 1.0);
             assert!(of("stockctl_vendor_last_sync_timestamp_seconds") > 1_700_000_000.0);

@@ -371,12 +371,17 @@ impl Shop {
 
     /// A text from our database; empty where there is none.
     pub(crate) async fn text(&self, sql: &str) -> String {
+        self.text_at(ORDERS, sql).await
+    }
+
+    /// A text from a vendor's database; empty where there is none.
+    pub(crate) async fn text_at(&self, database: &str, sql: &str) -> String {
         #[derive(diesel::QueryableByName)]
         struct Text {
             #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
             t: Option<String>,
         }
-        let row: Text = self.row(ORDERS, sql).await;
+        let row: Text = self.row(database, sql).await;
         row.t.unwrap_or_default()
     }
 

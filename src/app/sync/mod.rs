@@ -1,15 +1,19 @@
 //! Reconciles our view of one vendor's stock with the vendor's database. Each product's on hand and the set of updates
 //! that it includes change together, so what is available is exact at every moment.
 
+mod held;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use diesel_async::{AsyncConnection, AsyncPgConnection};
 use tracing::Instrument;
 
+use self::held::{Differing, Held, find_differences};
 use super::save::save;
 use super::{Context, Error};
 use crate::db;
+use crate::db::stock::Look;
 use crate::db::updates::{ListedUpdate, Unclosed};
 use crate::domain::book::{Changes, Listed, list_differing};
 use crate::domain::ids::{ProductId, UpdateId, VendorId};
@@ -32,6 +36,8 @@ pub struct Options {
 pub struct Summary {
     /// Products that the vendor lists.
     pub listed: u64,
+    /// Products that were read: of the others a hash said that they are as we have them.
+    pub read: u64,
     /// Rows that changed.
     pub written: u64,
     /// Updates that were found applied.
@@ -51,7 +57,7 @@ pub enum Outcome {
     Overtaken,
 }
 
-/// Runs one sync of one vendor. `progress` is told how many products were read.
+/// Runs one sync of one vendor. `progress` is told how many rows were looked at: first their hashes, then what is read.
 ///
 /// # Errors
 /// Ours or the vendor's database failed; what was written before stays, and is right.
@@ -68,10 +74,11 @@ pub async fn sync(
     }
     let mut span = Span::begin("sync vendor", Kind::Internal, traces::current().as_slice());
     span.note("stockctl.vendor.id", vendor_id);
-    let running = span.around(run(context, vendor_id, options, progress));
+    let running = span.around(run(context, &mut session, vendor_id, options, progress));
     let result = running.instrument(span.for_log()).await;
     if let Ok(Outcome::Done(summary)) = &result {
         span.note("stockctl.sync.listed", summary.listed);
+        span.note("stockctl.sync.read", summary.read);
         span.note("stockctl.sync.written", summary.written);
         span.note("stockctl.sync.closed", summary.closed);
     }
@@ -118,18 +125,20 @@ fn at_vendor(vendor_id: &VendorId, error: &snapshot::Error) -> Error {
 
 async fn run(
     context: &Context,
+    session: &mut AsyncPgConnection,
     vendor_id: &VendorId,
     options: Options,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Outcome, Error> {
     let vendor = context.vendor(vendor_id)?;
-    let number = context
+    let (number, has_any) = context
         .with_connection(async |connection| {
             db::vendors::register(connection, std::slice::from_ref(vendor_id)).await?;
-            Ok(db::vendors::begin_run(connection, vendor_id).await?)
+            let number = db::vendors::begin_run(connection, vendor_id).await?;
+            Ok((number, db::stock::has_any(connection, vendor_id).await?))
         })
         .await?;
-    let (mut acknowledged, listings) = if vendor.has_ledger {
+    let (acknowledged, listings) = if vendor.has_ledger {
         Default::default()
     } else {
         list_acknowledged(context, vendor_id).await?
@@ -143,48 +152,37 @@ async fn run(
     if !vendor.has_ledger && snapshot.is_replica() {
         return Err(follows_another(vendor_id));
     }
+    // What the vendor has acknowledged is written product by product, whether its rows differ or not.
+    let is_hashed = has_any
+        && acknowledged.is_empty()
+        && snapshot.hashes_rows()
+        && !at_vendor_within(vendor_id, snapshot.is_empty()).await?;
     let mut writer = Writer {
         context,
         vendor_id,
         run: number,
         rows_max: options.chunk_rows,
+        held: Held::All(context, vendor_id),
         summary: Summary::default(),
     };
-    let mut after: Option<ProductId> = None;
-    let mut chunk = at_vendor_within(vendor_id, snapshot.next_chunk()).await?;
-    if chunk.is_none() {
-        refuse_if_unreadable(vendor_id, &snapshot)?;
-        if !options.allow_empty {
-            refuse_if_emptied(context, vendor_id).await?;
+    let is_current = if !is_hashed {
+        let first = begin_all(&mut snapshot, vendor_id).await?;
+        if first.is_none() && !options.allow_empty && has_any {
+            return Err(emptied(vendor_id));
         }
-    }
-    if vendor.has_ledger && !writer.close_included(&mut snapshot).await? {
+        (!vendor.has_ledger || writer.close_included(&mut snapshot).await?)
+            && writer
+                .write_all_listed(&mut snapshot, first, acknowledged, progress)
+                .await?
+    } else {
+        // Closing an update changes what is on hand, so only then it can be compared.
+        (!vendor.has_ledger || writer.close_included(&mut snapshot).await?)
+            && writer
+                .write_differing(&mut snapshot, session, progress)
+                .await?
+    };
+    if !is_current {
         return Ok(Outcome::Overtaken);
-    }
-    let mut next = following(vendor_id, &mut snapshot, chunk.as_ref()).await?;
-    loop {
-        let listed = chunk.take().unwrap_or_default();
-        // The last chunk reaches to the end, so that products after the vendor's last one are found delisted.
-        let until = next
-            .is_some()
-            .then(|| listed.last().map(|p| p.product_id.clone()))
-            .flatten();
-        let here = split_until(&mut acknowledged, until.as_ref());
-        writer.summary.listed += listed.len() as u64;
-        // The vendor reads on meanwhile.
-        let (is_current, after_next) = tokio::try_join!(
-            writer.write_range(&listed, after.as_ref(), until.as_ref(), here),
-            following(vendor_id, &mut snapshot, next.as_ref()),
-        )?;
-        if !is_current {
-            return Ok(Outcome::Overtaken);
-        }
-        progress(writer.summary.listed);
-        if next.is_none() {
-            break;
-        }
-        after = until;
-        chunk = std::mem::replace(&mut next, after_next);
     }
     for listings in listings.chunks(LISTINGS_PER_STATEMENT) {
         writer.unlist_closed(listings).await?;
@@ -207,6 +205,19 @@ async fn run(
     } else {
         Outcome::Overtaken
     })
+}
+
+/// Begins to read the whole catalogue; `None` where it is empty.
+async fn begin_all(
+    snapshot: &mut Snapshot,
+    vendor_id: &VendorId,
+) -> Result<Option<Vec<Listed>>, Error> {
+    at_vendor_within(vendor_id, snapshot.begin_products(None)).await?;
+    let first = at_vendor_within(vendor_id, snapshot.next_chunk()).await?;
+    if first.is_none() {
+        refuse_if_unreadable(vendor_id, snapshot)?;
+    }
+    Ok(first)
 }
 
 /// The chunk after one that was read; nothing comes after the last.
@@ -275,20 +286,14 @@ fn refuse_if_unreadable(vendor_id: &VendorId, snapshot: &Snapshot) -> Result<(),
 }
 
 /// TRUNCATE shows in snapshots that are older than it, so an empty catalogue is more likely an accident than the truth.
-async fn refuse_if_emptied(context: &Context, vendor_id: &VendorId) -> Result<(), Error> {
-    let had_any = context
-        .with_connection(async |connection| Ok(db::stock::has_any(connection, vendor_id).await?))
-        .await?;
-    if !had_any {
-        return Ok(());
-    }
-    Err(Error::Refused {
+fn emptied(vendor_id: &VendorId) -> Error {
+    Error::Refused {
         code: "empty_snapshot",
         detail: format!(
             "it lists no product at all, where it had stock before; if that is right, run \
              `stockctl sync --once --vendor {vendor_id} --allow-empty`"
         ),
-    })
+    }
 }
 
 /// Takes out the part up to and including `until`; all of it when there is no bound.
@@ -346,10 +351,102 @@ struct Writer<'a> {
     vendor_id: &'a VendorId,
     run: i64,
     rows_max: usize,
+    held: Held<'a>,
     summary: Summary,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    /// Writes where the rows have other hashes than ours. Returns whether the run is still the current one.
+    async fn write_differing(
+        &mut self,
+        snapshot: &mut Snapshot,
+        session: &'a mut AsyncPgConnection,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<bool, Error> {
+        let mut look = Look::begin(session, self.vendor_id, self.run).await?;
+        let differences =
+            find_differences(self.vendor_id, snapshot, &mut look, self.run, progress).await?;
+        let listed = differences.listed();
+        let looked_at = |read| progress(listed + read);
+        let Some(buckets) = differences.into_few_buckets() else {
+            look.end().await?;
+            let first = begin_all(snapshot, self.vendor_id).await?;
+            return self
+                .write_all_listed(snapshot, first, Applied::new(), &looked_at)
+                .await;
+        };
+        let mut is_current = true;
+        if buckets.is_empty() {
+            look.end().await?;
+        } else {
+            look.begin_products(&buckets).await?;
+            self.held = Held::Differing(Differing::new(look));
+            let begin = snapshot.begin_products(Some((&buckets, self.run)));
+            at_vendor_within(self.vendor_id, begin).await?;
+            let first = at_vendor_within(self.vendor_id, snapshot.next_chunk()).await?;
+            is_current = self
+                .write_read(snapshot, first, Applied::new(), &looked_at)
+                .await?;
+            let all = Held::All(self.context, self.vendor_id);
+            std::mem::replace(&mut self.held, all).end().await?;
+        }
+        self.summary.listed = listed.saturating_sub(snapshot.passed_over().rows);
+        Ok(is_current)
+    }
+
+    /// Writes the whole catalogue, from `first` on. Returns whether the run is still the current one.
+    async fn write_all_listed(
+        &mut self,
+        snapshot: &mut Snapshot,
+        first: Option<Vec<Listed>>,
+        acknowledged: Applied,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<bool, Error> {
+        let is_current = self
+            .write_read(snapshot, first, acknowledged, progress)
+            .await?;
+        self.summary.listed = self.summary.read;
+        Ok(is_current)
+    }
+
+    /// Writes what the snapshot goes on to list, from `chunk` on, and what it has not listed in between as gone. Returns
+    /// whether the run is still the current one.
+    async fn write_read(
+        &mut self,
+        snapshot: &mut Snapshot,
+        mut chunk: Option<Vec<Listed>>,
+        mut acknowledged: Applied,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<bool, Error> {
+        let vendor_id = self.vendor_id;
+        let mut after: Option<ProductId> = None;
+        let mut next = following(vendor_id, snapshot, chunk.as_ref()).await?;
+        loop {
+            let listed = chunk.take().unwrap_or_default();
+            // The last chunk reaches to the end, so that products after the vendor's last one are found delisted.
+            let until = next
+                .is_some()
+                .then(|| listed.last().map(|p| p.product_id.clone()))
+                .flatten();
+            let here = split_until(&mut acknowledged, until.as_ref());
+            self.summary.read += listed.len() as u64;
+            // The vendor reads on meanwhile.
+            let (is_current, after_next) = tokio::try_join!(
+                self.write_range(&listed, after.as_ref(), until.as_ref(), here),
+                following(vendor_id, snapshot, next.as_ref()),
+            )?;
+            if !is_current {
+                return Ok(false);
+            }
+            progress(self.summary.read);
+            if next.is_none() {
+                return Ok(true);
+            }
+            after = until;
+            chunk = std::mem::replace(&mut next, after_next);
+        }
+    }
+
     /// Closes the updates that the snapshot includes, page by page, however many there are. Only what is open when the
     /// snapshot opens can be in it. Returns whether the run is still the current one.
     async fn close_included(&mut self, snapshot: &mut Snapshot) -> Result<bool, Error> {
@@ -424,20 +521,7 @@ impl Writer<'_> {
         let mut after = after.cloned();
         loop {
             // What we hold may be more than what the vendor lists, when it has dropped much of its catalogue.
-            let limit = i64::try_from(self.rows_max).unwrap_or(i64::MAX);
-            let held = self
-                .context
-                .with_connection(async |connection| {
-                    Ok(db::stock::list_range(
-                        connection,
-                        self.vendor_id,
-                        after.as_ref(),
-                        until,
-                        limit,
-                    )
-                    .await?)
-                })
-                .await?;
+            let held = self.held.next(after.as_ref(), until, self.rows_max).await?;
             let is_last = held.len() < self.rows_max;
             let end = if is_last {
                 until.cloned()

@@ -1,0 +1,134 @@
+//! Our side of the comparison with a vendor's catalogue: first the hashes of the rows of both, then, of those that may
+//! differ, the rows.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use super::at_vendor_within;
+use crate::app::{Context, Error};
+use crate::db;
+use crate::db::stock::Look;
+use crate::domain::book::Shelf;
+use crate::domain::difference::Differences;
+use crate::domain::ids::{ProductId, VendorId};
+use crate::vendors::snapshot::Snapshot;
+
+/// Compares the hashes of all rows. Both databases compute theirs at the same time.
+pub(super) async fn find_differences(
+    vendor_id: &VendorId,
+    snapshot: &mut Snapshot,
+    look: &mut Look<'_>,
+    run: i64,
+    progress: &(dyn Fn(u64) + Send + Sync),
+) -> Result<Differences, Error> {
+    let differences = Mutex::new(Differences::default());
+    let counted = |count: &dyn Fn(&mut Differences)| {
+        let mut differences = differences.lock().unwrap_or_else(PoisonError::into_inner);
+        count(&mut differences);
+        differences.listed()
+    };
+    let count_listed = async {
+        let mut hashes = at_vendor_within(vendor_id, snapshot.hashes(run)).await?;
+        loop {
+            let page = async { Ok(hashes.next_page().await?) };
+            let page = at_vendor_within(vendor_id, page).await?;
+            if page.is_empty() {
+                return Ok::<_, Error>(());
+            }
+            progress(counted(&|differences| {
+                page.iter().for_each(|hash| differences.add_listed(*hash));
+            }));
+        }
+    };
+    let count_held = async {
+        let mut hashes = look.hashes().await?;
+        loop {
+            let page = hashes.next_page().await?;
+            if page.is_empty() {
+                return Ok(());
+            }
+            counted(&|differences| page.iter().for_each(|hash| differences.add_held(*hash)));
+        }
+    };
+    tokio::try_join!(count_listed, count_held)?;
+    Ok(differences
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner))
+}
+
+/// What we hold of a vendor's products, in the order of their ids.
+pub(super) enum Held<'a> {
+    /// All of them, looked up range by range.
+    All(&'a Context, &'a VendorId),
+    /// Those that may differ, read one after the other.
+    Differing(Differing<'a>),
+}
+
+/// Products that are read in order, with those that were read beyond what was asked for.
+pub(super) struct Differing<'a> {
+    look: Look<'a>,
+    read: VecDeque<(ProductId, Shelf)>,
+    is_end: bool,
+}
+
+impl<'a> Differing<'a> {
+    /// What `look` has begun to read.
+    pub(super) fn new(look: Look<'a>) -> Self {
+        Self {
+            look,
+            read: VecDeque::new(),
+            is_end: false,
+        }
+    }
+
+    async fn next(
+        &mut self,
+        until: Option<&ProductId>,
+        limit: usize,
+    ) -> Result<Vec<(ProductId, Shelf)>, Error> {
+        if self.read.len() < limit && !self.is_end {
+            let more = self.look.next_products(limit).await?;
+            self.is_end = more.len() < limit;
+            self.read.extend(more);
+        }
+        let here = match until {
+            Some(until) => self.read.partition_point(|(id, _)| id <= until),
+            None => self.read.len(),
+        };
+        Ok(self.read.drain(..here.min(limit)).collect())
+    }
+}
+
+impl Held<'_> {
+    /// The next products after `after`, which is where the last ones ended, up to and including `until`: at most `limit`, and
+    /// fewer only where there are no more.
+    pub(super) async fn next(
+        &mut self,
+        after: Option<&ProductId>,
+        until: Option<&ProductId>,
+        limit: usize,
+    ) -> Result<Vec<(ProductId, Shelf)>, Error> {
+        match self {
+            Self::Differing(differing) => differing.next(until, limit).await,
+            Self::All(context, vendor_id) => {
+                let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+                context
+                    .with_connection(async |connection| {
+                        Ok(
+                            db::stock::list_range(connection, vendor_id, after, until, limit)
+                                .await?,
+                        )
+                    })
+                    .await
+            }
+        }
+    }
+
+    /// No more is read.
+    pub(super) async fn end(self) -> Result<(), Error> {
+        match self {
+            Self::Differing(differing) => Ok(differing.look.end().await?),
+            Self::All(..) => Ok(()),
+        }
+    }
+}
