@@ -1,6 +1,6 @@
 //! The executable: parses the command line, runs a command, and says why it failed.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
             runtime.shutdown_background();
             result
         });
-    match result {
+    let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let label = if std::io::stderr().is_terminal() && telemetry::colour_is_wanted() {
@@ -32,10 +32,12 @@ fn main() -> ExitCode {
             } else {
                 "error:"
             };
-            let _ = writeln!(std::io::stderr(), "{label} {failure}");
+            telemetry::say(&format!("{label} {failure}"));
             ExitCode::from(failure.code)
         }
-    }
+    };
+    telemetry::flush();
+    code
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {

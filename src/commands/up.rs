@@ -46,7 +46,7 @@ pub async fn run(options: &Options, shutdown: Shutdown) -> Result<(), Failure> {
         Some(bind(options.listen)?)
     };
     let mut progress = |step: &str| {
-        let _ = writeln!(std::io::stderr(), "  {step}");
+        telemetry::say(&format!("  {step}"));
     };
     let local_options = local::Options {
         data_dir: options.data_dir.clone(),

@@ -872,6 +872,14 @@ pub static TRACES: LazyLock<Traces> = LazyLock::new(|| Traces {
     ),
 });
 
+/// Lines of the log that were lost.
+pub static LOG_LINES_LOST: LazyLock<IntCounter> = LazyLock::new(|| {
+    counter(
+        "stockctl_log_lines_lost_total",
+        "Lines of the log that were lost since stderr was read too slowly, or not at all.",
+    )
+});
+
 struct Process {
     started: Gauge,
     build: IntGaugeVec,
@@ -909,5 +917,6 @@ pub(super) fn touch() {
     LazyLock::force(&WEBHOOKS);
     LazyLock::force(&SEEN);
     LazyLock::force(&TRACES);
+    LazyLock::force(&LOG_LINES_LOST);
     LazyLock::force(&POOLS);
 }

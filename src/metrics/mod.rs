@@ -20,9 +20,9 @@ use prometheus::{
 
 pub use families::{
     ACCEPTING, Accepting, Call, Connections, DECIDING, Deciding, Decision, EVENTS, Events, FAULTS,
-    Fault, HTTP, Http, MESSAGES, Messages, Published, RABBITMQ, Refused, SEEN, SYNCS, Seen,
-    SeenVendor, SpanDropped, SyncRow, SyncRun, Syncs, TRACES, Told, Traces, UpdateOutcome, VENDORS,
-    Vendors, Via, WEBHOOKS, Webhooks,
+    Fault, HTTP, Http, LOG_LINES_LOST, MESSAGES, Messages, Published, RABBITMQ, Refused, SEEN,
+    SYNCS, Seen, SeenVendor, SpanDropped, SyncRow, SyncRun, Syncs, TRACES, Told, Traces,
+    UpdateOutcome, VENDORS, Vendors, Via, WEBHOOKS, Webhooks,
 };
 pub use pools::{PoolFigures, PoolUse, watch_pool};
 

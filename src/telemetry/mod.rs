@@ -1,10 +1,15 @@
 //! Logging: one subscriber for the whole process, which writes to stderr as text for people or as JSON for machines.
-//! Records of crates that use `log` instead of `tracing` are taken in as well.
+//! Records of crates that use `log` instead of `tracing` are taken in as well. Whoever reads stderr holds up nobody.
 
+mod queue;
 mod span_fields;
 
-use std::io::{self, IsTerminal};
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use tracing::Metadata;
 use tracing::level_filters::LevelFilter;
@@ -12,6 +17,7 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, reload};
 
+use self::queue::Lines;
 use self::span_fields::SpanFields;
 
 /// At debug level this module of the broker's client writes its handshake out whole, with the password.
@@ -33,12 +39,21 @@ type ChangeLevel = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
 /// What changes the level of the log that was started.
 static CHANGE_LEVEL: OnceLock<ChangeLevel> = OnceLock::new();
 
+/// The lines of the log that was started.
+static LINES: OnceLock<Lines> = OnceLock::new();
+
+/// What the last lines may take to be written when the process ends.
+const LAST_LINES_WITHIN: Duration = Duration::from_secs(1);
+
 /// Why logging cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The level is not a filter; the text says what is wrong with it.
     #[error("the log level is not understood: {0}")]
     Level(String),
+    /// The operating system refuses what logging needs.
+    #[error("logging cannot start: {0}")]
+    Refused(#[from] io::Error),
     /// A second call in one process is a mistake in the program.
     #[error("logging was started twice in this process")]
     Started(#[source] TryInitError),
@@ -54,7 +69,9 @@ pub enum TelemetryError {
 pub fn init(format: Format, level: &str) -> Result<(), TelemetryError> {
     let (filter, handle) = reload::Layer::new(parse_level(level)?);
     let terminal = io::stderr().is_terminal();
-    let lines = fmt::layer().with_writer(io::stderr);
+    // Not through the handle of the standard library, whose lock would be held while a write waits.
+    let queued = Lines::to(File::from(io::stderr().as_fd().try_clone_to_owned()?))?;
+    let lines = fmt::layer().with_writer(queued.clone());
     let lines = match (format, terminal) {
         (Format::Json, _) | (Format::Auto, false) => lines
             .json()
@@ -73,9 +90,33 @@ pub fn init(format: Format, level: &str) -> Result<(), TelemetryError> {
         .try_init()
         .map_err(TelemetryError::Started)?;
     let change = move |filter| handle.reload(filter).map_err(|error| error.to_string());
-    // Set once, since the line before fails the second time.
+    // Set once, since starting fails the second time.
     let _ = CHANGE_LEVEL.set(Box::new(change));
+    let _ = LINES.set(queued);
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured)
+            .then(|| tracing::field::display(&backtrace));
+        tracing::error!(backtrace, "{panic}");
+    }));
     Ok(())
+}
+
+/// Writes a line for people to stderr: behind those of the log, and without waiting, once that was started.
+pub fn say(line: &str) {
+    match LINES.get() {
+        Some(lines) => lines.add(format!("{line}\n").as_bytes()),
+        None => {
+            let _ = writeln!(io::stderr(), "{line}");
+        }
+    }
+}
+
+/// Waits a moment for what was logged to be written, when the process ends.
+pub fn flush() {
+    if let Some(lines) = LINES.get() {
+        lines.flush(LAST_LINES_WITHIN);
+    }
 }
 
 /// Another level from now on, in the whole process.

@@ -12,7 +12,7 @@ const MAY_NAME: [(&str, &[&str]); 24] = [
     ("outgoing", &[]),
     ("shutdown", &[]),
     ("supervisor", &["shutdown"]),
-    ("telemetry", &[]),
+    ("telemetry", &["metrics"]),
     ("traces", &["domain", "metrics", "outgoing"]),
     ("config", &["limit", "telemetry"]),
     ("fault_injection", &[]),

@@ -12,6 +12,7 @@ use stockctl::config;
 use stockctl::mq::{self, Queue};
 
 use crate::support::messages::{ready, until_ready};
+use crate::support::scrape::Scrape;
 use crate::support::{Process, Proxy, Shop, ShopOptions, StubVendor, all_applied, eventually};
 
 /// A silent PostgreSQL is given up after 15 s, a silent broker after two heartbeats; this is long for both.
@@ -313,4 +314,38 @@ async fn a_consumer_that_finishes_nothing_although_all_works_says_so_and_ends() 
         (shop.count(decided).await == 3).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_holds_up_nothing() {
+    let shop = Shop::with(ShopOptions {
+        config: "[log]\nlevel = \"trace\"\n".to_owned(),
+        ..ShopOptions::default()
+    })
+    .await;
+    shop.sync().await;
+    let file = shop.config_file.to_str().expect("a path in UTF-8");
+    let mut serve = Process::start_with_socket(&["--config", file, "serve"], shop.listener(), &[]);
+    serve.writes("serving").await;
+    let address = shop.url.trim_start_matches("http://");
+    let lost = async || {
+        Scrape::of(address)
+            .await
+            .value("stockctl_log_lines_lost_total")
+    };
+    let order_until_more_is_lost = async |than: f64| {
+        eventually("lines are lost", || async {
+            shop.order(&[("p1", 1)]).await;
+            (lost().await > than).then_some(())
+        })
+        .await;
+    };
+    assert_eq!(lost().await, 0.0);
+    serve.read_stderr(false);
+    order_until_more_is_lost(0.0).await;
+    serve.read_stderr(true);
+    serve.writes("lines of the log are lost").await;
+    serve.read_stderr(false);
+    order_until_more_is_lost(lost().await).await;
+    assert_eq!(serve.terminate().await, Some(0));
 }

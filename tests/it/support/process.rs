@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{DEADLINE, binary};
@@ -33,6 +34,7 @@ pub(crate) struct Process {
 /// What has been written to a pipe so far.
 struct Written {
     text: Arc<Mutex<Vec<u8>>>,
+    is_read: watch::Sender<bool>,
     reader: JoinHandle<()>,
 }
 
@@ -40,14 +42,21 @@ impl Written {
     fn read(mut pipe: impl AsyncRead + Unpin + Send + 'static) -> Self {
         let text = Arc::<Mutex<Vec<u8>>>::default();
         let into = Arc::clone(&text);
+        let (is_read, mut may_read) = watch::channel(true);
         let reader = tokio::spawn(async move {
             let mut buffer = [0; 4096];
-            while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
+            while may_read.wait_for(|may_read| *may_read).await.is_ok()
+                && let Ok(read @ 1..) = pipe.read(&mut buffer).await
+            {
                 let mut text = into.lock().expect("no panic");
                 text.extend_from_slice(&buffer[..read]);
             }
         });
-        Self { text, reader }
+        Self {
+            text,
+            is_read,
+            reader,
+        }
     }
 
     fn so_far(&self) -> String {
@@ -129,6 +138,11 @@ impl Process {
     /// Its process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id().expect("not ended yet")
+    }
+
+    /// Reads what it writes to stderr, as is done from the start, or leaves it in the pipe from now on.
+    pub(crate) fn read_stderr(&self, is_read: bool) {
+        self.stderr.is_read.send_replace(is_read);
     }
 
     /// `kill -9`, and its end.
