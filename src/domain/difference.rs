@@ -10,49 +10,73 @@ pub const ID_BITS: u32 = 20;
 /// Buckets are worth reading by themselves while at most one of so many that could differ does.
 const FEW: usize = 4;
 
+/// So many rows are kept until it shows that there are more, so that the buckets of a small catalogue take no more room
+/// than it needs.
+const KEPT_MAX: usize = 1 << 16;
+
 /// What two sides do not have in common, while their rows are counted.
 ///
 /// That a row which differs cancels out is as likely as two random numbers of 44 bits being equal. The hashes have another
 /// seed in each run, so such a row is missed by one run, and seen by the next.
+#[derive(Default)]
 pub struct Differences {
+    kept: Vec<Row>,
+    /// Empty while rows are kept.
     sums: Vec<u64>,
     listed: u64,
     held: u64,
 }
 
-impl Default for Differences {
-    fn default() -> Self {
-        Self {
-            sums: vec![0; 1 << ID_BITS],
-            listed: 0,
-            held: 0,
-        }
-    }
+#[derive(Clone, Copy)]
+enum Row {
+    Listed(i64),
+    Held(i64),
 }
 
 impl Differences {
     /// Counts a row that is listed.
     pub fn add_listed(&mut self, hash: i64) {
-        let sum = self.sum(hash);
-        *sum = sum.wrapping_add(hash.cast_unsigned());
         self.listed += 1;
+        self.add(Row::Listed(hash));
     }
 
     /// Counts a row that is held.
     pub fn add_held(&mut self, hash: i64) {
-        let sum = self.sum(hash);
-        *sum = sum.wrapping_sub(hash.cast_unsigned());
         self.held += 1;
+        self.add(Row::Held(hash));
     }
 
-    fn sum(&mut self, hash: i64) -> &mut u64 {
+    fn add(&mut self, row: Row) {
+        if !self.sums.is_empty() {
+            self.sum(row);
+            return;
+        }
+        self.kept.push(row);
+        if self.kept.len() == KEPT_MAX {
+            self.sum_kept(1 << ID_BITS);
+        }
+    }
+
+    fn sum_kept(&mut self, buckets: usize) {
+        self.sums = vec![0; buckets];
+        for row in std::mem::take(&mut self.kept) {
+            self.sum(row);
+        }
+    }
+
+    fn sum(&mut self, row: Row) {
         let last = self.sums.len() - 1;
-        // The mask fits, whatever the hash is.
+        let (Row::Listed(hash) | Row::Held(hash)) = row;
+        let hash = hash.cast_unsigned();
         #[expect(
             clippy::cast_possible_truncation,
             reason = "only the lowest bits are used"
         )]
-        &mut self.sums[hash.cast_unsigned() as usize & last]
+        let sum = &mut self.sums[hash as usize & last];
+        *sum = match row {
+            Row::Listed(_) => sum.wrapping_add(hash),
+            Row::Held(_) => sum.wrapping_sub(hash),
+        };
     }
 
     /// How many rows are listed.
@@ -65,12 +89,9 @@ impl Differences {
     #[must_use]
     pub fn into_few_buckets(mut self) -> Option<Buckets> {
         let rows = usize::try_from(self.listed.max(self.held)).unwrap_or(usize::MAX);
-        // A small catalogue needs no more buckets than keep its products apart.
-        while self.sums.len() > 8 && self.sums.len() / 8 >= rows {
-            let folded = self.sums.split_off(self.sums.len() / 2);
-            for (sum, folded) in self.sums.iter_mut().zip(folded) {
-                *sum = sum.wrapping_add(folded);
-            }
+        if self.sums.is_empty() {
+            // So many as keep the products apart.
+            self.sum_kept((rows * 4).next_power_of_two().max(8));
         }
         let mut buckets = Buckets {
             bits: vec![0; self.sums.len() / 8],
