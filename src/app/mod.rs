@@ -87,11 +87,20 @@ impl Context {
         &self,
         work: impl AsyncFnOnce(&mut AsyncPgConnection) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        with_deadline(TRANSACTION_DEADLINE, &self.database, async {
+        self.within(TRANSACTION_DEADLINE, async {
             let mut connection = self.database.get().await?;
             work(&mut connection).await
         })
         .await
+    }
+
+    /// Does something with our database, on whatever connection, within a deadline.
+    async fn within<T>(
+        &self,
+        deadline: Duration,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        with_deadline(deadline, &self.database, work).await
     }
 
     /// Whether our database takes writes: one that is full or read-only answers, but does not.

@@ -28,7 +28,7 @@ pub mod work;
 use std::io::Write;
 use std::time::Duration;
 
-use crate::app::{self, Context, Kind, Vendor};
+use crate::app::{self, Context, Kind, TRANSACTION_DEADLINE, Vendor};
 use crate::config::{self, Config};
 use crate::domain::ids::VendorId;
 use crate::domain::webhooks::delay;
@@ -207,8 +207,17 @@ async fn problem_of_schema(config: &Config) -> Option<String> {
 /// The migrations that our database has and that are not known here; or what keeps it from being used.
 async fn look_at_schema(config: &Config) -> Result<Vec<String>, String> {
     let settings = database_settings(config);
-    let schema = pg::schema(&settings, &db::MIGRATIONS)
+    let schema = pg::schema(&settings, &db::MIGRATIONS);
+    // A server may be open and silent.
+    let schema = tokio::time::timeout(TRANSACTION_DEADLINE, schema)
         .await
+        .map_err(|_| {
+            let seconds = TRANSACTION_DEADLINE.as_secs();
+            format!(
+                "the database {}: no answer within {seconds} s",
+                settings.address()
+            )
+        })?
         .map_err(|error| error.to_string())?;
     match schema.missing.len() {
         0 => Ok(schema.unknown),

@@ -37,7 +37,13 @@ async fn before_postgresql(shop: &Shop) -> (Proxy, PathBuf) {
     let port = url.port().expect("a port");
     let proxy = Proxy::before(format!("127.0.0.1:{port}")).await;
     url.set_port(Some(proxy.address.port())).expect("settable");
-    let file = shop.config_file_with("proxied.toml", shop.own_database_url(), url.as_str());
+    // The vendors' databases have names that begin as ours, and are not behind the proxy.
+    let quoted = |url: &str| format!("\"{url}\"");
+    let file = shop.config_file_with(
+        "proxied.toml",
+        &quoted(shop.own_database_url()),
+        &quoted(url.as_str()),
+    );
     let text = std::fs::read_to_string(&file).expect("readable");
     // Shorter than a test waits, and long enough for a busy machine.
     let text = text.replace("connect_timeout_ms = 10000", "connect_timeout_ms = 5000");
@@ -174,6 +180,24 @@ async fn a_sync_in_which_postgresql_falls_silent_fails_and_the_next_one_follows(
     })
     .await;
     assert_eq!(sync.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_that_looks_at_our_stock_when_postgresql_falls_silent_ends() {
+    let mut shop = strict_shop("").await;
+    // Without a ledger, that look is the first thing after the vendor's snapshot.
+    shop.reconfigure(|text| text.replace("[vendors.vendorA]", "[vendors.vendorA]\nledger = false"));
+    shop.wait_long_for_locks();
+    let (proxy, file) = before_postgresql(&shop).await;
+    let held = shop
+        .hold_at("vendorA", "LOCK TABLE products IN ACCESS EXCLUSIVE MODE")
+        .await;
+    let sync = Process::configured(&file, &["sync", "--once", "--vendor", "vendorA"]);
+    shop.held_up_at("vendorA").await;
+    proxy.freeze();
+    held.release().await;
+    sync.writes_within(NO_ANSWER, SILENCE).await;
+    assert_eq!(sync.ended().await.code, Some(4));
 }
 
 #[tokio::test(flavor = "multi_thread")]

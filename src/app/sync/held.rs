@@ -3,18 +3,35 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use diesel_async::AsyncPgConnection;
 
 use super::at_vendor_within;
-use crate::app::{Context, Error};
+use crate::app::{Context, Error, TRANSACTION_DEADLINE};
 use crate::db;
 use crate::db::stock::Look;
 use crate::domain::book::Shelf;
-use crate::domain::difference::Differences;
+use crate::domain::difference::{Buckets, Differences};
 use crate::domain::ids::{ProductId, VendorId};
+use crate::pg;
 use crate::vendors::snapshot::Snapshot;
+
+/// The first products come when all rows were looked at, and those that may differ are sorted.
+const FIRST_PRODUCTS_WITHIN: Duration = Duration::from_secs(60);
+
+/// A look at our stock that has to get on.
+async fn look_within<T>(
+    context: &Context,
+    deadline: Duration,
+    look: impl Future<Output = Result<T, pg::Error>>,
+) -> Result<T, Error> {
+    context.within(deadline, async { Ok(look.await?) }).await
+}
 
 /// Compares the hashes of all rows. Both databases compute theirs at the same time.
 pub(super) async fn find_differences(
+    context: &Context,
     vendor_id: &VendorId,
     snapshot: &mut Snapshot,
     look: &mut Look<'_>,
@@ -41,9 +58,9 @@ pub(super) async fn find_differences(
         }
     };
     let count_held = async {
-        let mut hashes = look.hashes().await?;
+        let mut hashes = look_within(context, TRANSACTION_DEADLINE, look.hashes()).await?;
         loop {
-            let page = hashes.next_page().await?;
+            let page = look_within(context, TRANSACTION_DEADLINE, hashes.next_page()).await?;
             if page.is_empty() {
                 return Ok(());
             }
@@ -56,6 +73,22 @@ pub(super) async fn find_differences(
         .unwrap_or_else(PoisonError::into_inner))
 }
 
+/// Begins to look.
+pub(super) async fn begin<'a>(
+    context: &Context,
+    session: &'a mut AsyncPgConnection,
+    vendor_id: &'a VendorId,
+    run: i64,
+) -> Result<Look<'a>, Error> {
+    let begin = Look::begin(session, vendor_id, run);
+    look_within(context, TRANSACTION_DEADLINE, begin).await
+}
+
+/// Ends a look.
+pub(super) async fn end(context: &Context, look: Look<'_>) -> Result<(), Error> {
+    look_within(context, TRANSACTION_DEADLINE, look.end()).await
+}
+
 /// What we hold of a vendor's products, in the order of their ids.
 pub(super) enum Held<'a> {
     /// All of them, looked up range by range.
@@ -66,19 +99,26 @@ pub(super) enum Held<'a> {
 
 /// Products that are read in order, with those that were read beyond what was asked for.
 pub(super) struct Differing<'a> {
+    context: &'a Context,
     look: Look<'a>,
     read: VecDeque<(ProductId, Shelf)>,
     is_end: bool,
 }
 
 impl<'a> Differing<'a> {
-    /// What `look` has begun to read.
-    pub(super) fn new(look: Look<'a>) -> Self {
-        Self {
+    /// Begins to read the products in some buckets.
+    pub(super) async fn begin(
+        context: &'a Context,
+        mut look: Look<'a>,
+        buckets: &Buckets,
+    ) -> Result<Self, Error> {
+        look_within(context, TRANSACTION_DEADLINE, look.begin_products(buckets)).await?;
+        Ok(Self {
+            context,
             look,
             read: VecDeque::new(),
             is_end: false,
-        }
+        })
     }
 
     async fn next(
@@ -87,7 +127,8 @@ impl<'a> Differing<'a> {
         limit: usize,
     ) -> Result<Vec<(ProductId, Shelf)>, Error> {
         if self.read.len() < limit && !self.is_end {
-            let more = self.look.next_products(limit).await?;
+            let next = self.look.next_products(limit);
+            let more = look_within(self.context, FIRST_PRODUCTS_WITHIN, next).await?;
             self.is_end = more.len() < limit;
             self.read.extend(more);
         }
@@ -127,7 +168,7 @@ impl Held<'_> {
     /// No more is read.
     pub(super) async fn end(self) -> Result<(), Error> {
         match self {
-            Self::Differing(differing) => Ok(differing.look.end().await?),
+            Self::Differing(Differing { context, look, .. }) => end(context, look).await,
             Self::All(..) => Ok(()),
         }
     }

@@ -11,9 +11,8 @@ use tracing::Instrument;
 
 use self::held::{Differing, Held, find_differences};
 use super::save::save;
-use super::{Context, Error};
+use super::{Context, Error, TRANSACTION_DEADLINE};
 use crate::db;
-use crate::db::stock::Look;
 use crate::db::updates::{ListedUpdate, Unclosed};
 use crate::domain::book::{Changes, Listed, list_differing};
 use crate::domain::ids::{ProductId, UpdateId, VendorId};
@@ -68,10 +67,14 @@ pub async fn sync(
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Outcome, Error> {
     // A session lock must not go back to a pool with its connection.
-    let mut session = pg::connect(context.database.settings()).await?;
-    if !db::vendors::try_lock_sync(&mut session, vendor_id).await? {
+    let locking = async {
+        let mut session = pg::connect(context.database.settings()).await?;
+        let is_ours = db::vendors::try_lock_sync(&mut session, vendor_id).await?;
+        Ok(is_ours.then_some(session))
+    };
+    let Some(mut session) = context.within(TRANSACTION_DEADLINE, locking).await? else {
         return Ok(Outcome::Busy);
-    }
+    };
     let mut span = Span::begin("sync vendor", Kind::Internal, traces::current().as_slice());
     span.note("stockctl.vendor.id", vendor_id);
     let running = span.around(run(context, &mut session, vendor_id, options, progress));
@@ -363,31 +366,31 @@ impl<'a> Writer<'a> {
         session: &'a mut AsyncPgConnection,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<bool, Error> {
-        let mut look = Look::begin(session, self.vendor_id, self.run).await?;
-        let differences =
-            find_differences(self.vendor_id, snapshot, &mut look, self.run, progress).await?;
+        let (context, vendor_id) = (self.context, self.vendor_id);
+        let mut look = held::begin(context, session, vendor_id, self.run).await?;
+        let finding = find_differences(context, vendor_id, snapshot, &mut look, self.run, progress);
+        let differences = finding.await?;
         let listed = differences.listed();
         let looked_at = |read| progress(listed + read);
         let Some(buckets) = differences.into_few_buckets() else {
-            look.end().await?;
-            let first = begin_all(snapshot, self.vendor_id).await?;
+            held::end(context, look).await?;
+            let first = begin_all(snapshot, vendor_id).await?;
             return self
                 .write_all_listed(snapshot, first, Applied::new(), &looked_at)
                 .await;
         };
         let mut is_current = true;
         if buckets.is_empty() {
-            look.end().await?;
+            held::end(context, look).await?;
         } else {
-            look.begin_products(&buckets).await?;
-            self.held = Held::Differing(Differing::new(look));
+            self.held = Held::Differing(Differing::begin(context, look, &buckets).await?);
             let begin = snapshot.begin_products(Some((&buckets, self.run)));
-            at_vendor_within(self.vendor_id, begin).await?;
-            let first = at_vendor_within(self.vendor_id, snapshot.next_chunk()).await?;
+            at_vendor_within(vendor_id, begin).await?;
+            let first = at_vendor_within(vendor_id, snapshot.next_chunk()).await?;
             is_current = self
                 .write_read(snapshot, first, Applied::new(), &looked_at)
                 .await?;
-            let all = Held::All(self.context, self.vendor_id);
+            let all = Held::All(context, vendor_id);
             std::mem::replace(&mut self.held, all).end().await?;
         }
         self.summary.listed = listed.saturating_sub(snapshot.passed_over().rows);
