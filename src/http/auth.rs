@@ -179,6 +179,16 @@ pub(super) fn caller(request: &HttpRequest) -> Result<Arc<Caller>, Problem> {
         .ok_or_else(no_door)
 }
 
+/// Whether the key that a request was let in with opens nothing any more. To look is not to ask, so it is not counted. While
+/// the keys are not known, since PostgreSQL is away, none is known to have ended either.
+pub(super) fn has_ended(request: &HttpRequest) -> bool {
+    let Some(door) = request.app_data::<Data<Door>>() else {
+        return false;
+    };
+    door.caller(request)
+        .is_err_and(|problem| problem.code() == INVALID_KEY)
+}
+
 /// Counts a request as so many; as one it is counted already.
 pub(super) fn count_as(request: &HttpRequest, in_all: usize) -> Result<(), Problem> {
     let in_all = u32::try_from(in_all).unwrap_or(u32::MAX);

@@ -125,21 +125,19 @@ async fn tell(mut listener: Listener, chunks: mpsc::Sender<Bytes>, request: Http
                     );
                 }
             }
-            Told::Beat(position) => match auth::admit(&request, auth::Needs::AnyKey) {
-                Ok(()) => {
-                    chunk.push_str(": still here\n");
-                    write(&mut chunk, position, None);
-                }
-                Err(_) => {
-                    notice(
-                        &mut chunk,
-                        position,
-                        "dropped",
-                        "the API key is no longer good; connect again with another one and this id",
-                    );
-                    is_last = true;
-                }
-            },
+            Told::Beat(position) if auth::has_ended(&request) => {
+                notice(
+                    &mut chunk,
+                    position,
+                    "dropped",
+                    "the API key is no longer good; connect again with another one and this id",
+                );
+                is_last = true;
+            }
+            Told::Beat(position) => {
+                chunk.push_str(": still here\n");
+                write(&mut chunk, position, None);
+            }
             Told::Missed(position) => notice(
                 &mut chunk,
                 position,

@@ -16,6 +16,7 @@ use stockctl::domain::order::{Line, Lines, NewOrder};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
+use super::keys::{is_let_in, key, require_keys};
 use super::{Answer, JSON, ask, text};
 use crate::support::{Proxy, Shop, eventually};
 
@@ -430,6 +431,41 @@ async fn each_caller_hears_of_its_own_orders_for_as_long_as_its_key_is_good() {
     let heard = ear.hear().await;
     assert_eq!(heard.kind, "dropped", "{heard:?}");
     assert_eq!(ear.next().await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_too_much_goes_on_hearing_what_happens() {
+    let mut shop = Shop::new().await;
+    require_keys(&mut shop);
+    shop.reconfigure(|text| {
+        let limit = "rate_limit_per_second = 1\nrate_limit_burst = 8";
+        text.replace("[http]\n", &format!("[http]\n{limit}\n"))
+    });
+    let (_, key) = key(&shop, "webshop", &[Scope::OrdersRead]).await;
+    let _api = shop.serve().await;
+    is_let_in(&shop, &key).await;
+    let asking = [("authorization", key.as_str())];
+    let mut ear = listen(&shop, "", &asking).await;
+    // What comes back to it in a second is asked for at once, so that there is nothing left at any moment.
+    let ask_on = async {
+        let mut pace = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            pace.tick().await;
+            ask(&shop, Method::GET, "/vendors", &asking, "").await;
+        }
+    };
+    let beats = async {
+        let mut heard = String::new();
+        while heard.matches(": still here").count() < 2 {
+            let chunk = ear.response.chunk().await.expect("in time");
+            let chunk = chunk.unwrap_or_else(|| panic!("it has ended: {heard}"));
+            heard.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
+        }
+    };
+    tokio::select! {
+        () = ask_on => {}
+        () = beats => {}
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
