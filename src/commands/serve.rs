@@ -192,6 +192,7 @@ fn settings(config: &Config, door: Door, tls: Option<http::Tls>) -> http::Settin
         door: door.secured(tls.is_some()),
         tls,
         cors_origins: config.http.cors_origins.clone(),
+        hosts: config.http.hosts.clone(),
         connections_max: config.http.connections_max,
         shutdown_deadline: config.http.shutdown_deadline,
     }

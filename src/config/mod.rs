@@ -70,6 +70,8 @@ pub struct Http {
     pub shutdown_deadline: Duration,
     /// The origins whose pages may call the API from a browser.
     pub cors_origins: Vec<String>,
+    /// The names that the API is called by beside this machine's own; where keys are required, any will do.
+    pub hosts: Vec<String>,
     /// Whether whoever calls needs an API key.
     pub require_keys: bool,
     /// How much each caller may ask for.

@@ -57,6 +57,7 @@ fn http(reader: &mut Reader) -> Option<Http> {
         limits::SHUTDOWN_DEADLINE_MS,
     );
     let cors_origins = reader.texts_or_none(&Key::fixed("http.cors_origins"), origin);
+    let hosts = reader.texts_or_none(&Key::fixed("http.hosts"), host);
     let rates = rates(reader);
     let connections_max = reader.number(&Key::fixed("http.connections_max"), limits::CONNECTIONS);
     let tls = tls(reader);
@@ -64,6 +65,7 @@ fn http(reader: &mut Reader) -> Option<Http> {
         listen: listen?,
         shutdown_deadline: shutdown_deadline?,
         cors_origins: cors_origins?,
+        hosts: hosts?,
         require_keys: require_keys?,
         rates: RateLimits::new(rates?),
         connections_max: connections_max?,
@@ -511,6 +513,21 @@ fn origin(text: &str) -> Result<String, String> {
         return Err(wrong());
     }
     Ok(text.to_owned())
+}
+
+/// A name or an address as browsers send it, so that it can be compared as it is.
+fn host(text: &str) -> Result<String, String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "._-[:]".contains(c);
+    let host = url::Host::parse(text)
+        .ok()
+        .filter(|host| text.chars().all(is_name) && host.to_string() == text);
+    host.map(|host| host.to_string()).ok_or_else(|| {
+        format!(
+            "it must be the name or the address of a host, such as shop.internal: lower case, without a port, and never *, \
+             since whoever reaches the API may order; it is {}",
+            quoted(text)
+        )
+    })
 }
 
 fn queue_prefix(text: &str) -> Result<String, String> {

@@ -89,7 +89,7 @@ fn what_is_not_set_has_its_default() {
         format!("{:?}", config.log),
     ];
     insta::assert_snapshot!(lines.join("\n"), @r#"
-    Http { listen: 127.0.0.1:8080, shutdown_deadline: 10s, cors_origins: [], require_keys: false, rates: Rates { of_each: None, of_caller: {} }, connections_max: 20000, tls: None }
+    Http { listen: 127.0.0.1:8080, shutdown_deadline: 10s, cors_origins: [], hosts: [], require_keys: false, rates: Rates { of_each: None, of_caller: {} }, connections_max: 20000, tls: None }
     Database { url: postgres://stockctl:***@db/ordersdb, pool_size: 8, connect_timeout: 2s, statement_timeout: 5s }
     RabbitMq { urls: [amqp://stockctl:***@mq/%2f], queue_prefix: "", queue_type: Quorum }
     Orders { retries_max: 3, retry_delay: 5s, batch_max: 1000, prefetch: 250 }

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 
 use super::body::read_json;
 use super::cors::is_from_here;
+use super::host::Hosts;
 use super::problem::{INSUFFICIENT_SCOPE, INVALID_KEY, Problem, UNAUTHENTICATED, UNAVAILABLE};
 use super::rate::Counters;
 use crate::app::keys::{KeyRing, NotAdmitted};
@@ -78,6 +79,14 @@ impl Door {
     fn cookie(&self, value: &str, seconds: u32) -> String {
         let secure = if self.is_secure { "; Secure" } else { "" };
         format!("{COOKIE}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}")
+    }
+
+    /// The names by which it may be asked for, where these are configured.
+    pub(super) fn hosts(&self, configured: Vec<String>) -> Hosts {
+        match &self.lock {
+            Lock::None(_) => Hosts::OwnAnd(configured.into()),
+            Lock::Keys(_) => Hosts::Any,
+        }
     }
 
     /// What counts the callers.

@@ -22,7 +22,8 @@ use tracing::Instrument;
 
 use super::cors::{self, Cors, is_preflight};
 use super::drain::Drain;
-use super::problem::{CROSS_ORIGIN, Problem, URI_TOO_LONG};
+use super::host::Hosts;
+use super::problem::{CROSS_ORIGIN, MISDIRECTED_REQUEST, Problem, URI_TOO_LONG};
 use super::rate::{Counters, Standing};
 use super::request_id::{RequestId, X_REQUEST_ID};
 use super::unread::Held;
@@ -45,6 +46,9 @@ const UNLESS_SAID: [(HeaderName, &str); 5] = [
 const FOREIGN_CHANGE: &str = "the browser says that this comes from a page of another origin, and http.cors_origins does not \
                               name it";
 
+/// What whoever called by a name of somebody else is told.
+const NOT_OURS: &str = "without API keys this server answers to localhost, to loopback addresses and to the names in http.hosts";
+
 /// Bytes of an address: a path and a query of it have a few hundred, and proxies on the way take no more either.
 const URI_BYTES_MAX: usize = 8 * 1024;
 
@@ -55,12 +59,18 @@ pub(super) struct Edge(Arc<Shared>);
 struct Shared {
     drain: Drain,
     cors: Cors,
+    hosts: Hosts,
     rates: Counters,
 }
 
 impl Edge {
-    pub(super) fn new(drain: Drain, cors: Cors, rates: Counters) -> Self {
-        Self(Arc::new(Shared { drain, cors, rates }))
+    pub(super) fn new(drain: Drain, cors: Cors, hosts: Hosts, rates: Counters) -> Self {
+        Self(Arc::new(Shared {
+            drain,
+            cors,
+            hosts,
+            rates,
+        }))
     }
 
     /// Handles a request with all that is around it.
@@ -83,6 +93,8 @@ impl Edge {
                 URI_TOO_LONG,
                 format!("an address may have at most {URI_BYTES_MAX} bytes"),
             ))
+        } else if !self.0.hosts.are_meant_by(request.head()) {
+            Some(Problem::new(MISDIRECTED_REQUEST, NOT_OURS))
         } else if is_foreign {
             Some(Problem::new(CROSS_ORIGIN, FOREIGN_CHANGE))
         } else {
@@ -290,6 +302,7 @@ mod tests {
         let edge = Edge::new(
             Drain::default(),
             Cors::default(),
+            Hosts::Any,
             Counters::new(RateLimits::new(Rates::default())),
         );
         let app = App::new()
@@ -379,6 +392,7 @@ mod tests {
         let edge = Edge::new(
             Drain::default(),
             Cors::default(),
+            Hosts::Any,
             Counters::new(RateLimits::new(Rates::default())),
         );
         let app = App::new()

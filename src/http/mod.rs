@@ -12,6 +12,7 @@ mod drain;
 mod edge;
 mod events;
 mod health;
+mod host;
 mod listening;
 mod metrics;
 mod movements;
@@ -120,6 +121,8 @@ pub struct Settings {
     pub tls: Option<Tls>,
     /// Whose pages may call.
     pub cors_origins: Vec<String>,
+    /// The names that it is called by beside this machine's own, where it asks for no keys.
+    pub hosts: Vec<String>,
     /// Connections that are served at once.
     pub connections_max: usize,
     /// How long the end may take.
@@ -156,6 +159,7 @@ pub fn server(
         edge: Edge::new(
             drain.clone(),
             Cors::new(settings.cors_origins),
+            settings.door.hosts(settings.hosts),
             settings.door.counters(),
         ),
         door: web::Data::new(settings.door),

@@ -436,6 +436,9 @@ fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'
     .iter()
     .any(|ours| path == "/" || path.starts_with(ours));
     let mut codes = vec![p::NOT_ACCEPTABLE, p::URI_TOO_LONG, p::INTERNAL];
+    if !["/healthz", "/readyz"].contains(&path) {
+        codes.push(p::MISDIRECTED_REQUEST);
+    }
     if !is_ours_alone {
         codes.push(p::UNAVAILABLE);
     }

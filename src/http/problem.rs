@@ -80,6 +80,8 @@ codes! {
         "Ask for less; the limit is named.";
     UNSUPPORTED_MEDIA_TYPE = 415 "unsupported_media_type", "The body must be application/json",
         "Send JSON, as Content-Type: application/json.";
+    MISDIRECTED_REQUEST = 421 "misdirected_request", "The request is for another host",
+        "Call by localhost, by a loopback address, or by a name in http.hosts.";
     VALIDATION_FAILED = 422 "validation_failed", "The request is not valid",
         "Mend the fields that the pointers name.";
     IDEMPOTENCY_CONFLICT = 422 "idempotency_conflict", "The idempotency key belongs to another request",

@@ -184,6 +184,7 @@ async fn the_configuration_is_shown_with_origins_and_without_secrets() {
     events.kept_for_ms = 86400000                                 # built-in default
     http.connections_max = 20000                                  # built-in default
     http.cors_origins = []                                        # built-in default
+    http.hosts = []                                               # built-in default
     http.listen = "127.0.0.1:8080"                                # built-in default
     http.rate_limit_overrides = []                                # built-in default
     http.require_keys = false                                     # built-in default

@@ -72,7 +72,7 @@ async fn whoever_is_connected_when_the_shutdown_begins_has_one_more_answer() {
 
     // Also on a connection on which nothing had come yet.
     never_used
-        .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        .write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .await
         .expect("open");
     let mut answer = String::new();
@@ -117,7 +117,7 @@ async fn nobody_holds_up_the_end_for_longer_than_the_deadline() {
     };
     let mut silent = connect().await;
     let mut half = connect().await;
-    half.write_all(b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Le")
+    half.write_all(b"POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Le")
         .await
         .expect("open");
     let held = shop

@@ -310,7 +310,7 @@ async fn a_body_of_another_type_or_too_large_is_refused() {
         }
     }
     // Without a Content-Length the size shows only while it is read.
-    let mut chunked = b"POST /orders HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    let mut chunked = b"POST /orders HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
     let body = padded(limit + 1);
     chunked.extend(format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()).into_bytes());
     let answer = send_raw(&shop, &chunked).await;
@@ -334,7 +334,7 @@ async fn a_body_that_does_not_come_is_given_up() {
         .await
         .expect("connects");
     stream
-        .write_all(b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 31\r\n\r\n{\"productId\":")
+        .write_all(b"POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 31\r\n\r\n{\"productId\":")
         .await
         .expect("sent");
     let mut answer = Vec::new();
@@ -468,7 +468,8 @@ async fn what_is_nowhere_is_not_found() {
     ];
     shop.knows_what_is_unknown().await;
     for path in &paths {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let answer = send_raw(&shop, request.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
         assert!(
@@ -497,7 +498,7 @@ async fn what_is_nowhere_is_not_found() {
     ] {
         let answer = send_raw(
             &shop,
-            format!("{line}\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes(),
+            format!("{line}\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes(),
         )
         .await;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{line:?}: {answer}");
@@ -574,7 +575,8 @@ async fn head_answers_as_get_does_without_the_body() {
         "/orders?limit=0",
     ] {
         let get = ask(&shop, Method::GET, path, &[], "").await;
-        let request = format!("HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let head = send_raw(&shop, request.as_bytes()).await;
         assert!(
             head.starts_with(&format!("HTTP/1.1 {} ", get.status)),

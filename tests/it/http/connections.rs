@@ -18,7 +18,7 @@ const OF_ONE_ADDRESS: usize = 2_500;
 const AT_ONCE: usize = 100;
 /// Requests on each open connection while another one waits to be let in.
 const TURNS: usize = 50;
-const ALIVE: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+const ALIVE: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 fn configure(shop: &mut Shop, connections_max: usize) {
     shop.reconfigure(|text| {
@@ -157,7 +157,7 @@ async fn who_comes_when_all_connections_are_taken_waits_for_one_to_close() {
 async fn a_head_or_a_body_that_does_not_come_is_not_waited_for() {
     let shop = Shop::new().await;
     let _api = shop.serve().await;
-    let head = "POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+    let head = "POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
     let body = format!("{head}Content-Length: 31\r\n\r\n{{\"productId\":");
     let chunks = format!("{head}Transfer-Encoding: chunked\r\n\r\n1f\r\n{{\"pro");
     let slow = ["", "GET", head, &body, &chunks].map(|sent| {

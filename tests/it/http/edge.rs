@@ -142,7 +142,7 @@ async fn the_api_describes_itself_and_has_a_page_to_try_it_that_needs_nobody_els
     );
     assert!(super::text(&plain.body).contains("RapiDoc 9.3.8"));
     let request = format!(
-        "GET {script} HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n"
+        "GET {script} HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n"
     );
     let packed = super::send_raw(&shop, request.as_bytes())
         .await
@@ -222,6 +222,55 @@ async fn only_pages_of_a_configured_origin_may_call_from_a_browser() {
     )
     .await;
     assert_eq!(other.problem(), "405 method_not_allowed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_whose_name_was_made_to_mean_this_machine_is_not_answered() {
+    let mut shop = Shop::new().await;
+    shop.reconfigure(|text| text.replace("[http]\n", "[http]\nhosts = [\"shop.internal\"]\n"));
+    let _api = shop.serve().await;
+    let order = r#"{"productId":"p1","quantity":1}"#;
+    let port = shop.config.http.listen.port();
+    let called = |name: &str| {
+        let host = format!("{name}:{port}");
+        let origin = format!("http://{host}");
+        [("host", host), ("origin", origin)]
+    };
+    for name in ["evil.example", "localhost.evil.example", "192.168.0.7"] {
+        let [host, origin] = called(name);
+        let page = [
+            JSON,
+            (host.0, &host.1),
+            (origin.0, &origin.1),
+            ("sec-fetch-site", "same-origin"),
+        ];
+        let placed = ask(&shop, Method::POST, "/orders", &page, order).await;
+        assert_eq!(placed.problem(), "421 misdirected_request", "{name}");
+        for path in ["/orders", "/", "/openapi.json", "/metrics"] {
+            let read = ask(&shop, Method::GET, path, &page[1..2], "").await;
+            assert_eq!(read.status, 421, "{name} {path}");
+        }
+        // Who asks whether it lives may say any name.
+        for path in ["/healthz", "/readyz"] {
+            let alive = ask(&shop, Method::GET, path, &page[1..2], "").await;
+            assert_eq!(alive.status, 200, "{name} {path}");
+        }
+    }
+    assert_eq!(super::orders_written(&shop).await, 0);
+    for name in ["localhost", "127.0.0.1", "[::1]", "shop.internal"] {
+        let [host, origin] = called(name);
+        let page = [JSON, (host.0, &host.1), (origin.0, &origin.1)];
+        let placed = ask(&shop, Method::POST, "/orders", &page, order).await;
+        assert_eq!(placed.status, 202, "{name}: {}", placed.body);
+    }
+    // One that names no host comes from no browser.
+    let old = super::send_raw(&shop, b"GET /vendors HTTP/1.0\r\n\r\n").await;
+    assert!(old.starts_with("HTTP/1.0 200 "), "{old}");
+    let by_address = format!(
+        "GET http://evil.example:{port}/vendors HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    );
+    let led_astray = super::send_raw(&shop, by_address.as_bytes()).await;
+    assert!(led_astray.starts_with("HTTP/1.1 421 "), "{led_astray}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

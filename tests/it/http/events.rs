@@ -556,7 +556,7 @@ async fn who_reads_too_slowly_is_told_so_and_misses_nothing_by_it() {
         .expect("connects");
     socket.set_nonblocking(true).expect("set");
     let mut slow = tokio::net::TcpStream::from_std(socket.into()).expect("a stream");
-    let head = format!("GET /events HTTP/1.1\r\nHost: x\r\nLast-Event-ID: {start}\r\n\r\n");
+    let head = format!("GET /events HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: {start}\r\n\r\n");
     slow.write_all(head.as_bytes()).await.expect("sent");
     // It has caught up, and hears of what happens with the others.
     let mut came = Vec::new();

@@ -8,10 +8,10 @@ use serde_json::json;
 use super::{JSON, ask, orders_written, send_raw};
 use crate::support::Shop;
 
-const HEAD: &str = "POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+const HEAD: &str = "POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
 const BODY: &str = r#"{"productId":"p1","quantity":1}"#;
 /// What would be smuggled in: it is answered 200 by whoever takes it for a request.
-const SECOND: &str = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+const SECOND: &str = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 /// A server that waits for more instead of refusing would wait as long as it keeps idle connections.
 const LONG_ENOUGH: Duration = Duration::from_secs(30);
 
@@ -123,18 +123,21 @@ fn broken_heads() -> Vec<(&'static str, String)> {
         (
             "201 headers",
             format!(
-                "GET /healthz HTTP/1.1\r\nHost: x\r\n{}\r\n",
+                "GET /healthz HTTP/1.1\r\nHost: localhost\r\n{}\r\n",
                 "X-A: a\r\n".repeat(200)
             ),
         ),
         (
             "a URL of 200 kB",
-            format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(200_000)),
+            format!(
+                "GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                "a".repeat(200_000)
+            ),
         ),
         (
             "a header of 200 kB",
             format!(
-                "GET / HTTP/1.1\r\nHost: x\r\nX-A: {}\r\n\r\n",
+                "GET / HTTP/1.1\r\nHost: localhost\r\nX-A: {}\r\n\r\n",
                 "a".repeat(200_000)
             ),
         ),

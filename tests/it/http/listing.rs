@@ -412,7 +412,7 @@ async fn a_reader_that_has_the_newest_is_told_so_and_large_answers_are_compresse
     }
     let head = async |path: &str, encoding: &str| {
         let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: x\r\nAccept-Encoding: {encoding}\r\nConnection: close\r\n\r\n"
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: {encoding}\r\nConnection: close\r\n\r\n"
         );
         let answer = send_raw(&shop, request.as_bytes()).await;
         answer

@@ -38,7 +38,7 @@ fn file(path: &Path) -> &str {
 
 /// Asks on an open connection, which stays open.
 async fn is_alive(stream: &mut TlsStream<TcpStream>) {
-    let request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+    let request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
     stream.write_all(request).await.expect("sent");
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).await.expect("answered");
@@ -90,7 +90,7 @@ async fn the_api_speaks_tls_and_tells_whoever_does_not() {
         );
     }
     // The two at once, so that the one is known to be there still.
-    let told = super::send_raw(&shop, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let told = super::send_raw(&shop, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     let (head, body) = told.split_once("\r\n\r\n").expect("an answer");
     assert!(head.starts_with("HTTP/1.1 400 "), "{told}");
     assert!(
