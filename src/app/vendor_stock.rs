@@ -91,7 +91,9 @@ pub async fn put_product(
                 if !matches(held.as_ref()) {
                     return Err(Error::Refused {
                         code: "precondition_failed",
-                        detail: format!("product {id} of vendor {vendor_id} is not what If-Match names; read it again"),
+                        detail: format!(
+                            "product {id} of vendor {vendor_id} is not as If-Match or If-None-Match asks for; read it again"
+                        ),
                     });
                 }
                 database::save_product(connection, product).await?;

@@ -6,7 +6,7 @@ use actix_web::HttpRequest;
 use actix_web::HttpResponse;
 use actix_web::http::header::{
     ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue,
-    IF_NONE_MATCH, LINK, VARY,
+    LINK, VARY,
 };
 use actix_web::web::Bytes;
 use flate2::Compression;
@@ -14,6 +14,7 @@ use flate2::write::GzEncoder;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::conditions::is_known;
 use super::problem::Problem;
 
 const JSON: &str = "application/json";
@@ -106,16 +107,6 @@ pub(super) fn version(content: &[u8]) -> String {
     )
 }
 
-/// Whether `If-None-Match` names the version, by the weak comparison that is meant for it.
-pub(super) fn is_known(headers: &HeaderMap, version: &str) -> bool {
-    let bare = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
-    headers
-        .get_all(IF_NONE_MATCH)
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|tag| tag.trim() == "*" || bare(tag) == bare(version))
-}
-
 /// Whether the reader takes gzip: it says so, and not with a weight of 0.
 pub(super) fn takes_gzip(headers: &HeaderMap) -> bool {
     headers
@@ -145,7 +136,11 @@ pub(super) fn compress(body: &[u8]) -> Option<Vec<u8>> {
     encoder.finish().ok()
 }
 
-fn insert(headers: &mut HeaderMap, name: actix_web::http::header::HeaderName, value: &str) {
+pub(super) fn insert(
+    headers: &mut HeaderMap,
+    name: actix_web::http::header::HeaderName,
+    value: &str,
+) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }
@@ -181,27 +176,5 @@ mod tests {
             );
         }
         assert!(!takes_gzip(&HeaderMap::new()));
-    }
-
-    #[test]
-    fn a_version_is_known_by_its_name_however_weak() {
-        let version = version(b"content");
-        let strong = version.trim_start_matches("W/");
-        for (given, expected) in [
-            (version.clone(), true),
-            (strong.to_owned(), true),
-            (format!("\"a\", {version}"), true),
-            ("*".to_owned(), true),
-            ("\"a\"".to_owned(), false),
-            (strong.replace('"', ""), false),
-        ] {
-            assert_eq!(
-                is_known(&headers(IF_NONE_MATCH, &given), &version),
-                expected,
-                "{given}"
-            );
-        }
-        assert_ne!(version, super::version(b"other content"));
-        assert!(!is_known(&HeaderMap::new(), &version));
     }
 }

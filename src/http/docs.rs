@@ -14,7 +14,8 @@ use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse};
 use flate2::read::GzDecoder;
 
-use super::answer::{self, is_known, not_modified, takes_gzip, version};
+use super::answer::{self, not_modified, takes_gzip, version};
+use super::conditions::is_known;
 use super::openapi;
 use super::problem::Problem;
 

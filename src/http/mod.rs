@@ -5,6 +5,7 @@ mod answer;
 mod auth;
 mod batch;
 mod body;
+mod conditions;
 mod cors;
 mod dead_letters;
 mod docs;

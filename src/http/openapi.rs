@@ -485,7 +485,7 @@ fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'
         ("get", "/events") => codes.extend([p::INSUFFICIENT_SCOPE, p::TOO_MANY_LISTENERS]),
         ("get", "/orders/{id}") => codes.extend([p::INVALID_PARAMETER, p::NOT_YET_VISIBLE]),
         ("post", "/orders/{id}/cancel") => codes.extend([p::NOT_CANCELLABLE, p::NOT_YET_VISIBLE]),
-        ("put", "/vendors/{vendor}/products/{id}") => {
+        ("get" | "put", "/vendors/{vendor}/products/{id}") => {
             codes.extend([p::INVALID_PARAMETER, p::PRECONDITION_FAILED]);
         }
         _ => {}

@@ -7,8 +7,9 @@ use actix_web::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, ETAG};
 use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse};
 
-use super::answer::{self, is_known, not_modified, version};
+use super::answer::{self, not_modified, version};
 use super::auth::Needs;
+use super::conditions::is_known;
 use super::routes::At;
 
 /// A part of the page.

@@ -1,6 +1,6 @@
 //! `/vendors`: the vendors, and the API that a vendor offers for its own stock.
 
-use actix_web::http::header::{ETAG, IF_MATCH};
+use actix_web::http::header::{CACHE_CONTROL, ETAG};
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use chrono::{DateTime, Utc};
@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use super::answer;
 use super::body::read_json;
-use super::problem::Problem;
+use super::conditions::Conditions;
+use super::problem::{PRECONDITION_FAILED, Problem};
 use super::{BODY_BYTES_MAX, State, UPDATES_BODY_BYTES_MAX, detached, product_id, vendor_id};
 use crate::app::vendor_stock;
 use crate::db;
@@ -166,17 +167,33 @@ fn version(product: &Product) -> String {
 /// Read from the vendor's database now.
 #[utoipa::path(
     get, path = "/vendors/{vendor}/products/{id}", tag = "vendors",
-    params(("vendor" = VendorId, Path, description = "The vendor's id"), ("id" = ProductId, Path, description = "The product's id")),
-    responses((status = 200, description = "The product there", body = ProductResponse,
+    params(("vendor" = VendorId, Path, description = "The vendor's id"), ("id" = ProductId, Path, description = "The product's id"),
+        ("If-Match" = Option<String>, Header, description = "An ETag that it must have, several with commas, or * for any", example = "\"8c2b1f0f6d6d5b0fb6a44a3f3f8a1d57\""),
+        ("If-None-Match" = Option<String>, Header, description = "The ETag of what you have", example = "\"8c2b1f0f6d6d5b0fb6a44a3f3f8a1d57\"")),
+    responses((status = 304, description = "You have it"), (status = 200, description = "The product there", body = ProductResponse,
         headers(("ETag" = String, description = "Its version, for If-Match")), example = json!({"id": "p2", "name": "Product 2", "stock": 2})))
 )]
 pub(super) async fn show_product(
+    request: HttpRequest,
     path: Path<(String, String)>,
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
     let (vendor_id, product_id) = (vendor_id(&path.0)?, product_id(&path.1)?);
+    let conditions = Conditions::of(request.headers())?;
     let product = vendor_stock::find_product(&state.context, &vendor_id, &product_id).await?;
-    Ok(product_response(HttpResponse::Ok(), product))
+    let version = version(&product);
+    if !conditions.is_as_wanted(Some(&version)) {
+        return Err(Problem::new(
+            PRECONDITION_FAILED,
+            format!("product {product_id} of vendor {vendor_id} is not what If-Match names"),
+        ));
+    }
+    if conditions.is_unwanted(Some(&version)) {
+        return Ok(answer::not_modified(&version, answer::ASK_AGAIN));
+    }
+    let mut response = HttpResponse::Ok();
+    response.insert_header((CACHE_CONTROL, answer::ASK_AGAIN));
+    Ok(product_response(response, product))
 }
 
 /// What a vendor is to list.
@@ -191,13 +208,37 @@ pub(super) struct ProductBody {
     stock: i64,
 }
 
+impl ProductBody {
+    fn check(self) -> Result<Self, Problem> {
+        let mut errors = Vec::new();
+        if !(0..=STOCK_MAX).contains(&self.stock) {
+            errors.push(Invalid::new(
+                "/stock",
+                format!("must be 0 to {STOCK_MAX}, is {}", self.stock),
+            ));
+        }
+        if self.name.chars().count() > NAME_CHARS_MAX || self.name.contains('\0') {
+            let problem =
+                format!("must be at most {NAME_CHARS_MAX} characters long, without U+0000");
+            errors.push(Invalid::new("/name", problem));
+        }
+        if errors.is_empty() {
+            Ok(self)
+        } else {
+            Err(Problem::invalid_fields(errors))
+        }
+    }
+}
+
 /// Set a product at a vendor
 ///
-/// A new product, a restock or a correction; with `If-Match`, only if it is still the version that was read.
+/// A new product, a restock or a correction; with `If-Match`, only if it is still the version that was read; with
+/// `If-None-Match: *`, only if it is new.
 #[utoipa::path(
     put, path = "/vendors/{vendor}/products/{id}", tag = "vendors",
     params(("vendor" = VendorId, Path, description = "The vendor's id"), ("id" = ProductId, Path, description = "The product's id"),
-        ("If-Match" = Option<String>, Header, description = "An ETag that it must have, several with commas, or * for any")),
+        ("If-Match" = Option<String>, Header, description = "An ETag that it must have, several with commas, or * for any", example = "\"8c2b1f0f6d6d5b0fb6a44a3f3f8a1d57\""),
+        ("If-None-Match" = Option<String>, Header, description = "An ETag that it must not have, several with commas, or * for a product that must be new", example = "*")),
     request_body(content = ProductBody, example = json!({"name": "Product 1", "stock": 10})),
     responses(
         (status = 200, description = "Set", body = ProductResponse, headers(("ETag" = String, description = "Its new version")), example = json!({"id": "p1", "name": "Product 1", "stock": 10})),
@@ -211,33 +252,12 @@ pub(super) async fn put_product(
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
     let (vendor_id, product_id) = (vendor_id(&path.0)?, product_id(&path.1)?);
+    let conditions = Conditions::of(request.headers())?;
     let body: ProductBody = read_json(&request, payload, BODY_BYTES_MAX).await?;
-    let mut errors = Vec::new();
-    if !(0..=STOCK_MAX).contains(&body.stock) {
-        errors.push(Invalid::new(
-            "/stock",
-            format!("must be 0 to {STOCK_MAX}, is {}", body.stock),
-        ));
-    }
-    if body.name.chars().count() > NAME_CHARS_MAX || body.name.contains('\0') {
-        let problem = format!("must be at most {NAME_CHARS_MAX} characters long, without U+0000");
-        errors.push(Invalid::new("/name", problem));
-    }
-    if !errors.is_empty() {
-        return Err(Problem::invalid_fields(errors));
-    }
-    let expected = request
-        .headers()
-        .get(IF_MATCH)
-        .map(|value| value.to_str().map(str::to_owned))
-        .transpose()
-        .map_err(|_| Problem::invalid_parameter("If-Match", "must be printable ASCII"))?;
-    let matches = move |held: Option<&Product>| match (expected.as_deref(), held) {
-        (None, _) | (Some("*"), Some(_)) => true,
-        (Some(_), None) => false,
-        (Some(versions), Some(held)) => versions
-            .split(',')
-            .any(|given| given.trim() == version(held)),
+    let body = body.check()?;
+    let matches = move |held: Option<&Product>| {
+        let held = held.map(version);
+        conditions.is_as_wanted(held.as_deref()) && !conditions.is_unwanted(held.as_deref())
     };
     let product = Product {
         id: product_id.to_string(),

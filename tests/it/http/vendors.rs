@@ -130,6 +130,55 @@ async fn a_new_product_is_listed_by_its_vendor_and_sold_after_the_next_sync() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn conditions_are_kept_to_however_they_are_written() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let held = version(&shop, P1).await;
+    let body = json!({"name": "x", "stock": 1}).to_string();
+    let asking = async |method: Method, headers: &[(&str, &str)]| {
+        let headers: Vec<(&str, &str)> = headers.iter().copied().chain([JSON]).collect();
+        ask(&shop, method, P1, &headers, body.clone()).await
+    };
+    // Who wants to make a new one makes none of one that is there.
+    for unwanted in ["*", &held, &format!("\"x\", W/{held}")] {
+        let refused = asking(Method::PUT, &[("if-none-match", unwanted)]).await;
+        assert_eq!(refused.problem(), "412 precondition_failed", "{unwanted}");
+    }
+    assert_eq!(shop.stock_at("vendorA", "p1").await, 10);
+    let new = "/vendors/vendorA/products/new";
+    for status in [201, 412] {
+        let headers = [JSON, ("if-none-match", "*")];
+        let made = ask(&shop, Method::PUT, new, &headers, body.clone()).await;
+        assert_eq!(made.status, status, "{}", made.body);
+    }
+    // Who has it is told so, and who means another one too.
+    for known in ["*", &held, &format!("W/{held}"), &format!("\"x\", {held}")] {
+        let answer = asking(Method::GET, &[("if-none-match", known)]).await;
+        assert_eq!(
+            (answer.status, answer.header("etag")),
+            (304, Some(held.as_str())),
+            "{known}"
+        );
+        assert_eq!(answer.header("cache-control"), Some("private, no-cache"));
+    }
+    for (headers, status) in [
+        (&[("if-none-match", "\"x\"")][..], 200),
+        (&[("if-none-match", "\"x\""), ("if-none-match", &held)], 304),
+        (&[("if-match", "\"x\"")], 412),
+        (&[("if-match", "\"x\""), ("if-match", &held)], 200),
+        (&[("if-match", &held), ("if-none-match", &held)], 304),
+        (&[("if-none-match", "\"ü\"")], 400),
+    ] {
+        let answer = asking(Method::GET, headers).await;
+        assert_eq!(answer.status, status, "{headers:?}");
+    }
+    // Each of several headers counts.
+    let several = [("if-match", "\"x\""), ("if-match", held.as_str())];
+    let set = asking(Method::PUT, &several).await;
+    assert_eq!(set.status, 200, "{}", set.body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_writers_that_read_the_same_version_one_wins() {
     let shop = Shop::new().await;
     let _api = shop.serve().await;
