@@ -124,6 +124,21 @@ pub enum Standing {
     Disabled,
 }
 
+/// The namespace of ids derived from an idempotency key. Changing it would make every repeated request a new subscription.
+const ID_NAMESPACE: Uuid = Uuid::from_u128(0x0b1e_7a52_63cf_5d19_8f4e_2c95_d0a7_3e61);
+
+/// The id of what `caller` subscribes to with an idempotency key. It says whether the request brought its secret along: of
+/// one that is kept nobody could tell any more. Each part goes in with its length before it, so that no two share a name.
+#[must_use]
+pub fn derive_id(caller: &str, key: &str, has_secret: bool) -> WebhookId {
+    let mut name = vec![u8::from(has_secret)];
+    for part in [caller, key] {
+        name.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        name.extend_from_slice(part.as_bytes());
+    }
+    WebhookId(Uuid::new_v5(&ID_NAMESPACE, &name))
+}
+
 /// A subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subscription {

@@ -16,7 +16,7 @@ use super::problem::{self, CODES, Code, ProblemBody};
         title = "stockctl",
         description = "One aggregated view of several vendors' stock, and orders against it, each decided exactly once.\n\n\
             - Whatever goes wrong is answered as `application/problem+json` (RFC 9457) with a stable `code`.\n\
-            - `POST /orders` is safe to repeat with the same `Idempotency-Key`; a 202 is durable.\n\
+            - `POST /orders` and `POST /webhooks` are safe to repeat with the same `Idempotency-Key`; a 202 is durable.\n\
             - Every path that answers GET answers HEAD; another method is answered 405 with `Allow`.\n\
             - Where the installation requires keys (`http.require_keys`), each request but those for `/healthz`, `/readyz` and \
             this description has one: `Authorization: Bearer …`, with the scope that the operation names; the scope `admin` \
@@ -221,8 +221,10 @@ fn what_cannot_be_derived(document: &mut Value) {
         &json!({ "type": "string", "minLength": 1, "maxLength": 100, "pattern": WITHOUT_NUL }),
     );
     let key = json!({ "type": "string", "minLength": 1, "maxLength": 255, "pattern": KEY });
-    let place = &mut document["paths"]["/orders"]["post"];
-    set_parameter(place, "Idempotency-Key", &key);
+    for path in ["/orders", "/webhooks"] {
+        let operation = &mut document["paths"][path]["post"];
+        set_parameter(operation, "Idempotency-Key", &key);
+    }
     let dead_letter_queues =
         json!({ "type": "string", "enum": ["orders_dlq", "vendor_sync_dlq", "webhooks_dlq"] });
     let paths = document["paths"].as_object_mut();
@@ -481,7 +483,12 @@ fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'
             p::OUTCOME_UNKNOWN,
         ]),
         ("post", "/orders/batch") => codes.push(p::BUSY),
-        ("post", "/webhooks") => codes.extend([p::INSUFFICIENT_SCOPE, p::TOO_MANY_WEBHOOKS]),
+        ("post", "/webhooks") => codes.extend([
+            p::INVALID_PARAMETER,
+            p::INSUFFICIENT_SCOPE,
+            p::TOO_MANY_WEBHOOKS,
+            p::IDEMPOTENCY_CONFLICT,
+        ]),
         ("get", "/events") => codes.extend([p::INSUFFICIENT_SCOPE, p::TOO_MANY_LISTENERS]),
         ("get", "/orders/{id}") => codes.extend([p::INVALID_PARAMETER, p::NOT_YET_VISIBLE]),
         ("post", "/orders/{id}/cancel") => codes.extend([p::NOT_CANCELLABLE, p::NOT_YET_VISIBLE]),

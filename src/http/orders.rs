@@ -93,7 +93,7 @@ impl OrderRequest {
 }
 
 /// The value of `Idempotency-Key`, quoted as a structured-field string or bare.
-fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {
+pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {
     let mut values = request.headers().get_all("idempotency-key");
     let Some(value) = values.next() else {
         return Ok(None);

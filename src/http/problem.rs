@@ -85,7 +85,7 @@ codes! {
     VALIDATION_FAILED = 422 "validation_failed", "The request is not valid",
         "Mend the fields that the pointers name.";
     IDEMPOTENCY_CONFLICT = 422 "idempotency_conflict", "The idempotency key belongs to another request",
-        "Use a new key for a new order.";
+        "Use a new key for a new request.";
     RATE_LIMITED = 429 "rate_limited", "Too many requests of this caller",
         "Nothing was done; repeat it after Retry-After, and more slowly.";
     INTERNAL = 500 "internal", "Something went wrong here",
@@ -395,6 +395,13 @@ impl From<app::Error> for Problem {
                     detail,
                 },
             ) => Self::new(TOO_MANY_WEBHOOKS, detail),
+            (
+                _,
+                app::Error::Refused {
+                    code: app::webhooks::KEY_TAKEN,
+                    detail,
+                },
+            ) => Self::new(IDEMPOTENCY_CONFLICT, detail),
             (Kind::Missing, _) => Self::not_found(error.to_string()),
             // Nothing is down, and its words say for what to wait.
             (_, app::Error::NotYet(detail)) => Self::new(UNAVAILABLE, detail),

@@ -11,6 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::body::read_json;
+use super::orders::idempotency_key;
 use super::problem::Problem;
 use super::query::read_query;
 use super::{BODY_BYTES_MAX, State, answer, auth, cursor_micros, detached, limit};
@@ -68,7 +69,7 @@ struct WebhookResponse {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     last_error: Option<String>,
-    /// What its messages are signed with; only in the answer that made it.
+    /// What its messages are signed with; only in the answer to the request that made it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     secret: Option<String>,
@@ -96,11 +97,18 @@ impl From<Subscription> for WebhookResponse {
 ///
 /// Each event from now on is sent to `url` by POST, signed as Standard Webhooks says, until the receiver answers 2xx: after
 /// 5 s, 50 s, 8 and 83 minutes again, unless configured otherwise. A key with `orders:read` hears of its caller's own orders,
-/// one with `admin` of all, every key of stock. The subscription is the caller's, and outlives the key.
+/// one with `admin` of all, every key of stock. The subscription is the caller's, and outlives the key. With an
+/// `Idempotency-Key` the same request is the same subscription, however often it comes, until it is deleted; the secret is
+/// shown to that request alone.
 #[utoipa::path(
     post, path = "/webhooks", tag = "webhooks",
+    params(("Idempotency-Key" = Option<String>, Header,
+        description = "Your name for this request: 1 to 255 characters of printable ASCII, bare or in quotes",
+        min_length = 1, max_length = 255, example = "subscribe-1")),
     request_body(content = CreateRequest, example = json!({"url": "https://shop.example/hooks/stockctl", "types": ["order.confirmed", "order.cancelled"]})),
-    responses((status = 201, description = "Made; the secret is shown here and nowhere else", headers(("Location" = String, description = "The subscription")),
+    responses((status = 201, description = "Made; the secret is shown here and nowhere else", headers(
+            ("Location" = String, description = "Where the subscription is: /webhooks/{id}"),
+            ("Idempotent-Replayed" = Option<String>, description = "`true` if this subscription had been made before")),
         body = WebhookResponse, example = json!({"id": "01a21a4e-52cf-7c07-a8b0-5f0f5d0ad3a5", "caller": "webshop", "url": "https://shop.example/hooks/stockctl",
         "types": ["order.confirmed", "order.cancelled"], "status": "active", "createdAt": "2026-11-26T23:59:01.583Z",
         "secret": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oDeviBWMcjPyE="})))
@@ -111,28 +119,32 @@ pub(super) async fn create(
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
     let caller = auth::caller(&request)?;
+    let key = idempotency_key(&request)?;
     let asked: CreateRequest = read_json(&request, payload, BODY_BYTES_MAX).await?;
     let (url, types, secret) = parse(asked, state.allows_private_receivers)?;
     let filter = Filter::new(&caller, types, None).map_err(auth::lacks)?;
-    let secret = match secret {
-        Some(secret) => secret,
-        None => webhooks::new_secret()?,
+    let asked = webhooks::Asked {
+        url,
+        filter,
+        secret,
+        key,
     };
-    let revealed = secret.reveal();
     let context = state.context.clone();
-    let made = detached(async move {
-        webhooks::create(&context, &caller, url, filter, secret, Utc::now()).await
-    });
-    let made = made.await?;
-    let place = format!("/webhooks/{}", made.id);
-    let response = WebhookResponse {
-        secret: Some(revealed),
+    let making =
+        detached(async move { webhooks::create(&context, &caller, asked, Utc::now()).await });
+    let (made, is_replayed) = making.await?;
+    let mut answer = HttpResponse::Created();
+    answer
+        .insert_header((LOCATION, format!("/webhooks/{}", made.id)))
+        .insert_header((CACHE_CONTROL, "no-store"));
+    if is_replayed {
+        answer.insert_header(("Idempotent-Replayed", "true"));
+    }
+    Ok(answer.json(WebhookResponse {
+        // Who repeats the request has not seen the answer to it.
+        secret: Some(made.secret.reveal()),
         ..made.into()
-    };
-    Ok(HttpResponse::Created()
-        .insert_header((LOCATION, place))
-        .insert_header((CACHE_CONTROL, "no-store"))
-        .json(response))
+    }))
 }
 
 type Parsed = (String, Option<BTreeSet<EventType>>, Option<Secret>);

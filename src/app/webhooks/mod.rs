@@ -26,7 +26,7 @@ use crate::db::webhooks::Cursor;
 use crate::domain::events::{EventType, Filter};
 use crate::domain::ids::WebhookId;
 use crate::domain::keys::Caller;
-use crate::domain::webhooks::{MAX, OF_CALLER_MAX, SECRET_BYTES, Secret, Subscription};
+use crate::domain::webhooks::{MAX, OF_CALLER_MAX, SECRET_BYTES, Secret, Subscription, derive_id};
 
 /// The code of a refusal: there are as many as there may be.
 pub const TOO_MANY: &str = "too_many_webhooks";
@@ -35,32 +35,56 @@ pub const TOO_MANY: &str = "too_many_webhooks";
 ///
 /// # Errors
 /// The system gives none.
-pub fn new_secret() -> Result<Secret, Error> {
+fn new_secret() -> Result<Secret, Error> {
     let mut random = [0; SECRET_BYTES];
     getrandom::fill(&mut random)
         .map_err(|error| Error::Broken(format!("the system gives no random bytes: {error}")))?;
     Ok(Secret::new(random))
 }
 
-/// Makes a subscription of a caller.
+/// The code of a refusal: the key belongs to a request for another subscription.
+pub const KEY_TAKEN: &str = "webhook_key_taken";
+
+/// What a caller subscribes to.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// Where the receiver is.
+    pub url: String,
+    /// What it hears.
+    pub filter: Filter,
+    /// What its messages are to be signed with; one is made where there is none.
+    pub secret: Option<Secret>,
+    /// The caller's name for the request.
+    pub key: Option<String>,
+}
+
+/// Makes a subscription of a caller. Asked for again with the same key, it is the one that was made, with its secret, and
+/// true says so; once it was deleted, that makes a new one.
 ///
 /// # Errors
-/// There are too many; see [`Error`].
+/// There are too many, or the key was used for another one; see [`Error`].
 pub async fn create(
     context: &Context,
     caller: &Caller,
-    url: String,
-    filter: Filter,
-    secret: Secret,
+    asked: Asked,
     now: DateTime<Utc>,
-) -> Result<Subscription, Error> {
+) -> Result<(Subscription, bool), Error> {
+    let has_secret = asked.secret.is_some();
+    let derived = |has_secret| {
+        let key = asked.key.as_deref()?;
+        Some(derive_id(&caller.name, key, has_secret))
+    };
+    let (this, other) = (derived(has_secret), derived(!has_secret));
     let subscription = Subscription {
-        id: WebhookId(Uuid::now_v7()),
+        id: this.unwrap_or_else(|| WebhookId(Uuid::now_v7())),
         caller: Some(caller.name.clone()),
         name: None,
-        url,
-        filter,
-        secret,
+        url: asked.url,
+        filter: asked.filter,
+        secret: match asked.secret {
+            Some(secret) => secret,
+            None => new_secret()?,
+        },
         // As it is kept.
         created_at: now.trunc_subsecs(6),
         disabled_at: None,
@@ -71,25 +95,55 @@ pub async fn create(
         let mut connection = context.database.get().await?;
         connection
             .transaction(async |connection| {
-                let (all, of_caller) =
-                    db::webhooks::lock_and_count(connection, &caller.name).await?;
-                if of_caller >= OF_CALLER_MAX || all >= MAX {
-                    let whose = if of_caller >= OF_CALLER_MAX {
-                        format!("you have {of_caller} webhooks, and the limit is {OF_CALLER_MAX}")
-                    } else {
-                        format!("there are {all} webhooks, and the limit is {MAX}")
-                    };
-                    return Err(Error::Refused {
-                        code: TOO_MANY,
-                        detail: format!("{whose}; delete one that is not needed"),
-                    });
+                // Under its lock two with the same key come one after the other.
+                let counts = db::webhooks::lock_and_count(connection, &caller.name).await?;
+                for id in this.into_iter().chain(other) {
+                    if let Some(made) = db::webhooks::find(connection, id).await? {
+                        return replay(made, &subscription, has_secret);
+                    }
                 }
-                Ok(db::webhooks::insert(connection, &subscription).await?)
+                check_room(counts)?;
+                db::webhooks::insert(connection, &subscription).await?;
+                Ok((subscription, false))
             })
             .await
     })
-    .await?;
-    Ok(subscription)
+    .await
+}
+
+/// What was made with this key, if that was asked for in the same way.
+fn replay(
+    made: Subscription,
+    asked: &Subscription,
+    has_secret: bool,
+) -> Result<(Subscription, bool), Error> {
+    let is_same = made.id == asked.id
+        && made.url == asked.url
+        && made.filter == asked.filter
+        && (!has_secret || made.secret == asked.secret);
+    if is_same {
+        return Ok((made, true));
+    }
+    Err(Error::Refused {
+        code: KEY_TAKEN,
+        detail:
+            "this Idempotency-Key was used for another subscription; use a new key for a new one"
+                .to_owned(),
+    })
+}
+
+fn check_room((all, of_caller): (i64, i64)) -> Result<(), Error> {
+    let whose = if of_caller >= OF_CALLER_MAX {
+        format!("you have {of_caller} webhooks, and the limit is {OF_CALLER_MAX}")
+    } else if all >= MAX {
+        format!("there are {all} webhooks, and the limit is {MAX}")
+    } else {
+        return Ok(());
+    };
+    Err(Error::Refused {
+        code: TOO_MANY,
+        detail: format!("{whose}; delete one that is not needed"),
+    })
 }
 
 /// Writes those of the configuration: new ones hear of what happens from now on, and those that it names no more are

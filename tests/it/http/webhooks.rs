@@ -69,6 +69,75 @@ async fn a_subscription_is_made_listed_shown_without_its_secret_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_is_asked_for_again_with_its_key_is_the_same_one() {
+    let mut shop = Shop::new().await;
+    require_keys(&mut shop);
+    let _api = shop.serve().await;
+    let (_, one) = key(&shop, "one", &[Scope::OrdersRead]).await;
+    let (_, other) = key(&shop, "other", &[Scope::OrdersRead]).await;
+    is_let_in(&shop, &other).await;
+    let plain = json!({"url": "https://shop.example/"});
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let with_secret = json!({"url": "https://shop.example/", "secret": secret});
+    let subscribe = async |who: &str, named: &str, body: &Value| {
+        let headers = [JSON, ("authorization", who), ("idempotency-key", named)];
+        let body = body.to_string();
+        ask(&shop, Method::POST, "/webhooks", &headers, body).await
+    };
+    // At once, as a caller does whose first attempt hangs.
+    let same = (0..4).map(|_| subscribe(&one, "key-1", &plain));
+    let made = futures_util::future::join_all(same).await;
+    for answer in &made {
+        assert_eq!(answer.status, 201, "{}", answer.body);
+        // Whoever missed the first answer needs its secret.
+        assert_eq!(answer.body, made[0].body);
+        assert_eq!(answer.header("location"), made[0].header("location"));
+    }
+    let again = |answer: &&Answer| answer.header("idempotent-replayed") == Some("true");
+    assert_eq!(made.iter().filter(again).count(), 3);
+    let of_other = subscribe(&other, "key-1", &plain).await;
+    assert_eq!(of_other.header("idempotent-replayed"), None);
+    assert_ne!(of_other.body["id"], made[0].body["id"]);
+    let given = subscribe(&one, "key-2", &with_secret).await;
+    assert_eq!((given.status, &given.body["secret"]), (201, &json!(secret)));
+    let given_again = subscribe(&one, "\"key-2\"", &with_secret).await;
+    assert_eq!(given_again.body, given.body);
+    // The key of another request shows nobody a secret.
+    for (named, body) in [
+        ("key-1", json!({"url": "https://shop.example/other"})),
+        (
+            "key-1",
+            json!({"url": "https://shop.example/", "types": ["order.failed"]}),
+        ),
+        ("key-1", with_secret.clone()),
+        ("key-2", plain.clone()),
+        (
+            "key-2",
+            json!({"url": "https://shop.example/", "secret": "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}),
+        ),
+    ] {
+        let refused = subscribe(&one, named, &body).await;
+        assert_eq!(refused.problem(), "422 idempotency_conflict", "{body}");
+        assert!(!refused.body.to_string().contains("whsec_"));
+    }
+    let refused = subscribe(&one, "", &plain).await;
+    let expected =
+        "400 invalid_parameter \"Idempotency-Key\" must be 1 to 255 characters long, has 0";
+    assert_eq!(refused.problem(), expected);
+    assert_eq!(shop.count("SELECT count(*) AS n FROM webhooks").await, 3);
+    // One that was deleted is made anew.
+    let place = made[0].header("location").expect("a place");
+    let deleted = ask_with(&shop, &one, Method::DELETE, place, "").await;
+    assert_eq!(deleted.status, 204);
+    let anew = subscribe(&one, "key-1", &plain).await;
+    assert_eq!(
+        (anew.status, anew.header("idempotent-replayed")),
+        (201, None)
+    );
+    assert_ne!(anew.body["secret"], made[0].body["secret"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_subscription_is_told_with_what_is_wrong_and_there_is_a_bound() {
     let shop = Shop::new().await;
     let _api = shop.serve().await;
@@ -95,9 +164,9 @@ async fn what_is_no_subscription_is_told_with_what_is_wrong_and_there_is_a_bound
     422 validation_failed "/url" 127.0.0.1 is a private, local or reserved address, which is not called unless webhooks.allow_private is set
     422 validation_failed "/url" ::1 is a private, local or reserved address, which is not called unless webhooks.allow_private is set
     422 validation_failed "/url" must not contain a user or a password; messages are signed instead | "/types" must name one at least, or be left out | "/secret" must be whsec_ and the base64 of 24 to 64 random bytes
-    422 validation_failed "/types/0" unknown variant `order.lost`, expected one of `order.confirmed`, `order.rejected`, `order.failed`, `order.cancelled`, `stock.changed`
+    422 validation_failed "/types/0" must be one of `order.confirmed`, `order.rejected`, `order.failed`, `order.cancelled`, `stock.changed`, is `order.lost`
     422 validation_failed "/colour" unknown field `colour`, expected one of `url`, `types`, `secret`
-    422 validation_failed "" missing field `url`
+    422 validation_failed "/url" is missing
     400 invalid_parameter "cursor" must be a nextCursor of an earlier answer
     400 invalid_parameter "limit" must be 1 to 200, is 0
     "#);

@@ -34,9 +34,14 @@ async fn a_private_address_is_not_called_by_whichever_name() {
         let filter = Filter::of([EventType::StockChanged].into(), None);
         let secret = Secret::parse(SECRET).expect("a secret");
         let caller = Caller::local();
-        let made =
-            webhooks::create(&context, &caller, url, filter, secret, chrono::Utc::now()).await;
-        ids.push(made.expect("made").id.to_string());
+        let asked = webhooks::Asked {
+            url,
+            filter,
+            secret: Some(secret),
+            key: None,
+        };
+        let made = webhooks::create(&context, &caller, asked, chrono::Utc::now()).await;
+        ids.push(made.expect("made").0.id.to_string());
     }
     let _parts = (shop.serve().await, shop.work_on(&[WorkQueue::Webhooks]));
     // Five in a row show in the listing.
