@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 /// Why a text is no id.
@@ -116,6 +117,29 @@ text_id!(
     })
 );
 
+/// The only form of a UUID with that length is the one with hyphens.
+fn hyphenated(text: &str) -> Option<Uuid> {
+    if text.len() != uuid::fmt::Hyphenated::LENGTH {
+        return None;
+    }
+    Uuid::try_parse(text).ok()
+}
+
+/// Reads a UUID with hyphens.
+struct Hyphenated;
+
+impl Visitor<'_> for Hyphenated {
+    type Value = Uuid;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a UUID with hyphens")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Uuid, E> {
+        hyphenated(text).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+    }
+}
+
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident) => {
         #[derive(
@@ -128,13 +152,27 @@ macro_rules! uuid_id {
             Ord,
             Hash,
             Serialize,
-            Deserialize,
             utoipa::ToSchema,
         )]
         $(#[$doc])*
         #[schema(value_type = String, format = Uuid)]
         #[serde(transparent)]
         pub struct $name(pub Uuid);
+
+        impl $name {
+            /// Reads it as it is written: with hyphens, in upper or lower case, and in no other of the forms that there
+            /// are. None where it is no such id.
+            #[must_use]
+            pub fn parse(text: &str) -> Option<Self> {
+                hyphenated(text).map(Self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_str(Hyphenated).map(Self)
+            }
+        }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -175,5 +213,28 @@ mod tests {
         );
         assert!(VendorId::parse("vendor-A_1").is_ok());
         assert_eq!(VendorId::parse("vendor/../A"), Err(IdError::Charset));
+    }
+
+    #[test]
+    fn an_id_is_written_with_hyphens_in_either_case() {
+        let text = "0191b6c4-d1b8-7b0e-a0b9-d3f7c9c9a001";
+        let id = OrderId::parse(text).expect("an id");
+        assert_eq!(id.to_string(), text);
+        assert_eq!(OrderId::parse(&text.to_uppercase()), Some(id));
+        let bare = text.replace('-', "");
+        for other in [
+            bare.clone(),
+            format!("{{{text}}}"),
+            format!("urn:uuid:{text}"),
+            format!("{bare}----"),
+            format!(" {text}"),
+            String::new(),
+            "x".repeat(36),
+        ] {
+            assert_eq!(OrderId::parse(&other), None, "{other}");
+            assert!(serde_json::from_value::<OrderId>(other.into()).is_err());
+        }
+        let read: OrderId = serde_json::from_value(text.into()).expect("an id");
+        assert_eq!(read, id);
     }
 }

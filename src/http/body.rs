@@ -8,8 +8,10 @@ use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 
 use super::SEND_DEADLINE;
+use super::plain::plainly;
 use super::problem::{
-    BODY_TOO_LARGE, MALFORMED_JSON, Problem, REQUEST_TIMEOUT, UNSUPPORTED_MEDIA_TYPE,
+    BODY_TOO_LARGE, INCOMPLETE_BODY, MALFORMED_JSON, Problem, REQUEST_TIMEOUT,
+    UNSUPPORTED_MEDIA_TYPE,
 };
 use crate::domain::object::Object;
 use crate::domain::order::Invalid;
@@ -53,7 +55,12 @@ async fn read(mut payload: Payload, bytes_max: usize) -> Result<BytesMut, Proble
     let mut body = BytesMut::new();
     while let Some(chunk) = payload.next().await {
         let chunk = chunk.map_err(|error| {
-            Problem::new(MALFORMED_JSON, format!("the body did not arrive: {error}"))
+            // Its words are the server's own, for us.
+            tracing::debug!(%error, "a body did not arrive");
+            Problem::new(
+                INCOMPLETE_BODY,
+                "the connection ended within the body, or its chunks cannot be read",
+            )
         })?;
         if body.len() + chunk.len() > bytes_max {
             return Err(Problem::new(
@@ -71,18 +78,40 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let Object(value) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let pointer = pointer(error.path());
+        let field = field(error.path());
         let inner = error.into_inner();
         match inner.classify() {
             serde_json::error::Category::Data => {
-                Problem::invalid_fields(vec![Invalid::new(pointer, without_position(&inner))])
+                Problem::invalid_fields(vec![invalid(pointer, &field, &without_position(&inner))])
             }
-            _ => Problem::malformed(pointer, inner.to_string()),
+            serde_json::error::Category::Eof if body.trim_ascii().is_empty() => {
+                Problem::malformed(pointer, "the body is empty")
+            }
+            _ => Problem::malformed(pointer, broken_off(&inner)),
         }
     })?;
     deserializer
         .end()
         .map_err(|error| Problem::new(MALFORMED_JSON, error.to_string()))?;
     Ok(value)
+}
+
+/// What is wrong with a field, with a pointer to the field itself, also where it is what is missing.
+fn invalid(mut pointer: String, field: &str, error: &str) -> Invalid {
+    let told = plainly(field, error);
+    if let Some(below) = told.field {
+        pointer.push_str(&step(below));
+    }
+    Invalid::new(pointer, told.detail)
+}
+
+/// Where the text ends too early, in the words of who wrote it.
+fn broken_off(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.strip_prefix("EOF while parsing ") {
+        Some(what) => format!("the body ends within {what}"),
+        None => text,
+    }
 }
 
 /// The pointer says where; the line and the column of a body that a program wrote say nothing to anybody.
@@ -101,9 +130,21 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
         .take_while(|segment| !matches!(segment, Segment::Unknown))
         .map(|segment| match segment {
             Segment::Seq { index } => format!("/{index}"),
-            Segment::Map { key } => format!("/{}", key.replace('~', "~0").replace('/', "~1")),
+            Segment::Map { key } => step(key),
             Segment::Enum { variant } => format!("/{variant}"),
             Segment::Unknown => String::new(),
         })
         .collect()
+}
+
+fn step(name: &str) -> String {
+    format!("/{}", name.replace('~', "~0").replace('/', "~1"))
+}
+
+/// The name of the field that a path leads to.
+fn field(path: &serde_path_to_error::Path) -> String {
+    match path.iter().next_back() {
+        Some(Segment::Map { key }) => key.clone(),
+        _ => String::new(),
+    }
 }

@@ -20,6 +20,7 @@ mod movements;
 pub mod openapi;
 mod orders;
 mod page;
+mod plain;
 mod prefer;
 mod probe;
 pub mod problem;

@@ -468,6 +468,7 @@ fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'
     if operation.get("requestBody").is_some() {
         codes.extend([
             p::MALFORMED_JSON,
+            p::INCOMPLETE_BODY,
             p::REQUEST_TIMEOUT,
             p::BODY_TOO_LARGE,
             p::UNSUPPORTED_MEDIA_TYPE,

@@ -290,9 +290,9 @@ pub(super) async fn show(
 }
 
 fn order_id(text: &str) -> Result<OrderId, Problem> {
-    Uuid::try_parse(text)
-        .map(OrderId)
-        .map_err(|_| Problem::not_found("no order can have that id: it is not a UUID"))
+    OrderId::parse(text).ok_or_else(|| {
+        Problem::not_found("no order can have that id: it is not a UUID with hyphens")
+    })
 }
 
 /// Another caller's order is as unknown as one that nobody has placed.

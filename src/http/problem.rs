@@ -50,6 +50,8 @@ macro_rules! codes {
 codes! {
     MALFORMED_JSON = 400 "malformed_json", "The body is not valid JSON",
         "Mend the body; the pointer says how far it could be read.";
+    INCOMPLETE_BODY = 400 "incomplete_body", "The body did not arrive whole",
+        "Send it again; nothing was done.";
     INVALID_PARAMETER = 400 "invalid_parameter", "A parameter is not valid",
         "Mend the parameter of the query or the header that is named.";
     UNAUTHENTICATED = 401 "unauthenticated", "An API key is needed",
@@ -282,9 +284,9 @@ impl Problem {
 fn told(errors: &[FieldProblem]) -> String {
     errors
         .iter()
-        .map(|error| {
-            let place = error.pointer.as_deref().unwrap_or_default();
-            format!("{place}: {}", error.detail)
+        .map(|error| match error.pointer.as_deref() {
+            Some("") | None => format!("the body {}", error.detail),
+            Some(place) => format!("{place}: {}", error.detail),
         })
         .collect::<Vec<_>>()
         .join("; ")
@@ -450,8 +452,8 @@ impl From<NotAccepted> for Problem {
 /// Makes the extractors of actix answer with problems too.
 pub(super) fn problems_of_extractors(config: &mut web::ServiceConfig) {
     config.app_data(
-        web::PathConfig::default().error_handler(|error, _: &HttpRequest| {
-            Problem::not_found(format!("the path names nothing: {error}")).into()
+        web::PathConfig::default().error_handler(|_, _: &HttpRequest| {
+            Problem::not_found("the path names nothing: it cannot be read as UTF-8").into()
         }),
     );
 }

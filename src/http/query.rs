@@ -6,6 +6,7 @@ use actix_web::HttpRequest;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 
+use super::plain::plainly;
 use super::problem::Problem;
 
 /// Reads the parameters of a query.
@@ -23,7 +24,14 @@ pub(super) fn read_query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T
             Some(Segment::Map { key }) => key.clone(),
             _ => "query".to_owned(),
         };
-        Problem::invalid_parameter(&parameter, error.into_inner().to_string())
+        let text = error.into_inner().to_string();
+        // What a body calls a field is a parameter here.
+        let text = match text.strip_prefix("unknown field ") {
+            Some(rest) => format!("unknown parameter {rest}"),
+            None => text,
+        };
+        let told = plainly(&parameter, &text);
+        Problem::invalid_parameter(told.field.unwrap_or(&parameter), told.detail)
     })
 }
 

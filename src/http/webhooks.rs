@@ -270,13 +270,9 @@ pub(super) async fn delete(
 }
 
 fn webhook_id(text: &str) -> Result<WebhookId, Problem> {
-    Uuid::try_parse(text)
-        .ok()
-        .filter(|id| id.to_string() == text)
-        .map(WebhookId)
-        .ok_or_else(|| {
-            Problem::not_found("no webhook can have that id: it is no UUID as we write it")
-        })
+    WebhookId::parse(text).ok_or_else(|| {
+        Problem::not_found("no webhook can have that id: it is not a UUID with hyphens")
+    })
 }
 
 fn encode_cursor((at, id): Cursor) -> String {

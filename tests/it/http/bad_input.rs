@@ -97,10 +97,52 @@ async fn an_order_that_is_no_json_is_refused() {
     a lone surrogate: 400 malformed_json "/lines/0/productId" unexpected end of hex escape at line 1 column 31
     a bare control character: 400 malformed_json "/lines/0/productId" control character (\u0000-\u001F) found while parsing a string at line 1 column 26
     a bare NUL: 400 malformed_json "/lines/0/productId" control character (\u0000-\u001F) found while parsing a string at line 1 column 26
-    deep nesting: 422 validation_failed "/lines/0" invalid type: sequence, expected an object
-    deep nesting of objects: 422 validation_failed "/lines/0/productId" invalid type: map, expected a string
+    deep nesting: 422 validation_failed "/lines/0" must be an object, is a list
+    deep nesting of objects: 422 validation_failed "/lines/0/productId" must be a string, is an object
     "#);
     assert_eq!(orders_written(&shop).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_said_in_the_callers_words() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let mut lines = String::new();
+    for body in [
+        "",
+        "[]",
+        "null",
+        r#"{"lines":[{"productId":"p1","quantity"#,
+        r#"{"lines":[{}]}"#,
+    ] {
+        let answer = post_bytes(&shop, "/orders", body).await;
+        answer.problem();
+        writeln!(lines, "{body}: {}", super::text(&answer.body["detail"])).expect("written");
+    }
+    insta::assert_snapshot!(lines, @r#"
+    : the body is empty
+    []: the body must be an object, is a list
+    null: the body must be an object, is null
+    {"lines":[{"productId":"p1","quantity: the body ends within a string at line 1 column 37
+    {"lines":[{}]}: /lines/0/productId: is missing
+    "#);
+    // A connection that ends within the body, and chunks that are none.
+    let head = "POST /orders HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n";
+    let chunks = format!("{head}Transfer-Encoding: chunked\r\n\r\n5\r\n{{\"lin\r\n");
+    let mut stream = TcpStream::connect(shop.config.http.listen)
+        .await
+        .expect("connects");
+    stream.write_all(chunks.as_bytes()).await.expect("sent");
+    stream.shutdown().await.expect("ended");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.expect("closed");
+    let answer = String::from_utf8_lossy(&answer);
+    if !answer.is_empty() {
+        assert!(answer.contains("\"code\":\"incomplete_body\""), "{answer}");
+        assert!(!answer.contains("payload"), "{answer}");
+    }
+    let answer = send_raw(&shop, format!("{chunks}xyz\r\n").as_bytes()).await;
+    assert!(answer.contains("\"code\":\"incomplete_body\""), "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,9 +194,9 @@ async fn an_order_of_another_shape_is_refused() {
         ),
     ];
     insta::assert_snapshot!(answers(&shop, "/orders", &bodies).await, @r#"
-    null: 422 validation_failed "" invalid type: null, expected an object
-    a number: 422 validation_failed "" invalid type: integer `1`, expected an object
-    a list: 422 validation_failed "" invalid type: sequence, expected an object
+    null: 422 validation_failed "" must be an object, is null
+    a number: 422 validation_failed "" must be an object, is 1
+    a list: 422 validation_failed "" must be an object, is a list
     an empty object: 422 validation_failed "/lines" is missing
     no quantity: 422 validation_failed "/quantity" is missing
     no product: 422 validation_failed "/productId" is missing
@@ -162,13 +204,13 @@ async fn an_order_of_another_shape_is_refused() {
     both forms, half: 422 validation_failed "/lines" cannot be given beside productId and quantity
     an unknown field: 422 validation_failed "/price" unknown field `price`, expected one of `lines`, `productId`, `quantity`, `reference`
     an unknown field of a line: 422 validation_failed "/lines/0/a~1b~0c" unknown field `a/b~c`, expected `productId` or `quantity`
-    a field twice: 422 validation_failed "" duplicate field `quantity`
-    a field of a line twice: 422 validation_failed "/lines/0" duplicate field `productId`
-    lines as an object: 422 validation_failed "/lines" invalid type: map, expected a sequence
-    a line as a number: 422 validation_failed "/lines/0" invalid type: integer `1`, expected an object
-    a line as a list: 422 validation_failed "/lines/0" invalid type: sequence, expected an object
-    a line without a product: 422 validation_failed "/lines/1" missing field `productId`
-    a line without a quantity: 422 validation_failed "/lines/0" missing field `quantity`
+    a field twice: 422 validation_failed "/quantity" is given twice
+    a field of a line twice: 422 validation_failed "/lines/0/productId" is given twice
+    lines as an object: 422 validation_failed "/lines" must be a list, is an object
+    a line as a number: 422 validation_failed "/lines/0" must be an object, is 1
+    a line as a list: 422 validation_failed "/lines/0" must be an object, is a list
+    a line without a product: 422 validation_failed "/lines/1/productId" is missing
+    a line without a quantity: 422 validation_failed "/lines/0/quantity" is missing
     "#);
     assert_eq!(orders_written(&shop).await, 0);
 }
@@ -207,13 +249,13 @@ async fn an_order_with_impossible_lines_or_texts_is_refused() {
     insta::assert_snapshot!(answers(&shop, "/orders", &bodies).await, @r#"
     no lines: 422 validation_failed "/lines" must have 1 to 100 lines, has 0
     101 lines: 422 validation_failed "/lines" must have 1 to 100 lines, has 101
-    a product as a number: 422 validation_failed "/productId" invalid type: integer `1`, expected a string
+    a product as a number: 422 validation_failed "/productId" must be a string, is 1
     a product without a name: 422 validation_failed "/lines/0/productId" must not be empty
     a product with NUL: 422 validation_failed "/lines/0/productId" must not contain control characters
     a product with a line break: 422 validation_failed "/lines/0/productId" must not contain control characters
     a product of 201 bytes: 422 validation_failed "/lines/0/productId" must be at most 200 bytes long, has 201
     a product of 10 KB: 422 validation_failed "/lines/0/productId" must be at most 200 bytes long, has 10240
-    a reference as a number: 422 validation_failed "/reference" invalid type: integer `5`, expected a string
+    a reference as a number: 422 validation_failed "/reference" must be a string, is 5
     a reference of 256 characters: 422 validation_failed "/reference" must be at most 255 characters long
     a reference with NUL: 422 validation_failed "/reference" must not contain U+0000
     a reference and a quantity: 422 validation_failed "/quantity" must be 1 to 1000000, is 0 | "/reference" must not contain U+0000
@@ -247,16 +289,16 @@ async fn an_order_of_an_impossible_quantity_is_refused() {
     -1: 422 validation_failed "/lines/1/quantity" must be 1 to 1000000, is -1
     1000001: 422 validation_failed "/lines/1/quantity" must be 1 to 1000000, is 1000001
     9223372036854775807: 422 validation_failed "/lines/1/quantity" must be 1 to 1000000, is 9223372036854775807
-    9223372036854775808: 422 validation_failed "/lines/1/quantity" invalid value: integer `9223372036854775808`, expected i64
-    -9223372036854775809: 422 validation_failed "/lines/1/quantity" invalid type: floating point `-9.223372036854776e+18`, expected i64
-    1.5: 422 validation_failed "/lines/1/quantity" invalid type: floating point `1.5`, expected i64
-    1.0: 422 validation_failed "/lines/1/quantity" invalid type: floating point `1.0`, expected i64
-    1e30: 422 validation_failed "/lines/1/quantity" invalid type: floating point `1e+30`, expected i64
-    "1": 422 validation_failed "/lines/1/quantity" invalid type: string "1", expected i64
-    true: 422 validation_failed "/lines/1/quantity" invalid type: boolean `true`, expected i64
-    null: 422 validation_failed "/lines/1/quantity" invalid type: null, expected i64
-    [1]: 422 validation_failed "/lines/1/quantity" invalid type: sequence, expected i64
-    {}: 422 validation_failed "/lines/1/quantity" invalid type: map, expected i64
+    9223372036854775808: 422 validation_failed "/lines/1/quantity" must be a whole number from 1 to 1000000, is 9223372036854775808
+    -9223372036854775809: 422 validation_failed "/lines/1/quantity" must be a whole number from 1 to 1000000, is -9.223372036854776e+18
+    1.5: 422 validation_failed "/lines/1/quantity" must be a whole number from 1 to 1000000, is 1.5
+    1.0: 422 validation_failed "/lines/1/quantity" must be a whole number from 1 to 1000000, is 1.0
+    1e30: 422 validation_failed "/lines/1/quantity" must be a whole number from 1 to 1000000, is 1e+30
+    "1": 422 validation_failed "/lines/1/quantity" must be a whole number from 1 to 1000000, is "1"
+    true: 422 validation_failed "/lines/1/quantity" must be a whole number from 1 to 1000000, is true
+    null: 422 validation_failed "/lines/1/quantity" must be a whole number from 1 to 1000000, is null
+    [1]: 422 validation_failed "/lines/1/quantity" must be a whole number from 1 to 1000000, is a list
+    {}: 422 validation_failed "/lines/1/quantity" must be a whole number from 1 to 1000000, is an object
     "#);
     let short = [("0", br#"{"productId":"p1","quantity":0}"#.to_vec())];
     insta::assert_snapshot!(answers(&shop, "/order", &short).await, @r#"0: 422 validation_failed "/quantity" must be 1 to 1000000, is 0"#);
@@ -395,13 +437,13 @@ async fn a_parameter_that_is_not_allowed_is_named() {
     /orders?limit=0: 400 invalid_parameter "limit" must be 1 to 200, is 0
     /orders?limit=201: 400 invalid_parameter "limit" must be 1 to 200, is 201
     /orders?limit=-1: 400 invalid_parameter "limit" must be 1 to 200, is -1
-    /orders?limit=x: 400 invalid_parameter "limit" invalid digit found in string
-    /orders?limit=1.5: 400 invalid_parameter "limit" invalid digit found in string
-    /orders?limit=: 400 invalid_parameter "limit" cannot parse integer from empty string
-    /orders?limit=99999999999999999999: 400 invalid_parameter "limit" number too large to fit in target type
+    /orders?limit=x: 400 invalid_parameter "limit" must be a whole number from 1 to 200
+    /orders?limit=1.5: 400 invalid_parameter "limit" must be a whole number from 1 to 200
+    /orders?limit=: 400 invalid_parameter "limit" must be a whole number from 1 to 200
+    /orders?limit=99999999999999999999: 400 invalid_parameter "limit" must be a whole number from 1 to 200
     /orders?limit=1&limit=2: 400 invalid_parameter "limit" must be given once
-    /orders?status=lost: 400 invalid_parameter "status" unknown variant `lost`, expected one of `pending`, `confirmed`, `rejected`, `failed`, `cancelled`
-    /orders?status=Pending: 400 invalid_parameter "status" unknown variant `Pending`, expected one of `pending`, `confirmed`, `rejected`, `failed`, `cancelled`
+    /orders?status=lost: 400 invalid_parameter "status" must be one of `pending`, `confirmed`, `rejected`, `failed`, `cancelled`, is `lost`
+    /orders?status=Pending: 400 invalid_parameter "status" must be one of `pending`, `confirmed`, `rejected`, `failed`, `cancelled`, is `Pending`
     /orders?productId=: 400 invalid_parameter "productId" must not be empty
     /orders?productId=%00: 400 invalid_parameter "productId" must not contain control characters
     /orders?cursor=x: 400 invalid_parameter "cursor" must be a nextCursor of an earlier answer
@@ -410,15 +452,15 @@ async fn a_parameter_that_is_not_allowed_is_named() {
     /orders?cursor=99999999999999999999.0191b6c4d1b87b0ea0b9d3f7c9c9a001: 400 invalid_parameter "cursor" must be a nextCursor of an earlier answer
     /orders?cursor=-8000000000000000000.0191b6c4d1b87b0ea0b9d3f7c9c9a001: 400 invalid_parameter "cursor" must be a nextCursor of an earlier answer
     /orders?cursor=8000000000000000000.0191b6c4d1b87b0ea0b9d3f7c9c9a001: 400 invalid_parameter "cursor" must be a nextCursor of an earlier answer
-    /orders?page=2: 400 invalid_parameter "page" unknown field `page`, expected one of `status`, `productId`, `limit`, `cursor`
-    /orders?=1: 400 invalid_parameter "" unknown field ``, expected one of `status`, `productId`, `limit`, `cursor`
+    /orders?page=2: 400 invalid_parameter "page" unknown parameter `page`, expected one of `status`, `productId`, `limit`, `cursor`
+    /orders?=1: 400 invalid_parameter "" unknown parameter ``, expected one of `status`, `productId`, `limit`, `cursor`
     /products?limit=0: 400 invalid_parameter "limit" must be 1 to 200, is 0
     /products?limit=1000: 400 invalid_parameter "limit" must be 1 to 200, is 1000
     /products?cursor=: 400 invalid_parameter "cursor" must not be empty
     /products?cursor=%00: 400 invalid_parameter "cursor" must not contain control characters
-    /products?status=pending: 400 invalid_parameter "status" unknown field `status`, expected one of `q`, `vendor`, `inStock`, `limit`, `cursor`
+    /products?status=pending: 400 invalid_parameter "status" unknown parameter `status`, expected one of `q`, `vendor`, `inStock`, `limit`, `cursor`
     /admin/dead-letters/orders_dlq?limit=0: 400 invalid_parameter "limit" must be 1 to 200, is 0
-    /admin/dead-letters/orders_dlq?count=1: 400 invalid_parameter "count" unknown field `count`, expected one of `id`, `reason`, `order`, `limit`
+    /admin/dead-letters/orders_dlq?count=1: 400 invalid_parameter "count" unknown parameter `count`, expected one of `id`, `reason`, `order`, `limit`
     /orders?productId=5 KB: 400 invalid_parameter "productId" must be at most 200 bytes long, has 5120
     "#);
 }
@@ -672,24 +714,24 @@ async fn stock_updates_that_are_not_valid_change_nothing() {
     let said = answers(&shop, "/vendors/vendorA/stock-updates", &invalid_updates()).await;
     insta::assert_snapshot!(said, @r#"
     no JSON: 400 malformed_json
-    a list: 422 validation_failed "" invalid type: sequence, expected an object
-    no updates: 422 validation_failed "" missing field `updates`
+    a list: 422 validation_failed "" must be an object, is a list
+    no updates: 422 validation_failed "/updates" is missing
     an empty list: 422 validation_failed "/updates" must have 1 to 1000 updates
     1001 updates: 422 validation_failed "/updates" must have 1 to 1000 updates
-    an update as a list: 422 validation_failed "/updates/1" invalid type: sequence, expected an object
+    an update as a list: 422 validation_failed "/updates/1" must be an object, is a list
     delta 0: 422 validation_failed "/updates/1/delta" must be -100000000 to 100000000 and not 0, is 0
-    delta 1.5: 422 validation_failed "/updates/1/delta" invalid type: floating point `1.5`, expected i64
-    delta 1e30: 422 validation_failed "/updates/1/delta" invalid type: floating point `1e+30`, expected i64
+    delta 1.5: 422 validation_failed "/updates/1/delta" must be a whole number from -100000000 to 100000000, is 1.5
+    delta 1e30: 422 validation_failed "/updates/1/delta" must be a whole number from -100000000 to 100000000, is 1e+30
     delta beyond the limit: 422 validation_failed "/updates/1/delta" must be -100000000 to 100000000 and not 0, is -100000001
     the least delta: 422 validation_failed "/updates/1/delta" must be -100000000 to 100000000 and not 0, is -9223372036854775808
-    delta beyond an integer: 422 validation_failed "/updates/1/delta" invalid type: floating point `-9.223372036854776e+18`, expected i64
+    delta beyond an integer: 422 validation_failed "/updates/1/delta" must be a whole number from -100000000 to 100000000, is -9.223372036854776e+18
     a return of nothing: 422 validation_failed "/updates/1/reverses" must name the take that a return (delta above 0) gives back; a take (below 0) has none
     a take that reverses: 422 validation_failed "/updates/1/reverses" must name the take that a return (delta above 0) gives back; a take (below 0) has none
     a return of itself: 422 validation_failed "/updates/1/reverses" must be another update
     an unknown field: 422 validation_failed "/updates/1/x" unknown field `x`, expected one of `id`, `productId`, `delta`, `reverses`
-    a field twice: 422 validation_failed "/updates/1" duplicate field `delta`
-    an id that is none: 422 validation_failed "/updates/1/id" UUID parsing failed: invalid character: found `x` at 0
-    no id: 422 validation_failed "/updates/1" missing field `id`
+    a field twice: 422 validation_failed "/updates/1/delta" is given twice
+    an id that is none: 422 validation_failed "/updates/1/id" must be a UUID with hyphens, is "x"
+    no id: 422 validation_failed "/updates/1/id" is missing
     a product with NUL: 422 validation_failed "/updates/1/productId" must not contain control characters
     a source without a name: 422 validation_failed "/source" must be 1 to 200 bytes long, without U+0000
     a source with NUL: 422 validation_failed "/source" must be 1 to 200 bytes long, without U+0000
@@ -756,18 +798,18 @@ async fn a_product_that_is_not_valid_is_not_put() {
     }
     insta::assert_snapshot!(lines, @r#"
     nothing: 400 malformed_json
-    a list: 422 validation_failed "" invalid type: sequence, expected an object
-    no name: 422 validation_failed "" missing field `name`
-    no stock: 422 validation_failed "" missing field `stock`
-    a name as a number: 422 validation_failed "/name" invalid type: integer `1`, expected a string
+    a list: 422 validation_failed "" must be an object, is a list
+    no name: 422 validation_failed "/name" is missing
+    no stock: 422 validation_failed "/stock" is missing
+    a name as a number: 422 validation_failed "/name" must be a string, is 1
     a name with NUL: 422 validation_failed "/name" must be at most 1000 characters long, without U+0000
     a name of 1001 characters: 422 validation_failed "/name" must be at most 1000 characters long, without U+0000
     negative stock: 422 validation_failed "/stock" must be 0 to 1000000000000000, is -1
-    fractional stock: 422 validation_failed "/stock" invalid type: floating point `1.5`, expected i64
+    fractional stock: 422 validation_failed "/stock" must be a whole number from 0 to 1000000000000000, is 1.5
     stock beyond the limit: 422 validation_failed "/stock" must be 0 to 1000000000000000, is 1000000000000001
-    stock beyond an integer: 422 validation_failed "/stock" invalid value: integer `9223372036854775808`, expected i64
+    stock beyond an integer: 422 validation_failed "/stock" must be a whole number from 0 to 1000000000000000, is 9223372036854775808
     an unknown field: 422 validation_failed "/price" unknown field `price`, expected `name` or `stock`
-    a field twice: 422 validation_failed "" duplicate field `stock`
+    a field twice: 422 validation_failed "/stock" is given twice
     both wrong: 422 validation_failed "/stock" must be 0 to 1000000000000000, is -1 | "/name" must be at most 1000 characters long, without U+0000
     "#);
     let good = r#"{"name":"p","stock":1}"#;

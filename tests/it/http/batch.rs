@@ -65,7 +65,7 @@ async fn each_order_of_a_batch_is_accepted_or_refused_by_itself() {
     422 validation_failed /orders/1/quantity: must be 1 to 1000000, is 0
     202
     422 validation_failed /orders/3/lines/0/price: unknown field `price`, expected `productId` or `quantity`
-    422 validation_failed /orders/4: invalid type: sequence, expected an object
+    422 validation_failed /orders/4: must be an object, is a list
     202 replayed
     422 idempotency_conflict this Idempotency-Key was used for a request with another body; use a new key for a new order
     422 validation_failed /orders/7/idempotencyKey: must be 1 to 255 characters long, has 0
