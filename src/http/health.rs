@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use actix_web::HttpResponse;
+use actix_web::http::header::RETRY_AFTER;
 use actix_web::web::Data;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -14,6 +15,8 @@ use crate::app::gauges::{CONSUMER_SILENCE_MAX, CONSUMER_STALLED_AFTER};
 use crate::db;
 use crate::mq::{Link, Queue};
 
+/// Who is sent elsewhere looks again after so many seconds.
+const RETRY_AFTER_S: &str = "1";
 /// A probe without an answer for this long has none.
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -45,10 +48,10 @@ struct Ready {
 
 /// Able to accept orders?
 ///
-/// Either store can accept one, and this process goes on.
+/// Either store can accept one, and this process goes on. Whoever probes reads the checks, so they are the body of a 503 too.
 #[utoipa::path(get, path = "/readyz", tag = "operations", responses(
     (status = 200, description = "Ready", body = Ready, example = json!({"status": "ready", "postgresql": "up", "rabbitmq": "up", "consumers": "ok"})),
-    (status = 503, description = "Not ready", body = Ready, example = json!({"status": "draining", "postgresql": "up", "rabbitmq": "up", "consumers": "ok"})),
+    (status = 503, description = "Not ready", headers(("Retry-After" = i64, description = "Seconds after which to try again")), body = Ready, example = json!({"status": "draining", "postgresql": "up", "rabbitmq": "up", "consumers": "ok"})),
 ))]
 pub(super) async fn ready(state: Data<State>, drain: Data<Drain>) -> HttpResponse {
     let postgresql = state.context.store_works(PROBE_DEADLINE).await;
@@ -80,7 +83,9 @@ pub(super) async fn ready(state: Data<State>, drain: Data<Drain>) -> HttpRespons
     if status == "ready" {
         HttpResponse::Ok().json(body)
     } else {
-        HttpResponse::ServiceUnavailable().json(body)
+        HttpResponse::ServiceUnavailable()
+            .insert_header((RETRY_AFTER, RETRY_AFTER_S))
+            .json(body)
     }
 }
 

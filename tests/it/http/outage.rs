@@ -144,6 +144,11 @@ async fn nothing_is_accepted_while_neither_store_can_be_reached() {
             json!({"status": "unavailable", "postgresql": "down", "rabbitmq": "down", "consumers": "unknown"})
         )
     );
+    let ready = ask(&shop, Method::GET, "/readyz", &[], "").await;
+    assert_eq!(
+        (ready.status, ready.header("retry-after")),
+        (503, Some("1"))
+    );
     let (status, alive) = shop.get("/healthz").await;
     assert_eq!((status, alive), (200, json!({"status": "ok"})));
     for _ in 0..2 {
