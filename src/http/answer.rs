@@ -24,17 +24,18 @@ const COMPRESSED_BYTES_MIN: usize = 1024;
 /// A reader may keep it, and asks whether it is still so before each use.
 pub(super) const ASK_AGAIN: &str = "private, no-cache";
 
-/// Answers 200 with what the reader may keep, or 304 if that is what it has.
+/// Answers 200 with what the reader may keep, or 304 if that is what it has. `version_of` is what makes the version: what
+/// matters of the content.
 pub(super) fn versioned<T: Serialize>(
     request: &HttpRequest,
     content: &T,
+    version_of: &impl Serialize,
 ) -> Result<HttpResponse, Problem> {
-    let body = write(content)?;
-    let version = version(&body);
+    let version = version(&write(version_of)?);
     if is_known(request.headers(), &version) {
         return Ok(not_modified(&version, ASK_AGAIN));
     }
-    let mut answer = with_body(request, JSON, body.into());
+    let mut answer = with_body(request, JSON, write(content)?.into());
     let headers = answer.headers_mut();
     insert(headers, ETAG, &version);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static(ASK_AGAIN));

@@ -16,7 +16,7 @@ use crate::db::stock::{Filter, Shown};
 use crate::domain::ids::{ProductId, VendorId};
 
 /// A product, over all its vendors.
-#[derive(Serialize, ToSchema)]
+#[derive(Clone, Serialize, ToSchema)]
 #[schema(as = Product)]
 #[serde(rename_all = "camelCase")]
 struct ProductResponse {
@@ -31,7 +31,7 @@ struct ProductResponse {
 }
 
 /// A product at one vendor.
-#[derive(Serialize, ToSchema)]
+#[derive(Clone, Serialize, ToSchema)]
 #[schema(as = ProductAtVendor)]
 #[serde(rename_all = "camelCase")]
 struct AtVendor {
@@ -45,6 +45,15 @@ struct AtVendor {
     shortfall: i64,
     #[schema(required = true)]
     last_sync_at: Option<DateTime<Utc>>,
+}
+
+/// What matters of products: all but when they were looked at, which every sync changes.
+fn version_of(products: &[ProductResponse]) -> Vec<ProductResponse> {
+    let mut products = products.to_vec();
+    for at_vendor in products.iter_mut().flat_map(|product| &mut product.vendors) {
+        at_vendor.last_sync_at = None;
+    }
+    products
 }
 
 /// Groups rows, sorted by product and vendor, into products. A product's own name is that of its first vendor by id.
@@ -144,7 +153,7 @@ struct ListResponse {
 /// on behind them.
 #[utoipa::path(
     get, path = "/products", tag = "products",
-    params(ListQuery, ("If-None-Match" = Option<String>, Header, description = "The ETag of what you have")),
+    params(ListQuery, ("If-None-Match" = Option<String>, Header, description = "The ETag of what you have; a sync that finds everything as it was does not change it")),
     responses((status = 304, description = "You have it"), (status = 200, description = "A page", headers(
         ("ETag" = String, description = "Its version"),
         ("Link" = Option<String>, description = "`<…>; rel=\"next\"`, if there may be a next page"),
@@ -171,7 +180,8 @@ pub(super) async fn list(
         products: products(page.rows),
         next_cursor: page.next.map(String::from),
     };
-    let mut answer = answer::versioned(&request, &list)?;
+    let version_of = (version_of(&list.products), &list.next_cursor);
+    let mut answer = answer::versioned(&request, &list, &version_of)?;
     answer::link_next(&request, &mut answer, list.next_cursor.as_deref());
     Ok(answer)
 }
@@ -202,7 +212,10 @@ pub(super) async fn show(
         })
         .await?;
     match products(rows).into_iter().next() {
-        Some(product) => answer::versioned(&request, &product),
+        Some(product) => {
+            let version_of = version_of(std::slice::from_ref(&product));
+            answer::versioned(&request, &product, &version_of)
+        }
         None => Err(Problem::not_found(format!(
             "no vendor has ever listed product {id}"
         ))),
