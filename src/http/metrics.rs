@@ -42,7 +42,10 @@ pub(super) async fn show(gauges: Data<Gauges>) -> Result<HttpResponse, Problem> 
 
 /// The route.
 pub(super) fn at(needs: Needs) -> At {
-    At::new("/metrics").of_type("text/plain").get(needs, show)
+    // Whoever scrapes may be configured to send parameters.
+    At::new("/metrics")
+        .of_type("text/plain")
+        .get_with_query(needs, show)
 }
 
 /// A listener for `/metrics` alone, until this is dropped.

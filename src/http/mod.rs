@@ -256,7 +256,7 @@ fn routes() -> Vec<At> {
     const ADMIN: Needs = Needs::Scope(Scope::Admin);
     let mut routes = vec![
         At::new("/orders")
-            .get(READ, orders::list)
+            .get_with_query(READ, orders::list)
             .post(ORDER, orders::place),
         At::new("/order").post(ORDER, orders::place),
         At::new("/orders/batch").post(ORDER, batch::place_all),
@@ -264,16 +264,16 @@ fn routes() -> Vec<At> {
         At::new("/orders/{id}/cancel").post(ORDER, orders::cancel),
         At::new("/events")
             .of_type("text/event-stream")
-            .get(AnyKey, events::listen),
+            .get_with_query(AnyKey, events::listen),
         At::new("/webhooks")
-            .get(AnyKey, webhooks::list)
+            .get_with_query(AnyKey, webhooks::list)
             .post(AnyKey, webhooks::create),
         At::new("/webhooks/{id}")
             .get(AnyKey, webhooks::show)
             .delete(AnyKey, webhooks::delete),
-        At::new("/products").get(AnyKey, products::list),
+        At::new("/products").get_with_query(AnyKey, products::list),
         At::new("/products/{id}").get(AnyKey, products::show),
-        At::new("/products/{id}/movements").get(ADMIN, movements::list),
+        At::new("/products/{id}/movements").get_with_query(ADMIN, movements::list),
         At::new("/vendors").get(AnyKey, vendors::list),
         At::new("/vendors/{vendor}/products/{id}")
             .get(AnyKey, vendors::show_product)
@@ -282,7 +282,7 @@ fn routes() -> Vec<At> {
         At::new("/admin/sync").post(ADMIN, admin::sync),
         At::new("/admin/queues").get(ADMIN, admin::queues),
         At::new("/admin/overview").get(ADMIN, admin::overview),
-        At::new("/admin/dead-letters/{queue}").get(ADMIN, dead_letters::list),
+        At::new("/admin/dead-letters/{queue}").get_with_query(ADMIN, dead_letters::list),
         At::new("/admin/dead-letters/{queue}/replay").post(ADMIN, dead_letters::replay),
         At::new("/admin/dead-letters/{queue}/drop").post(ADMIN, dead_letters::drop),
         At::new("/admin/dead-letters/{queue}/{messageId}").get(ADMIN, dead_letters::show),

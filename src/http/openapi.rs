@@ -437,7 +437,13 @@ fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'
     ]
     .iter()
     .any(|ours| path == "/" || path.starts_with(ours));
-    let mut codes = vec![p::NOT_ACCEPTABLE, p::URI_TOO_LONG, p::INTERNAL];
+    let mut codes = vec![
+        p::TLS_REQUIRED,
+        p::METHOD_NOT_ALLOWED,
+        p::NOT_ACCEPTABLE,
+        p::URI_TOO_LONG,
+        p::INTERNAL,
+    ];
     if !["/healthz", "/readyz"].contains(&path) {
         codes.push(p::MISDIRECTED_REQUEST);
     }
@@ -451,6 +457,8 @@ fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'
             p::INVALID_KEY,
             p::RATE_LIMITED,
             p::UNAVAILABLE,
+            // A parameter that there is not.
+            p::INVALID_PARAMETER,
         ]);
     }
     if matches!(needs, Needs::Scope(_)) {

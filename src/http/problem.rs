@@ -54,6 +54,8 @@ codes! {
         "Send it again; nothing was done.";
     INVALID_PARAMETER = 400 "invalid_parameter", "A parameter is not valid",
         "Mend the parameter of the query or the header that is named.";
+    TLS_REQUIRED = 400 "tls_required", "TLS is spoken here",
+        "Use https: instead of http: in the address.";
     UNAUTHENTICATED = 401 "unauthenticated", "An API key is needed",
         "Send Authorization: Bearer and a key; stockctl keys create makes one.";
     INVALID_KEY = 401 "invalid_key", "The API key opens nothing",

@@ -35,6 +35,18 @@ pub(super) fn read_query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T
     })
 }
 
+/// Refuses parameters where there are none.
+pub(super) fn refuse_query(request: &HttpRequest) -> Result<(), Problem> {
+    let query = request.query_string().as_bytes();
+    match url::form_urlencoded::parse(query).next() {
+        Some((name, _)) => Err(Problem::invalid_parameter(
+            &name,
+            "unknown parameter; there are none here",
+        )),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use actix_web::test::TestRequest;

@@ -28,8 +28,8 @@ impl RequestId {
             .map_or_else(Self::new, Self)
     }
 
-    /// It names, and keeps no secret, so a fast generator will do.
-    fn new() -> Self {
+    /// A new one. It names, and keeps no secret, so a fast generator will do.
+    pub(super) fn new() -> Self {
         let bytes = fastrand::u128(..).to_ne_bytes();
         let mut text = uuid::Uuid::encode_buffer();
         let id = uuid::Builder::from_random_bytes(bytes).into_uuid();

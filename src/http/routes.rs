@@ -9,9 +9,19 @@ use actix_web::{FromRequest, Handler, HttpRequest, Resource, Responder, web};
 
 use super::auth::{Needs, admit};
 use super::problem::{NOT_ACCEPTABLE, Problem};
+use super::query::refuse_query;
 
 /// What most routes answer with.
 const JSON: &str = "application/json";
+
+/// What becomes of parameters in the query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Query {
+    /// The handler's matter.
+    Taken,
+    /// There are none, and one that is there was meant for something.
+    Refused,
+}
 
 /// A path, and what is done there.
 pub(super) struct At {
@@ -50,7 +60,17 @@ impl At {
         Args: FromRequest + 'static,
         F::Output: Responder + 'static,
     {
-        self.on(&[Method::GET, Method::HEAD], needs, handler)
+        self.on(&[Method::GET, Method::HEAD], needs, Query::Refused, handler)
+    }
+
+    /// The same, which reads its query, or takes whatever stands there.
+    pub(super) fn get_with_query<F, Args>(self, needs: Needs, handler: F) -> Self
+    where
+        F: Handler<Args>,
+        Args: FromRequest + 'static,
+        F::Output: Responder + 'static,
+    {
+        self.on(&[Method::GET, Method::HEAD], needs, Query::Taken, handler)
     }
 
     /// A POST.
@@ -60,7 +80,7 @@ impl At {
         Args: FromRequest + 'static,
         F::Output: Responder + 'static,
     {
-        self.on(&[Method::POST], needs, handler)
+        self.on(&[Method::POST], needs, Query::Refused, handler)
     }
 
     /// A PUT.
@@ -70,7 +90,7 @@ impl At {
         Args: FromRequest + 'static,
         F::Output: Responder + 'static,
     {
-        self.on(&[Method::PUT], needs, handler)
+        self.on(&[Method::PUT], needs, Query::Refused, handler)
     }
 
     /// A DELETE.
@@ -80,10 +100,16 @@ impl At {
         Args: FromRequest + 'static,
         F::Output: Responder + 'static,
     {
-        self.on(&[Method::DELETE], needs, handler)
+        self.on(&[Method::DELETE], needs, Query::Refused, handler)
     }
 
-    fn on<F, Args>(mut self, methods: &'static [Method], needs: Needs, handler: F) -> Self
+    fn on<F, Args>(
+        mut self,
+        methods: &'static [Method],
+        needs: Needs,
+        query: Query,
+        handler: F,
+    ) -> Self
     where
         F: Handler<Args>,
         Args: FromRequest + 'static,
@@ -105,6 +131,10 @@ impl At {
                 let handler = handler.clone();
                 async move {
                     admit(&request, needs)?;
+                    // What is for everybody, pages and probes, has a name of its own for caches and the like.
+                    if query == Query::Refused && needs != Needs::Nothing {
+                        refuse_query(&request)?;
+                    }
                     Ok::<F::Output, Problem>(handler.call(args).await)
                 }
             }));
@@ -186,6 +216,8 @@ fn accepts(header: &str, media_type: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -207,6 +239,24 @@ mod tests {
             ("nonsense", false),
         ] {
             assert_eq!(accepts(header, JSON), expected, "{header:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_asked_for_an_answer_that_is_accepted_was_named(
+            header in "\\PC{0,40}|(([a-zA-Z*]{1,4}|application|text)(/([a-z*]{1,4}|json|\\*))?(;q=[01.]{1,4})?,? ?){0,3}",
+        ) {
+            let named = header.to_ascii_lowercase();
+            if accepts(&header, JSON) {
+                let is_named = ["*", "application/json"].iter().any(|name| named.contains(name));
+                prop_assert!(is_named || header.trim().is_empty(), "{}", header);
+            }
+            // Beside whatever else, it is accepted where it is named, and refused where nothing else is.
+            let beside = format!("{header}, {JSON}");
+            prop_assert!(accepts(&beside, JSON));
+            let refused = format!("{JSON};q=0");
+            prop_assert!(!accepts(&refused, JSON));
         }
     }
 }

@@ -12,14 +12,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::drain::Connection;
+use super::problem::{Problem, TLS_REQUIRED};
+use super::request_id::RequestId;
 use super::{SEND_DEADLINE, TAKE_DEADLINE};
 
 /// How each handshake of TLS begins.
 const HANDSHAKE: u8 = 22;
-/// Whoever speaks HTTP where TLS is spoken is told so, and then the connection is closed.
-const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nContent-Length: 158\r\n\
-    Connection: close\r\n\r\n\
-    {\"type\":\"about:blank\",\"title\":\"Bad Request\",\"status\":400,\"detail\":\"TLS is spoken here: use https: instead of http: in the address\",\"code\":\"invalid_parameter\"}";
 /// As much as a client sends before it reads that is read, so that the answer is not lost by what nobody has read.
 const READ_OF_NOT_TLS: u64 = 64 * 1024;
 
@@ -58,7 +56,7 @@ impl Stream {
             let mut first = [0];
             stream.peek(&mut first).await?;
             if first[0] != HANDSHAKE {
-                stream.write_all(NOT_TLS).await?;
+                stream.write_all(&not_tls()).await?;
                 stream.shutdown().await?;
                 let mut rest = stream.take(READ_OF_NOT_TLS);
                 tokio::io::copy(&mut rest, &mut tokio::io::sink()).await?;
@@ -69,6 +67,21 @@ impl Stream {
         let stream = tokio::time::timeout(SEND_DEADLINE, handshake).await??;
         Ok((Self::Tls(Box::new(stream), counted), peer))
     }
+}
+
+/// What whoever speaks HTTP where TLS is spoken is told, before the connection is closed.
+fn not_tls() -> Vec<u8> {
+    let id = RequestId::new();
+    let problem = Problem::new(TLS_REQUIRED, "TLS is spoken here").of_request(id.clone());
+    let body = serde_json::to_vec(&problem.body()).unwrap_or_default();
+    let mut answer = format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nX-Request-Id: {id}\r\n\
+         Cache-Control: no-store\r\nConnection: close\r\n\r\n",
+        body.len()
+    )
+    .into_bytes();
+    answer.extend(body);
+    answer
 }
 
 /// Lets the kernel close a connection whose peer is there and reads nothing: the server itself would keep it, and what it

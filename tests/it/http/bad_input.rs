@@ -548,6 +548,86 @@ async fn what_is_nowhere_is_not_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_id_is_written_in_one_way_wherever_it_stands() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let order = post_bytes(&shop, "/orders", r#"{"productId":"p1","quantity":1}"#).await;
+    let webhook = post_bytes(&shop, "/webhooks", r#"{"url":"https://shop.example/"}"#).await;
+    for (path, made) in [("/orders", order), ("/webhooks", webhook)] {
+        let id = super::text(&made.body["id"]);
+        for (written, status) in [
+            (id.clone(), 200),
+            (id.to_uppercase(), 200),
+            (id.replace('-', ""), 404),
+            (format!("%7B{id}%7D"), 404),
+            (format!("urn:uuid:{id}"), 404),
+        ] {
+            let shown = ask(&shop, Method::GET, &format!("{path}/{written}"), &[], "").await;
+            assert_eq!(shown.status, status, "{path}/{written}: {}", shown.body);
+        }
+    }
+    let bare = A.replace('-', "");
+    let update = format!(r#"{{"updates":[{{"id":"{bare}","productId":"p1","delta":-1}}]}}"#);
+    let refused = post_bytes(&shop, "/vendors/vendorA/stock-updates", update).await;
+    assert_eq!(
+        refused.problem(),
+        format!(
+            "422 validation_failed \"/updates/0/id\" must be a UUID with hyphens, is \"{bare}\""
+        )
+    );
+    let path = format!("/admin/dead-letters/orders_dlq?order={bare}");
+    let refused = ask(&shop, Method::GET, &path, &[], "").await;
+    assert_eq!(
+        refused.problem(),
+        format!("400 invalid_parameter \"order\" must be a UUID with hyphens, is \"{bare}\"")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parameter_where_there_are_none_was_meant_for_something() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let order = r#"{"productId":"p1","quantity":1}"#;
+    let product = "/vendors/vendorA/products/p1";
+    for (method, path, body) in [
+        (Method::GET, "/vendors", ""),
+        (Method::GET, "/products/p1", ""),
+        (Method::GET, product, ""),
+        (Method::PUT, product, r#"{"name":"p","stock":1}"#),
+        (Method::POST, "/orders", order),
+        (
+            Method::POST,
+            "/webhooks",
+            r#"{"url":"https://shop.example/"}"#,
+        ),
+        (Method::POST, "/admin/sync", ""),
+        (Method::GET, "/admin/queues", ""),
+    ] {
+        let path = format!("{path}?wait=5");
+        let refused = ask(&shop, method.clone(), &path, &[JSON], body).await;
+        assert_eq!(
+            refused.problem(),
+            "400 invalid_parameter \"wait\" unknown parameter; there are none here",
+            "{method} {path}"
+        );
+    }
+    assert_eq!(orders_written(&shop).await, 0);
+    // Probes and pages may have one, so that what is between does not answer.
+    for path in [
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/",
+        "/docs",
+        "/openapi.json",
+    ] {
+        let path = format!("{path}?now=1");
+        let answer = ask(&shop, Method::GET, &path, &[], "").await;
+        assert_eq!(answer.status, 200, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_method_that_is_not_there_is_told_which_are() {
     let shop = Shop::new().await;
     let _api = shop.serve().await;

@@ -198,7 +198,10 @@ async fn only_pages_of_a_configured_origin_may_call_from_a_browser() {
         header("access-control-allow-methods"),
         "GET, HEAD, POST, PUT, DELETE"
     );
-    assert!(header("access-control-allow-headers").contains("Idempotency-Key"));
+    let may_send = header("access-control-allow-headers");
+    for name in ["Idempotency-Key", "traceparent", "tracestate"] {
+        assert!(may_send.contains(name), "{may_send}");
+    }
     assert_eq!(header("vary"), "Origin");
     for (origin, allowed) in [
         (ours, Some(ours)),

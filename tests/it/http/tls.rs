@@ -97,11 +97,25 @@ async fn the_api_speaks_tls_and_tells_whoever_does_not() {
         head.contains(&format!("Content-Length: {}\r\n", body.len())),
         "{told}"
     );
-    let problem: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    let mut problem: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    let id = head
+        .lines()
+        .find_map(|line| line.strip_prefix("X-Request-Id: "));
+    let instance = problem["instance"].take();
     assert_eq!(
-        problem["detail"],
-        "TLS is spoken here: use https: instead of http: in the address"
+        Some(instance.as_str().expect("a name")),
+        id.map(|id| format!("urn:stockctl:request:{id}")).as_deref()
     );
+    insta::assert_json_snapshot!(problem, @r#"
+    {
+      "code": "tls_required",
+      "detail": "TLS is spoken here",
+      "instance": null,
+      "status": 400,
+      "title": "TLS is spoken here",
+      "type": "urn:stockctl:problem:tls_required"
+    }
+    "#);
     let garbage = super::send_raw(&shop, b"\x16\x03\x01\xff\xff\x00garbage").await;
     assert!(!garbage.contains("HTTP"), "{garbage}");
 
