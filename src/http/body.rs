@@ -1,7 +1,9 @@
 //! Bodies: read within bounds of size and time, then parsed with the field named that is wrong.
 
 use actix_web::HttpRequest;
-use actix_web::http::header::CONTENT_TYPE;
+use actix_web::http::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue,
+};
 use actix_web::web::{BytesMut, Payload};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
@@ -22,7 +24,8 @@ pub(super) async fn read_json<T: DeserializeOwned>(
     payload: Payload,
     bytes_max: usize,
 ) -> Result<T, Problem> {
-    check_content_type(request)?;
+    check_content_type(request.headers())?;
+    check_length(request.headers(), bytes_max)?;
     let body = tokio::time::timeout(SEND_DEADLINE, read(payload, bytes_max))
         .await
         .map_err(|_| {
@@ -34,21 +37,64 @@ pub(super) async fn read_json<T: DeserializeOwned>(
     parse(&body)
 }
 
-fn check_content_type(request: &HttpRequest) -> Result<(), Problem> {
-    let given = request
-        .headers()
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    let essence = given.split(';').next().unwrap_or_default().trim();
-    if essence.eq_ignore_ascii_case("application/json") {
-        Ok(())
-    } else {
-        Err(Problem::new(
-            UNSUPPORTED_MEDIA_TYPE,
-            format!("send Content-Type: application/json, not {given:?}"),
-        ))
+/// One type, that of JSON in UTF-8, as it is: what two readers could take for two things is none.
+fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
+    let refused = |detail: String| Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, detail));
+    let mut types = headers.get_all(CONTENT_TYPE);
+    let given = types
+        .next()
+        .map_or("", |value| value.to_str().unwrap_or("?"));
+    if types.next().is_some() {
+        return refused("send Content-Type once".to_owned());
     }
+    let mut parts = given.split(';').map(str::trim);
+    let essence = parts.next().unwrap_or_default();
+    if !essence.eq_ignore_ascii_case("application/json") {
+        return refused(format!(
+            "send Content-Type: application/json, not {given:?}"
+        ));
+    }
+    let is_other_charset = |parameter: &str| {
+        let charset = parameter.split_once('=').filter(|(name, _)| {
+            let name = name.trim();
+            name.eq_ignore_ascii_case("charset")
+        });
+        charset.is_some_and(|(_, charset)| {
+            let charset = charset.trim().trim_matches('"');
+            !charset.eq_ignore_ascii_case("utf-8") && !charset.eq_ignore_ascii_case("utf8")
+        })
+    };
+    if parts.any(is_other_charset) {
+        return refused(format!("JSON is UTF-8; it cannot be {given:?}"));
+    }
+    let is_coded = |value: &HeaderValue| {
+        let is_identity = |text: &str| text.trim().eq_ignore_ascii_case("identity");
+        !value.to_str().is_ok_and(is_identity)
+    };
+    if headers.get_all(CONTENT_ENCODING).any(is_coded) {
+        return refused("send the body as it is, without Content-Encoding".to_owned());
+    }
+    Ok(())
+}
+
+/// Refuses a body that says beforehand that it is too large. What is no length the server refuses before.
+pub(super) fn check_length(headers: &HeaderMap, bytes_max: usize) -> Result<(), Problem> {
+    let length = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    match length {
+        Some(length) if usize::try_from(length).map_or(true, |length| length > bytes_max) => {
+            Err(too_large(bytes_max))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn too_large(bytes_max: usize) -> Problem {
+    Problem::new(
+        BODY_TOO_LARGE,
+        format!("a body may have at most {bytes_max} bytes"),
+    )
 }
 
 async fn read(mut payload: Payload, bytes_max: usize) -> Result<BytesMut, Problem> {
@@ -63,10 +109,7 @@ async fn read(mut payload: Payload, bytes_max: usize) -> Result<BytesMut, Proble
             )
         })?;
         if body.len() + chunk.len() > bytes_max {
-            return Err(Problem::new(
-                BODY_TOO_LARGE,
-                format!("a body may have at most {bytes_max} bytes"),
-            ));
+            return Err(too_large(bytes_max));
         }
         body.extend_from_slice(&chunk);
     }

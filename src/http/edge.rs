@@ -10,16 +10,18 @@ use std::sync::Arc;
 use actix_web::body::BoxBody;
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse};
 use actix_web::error::InternalError;
-use actix_web::http::Uri;
 use actix_web::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
+use actix_web::http::{ConnectionType, Uri};
 use actix_web::{Error, HttpMessage, HttpResponse, ResponseError};
 use futures_util::FutureExt;
 use futures_util::future::Either;
 use tracing::Instrument;
 
+use super::BATCH_BODY_BYTES_MAX;
+use super::body::check_length;
 use super::cors::{self, Cors, is_preflight};
 use super::drain::Drain;
 use super::host::Hosts;
@@ -71,6 +73,21 @@ impl Edge {
             hosts,
             rates,
         }))
+    }
+
+    /// What whoever waits to be told to send the body (`Expect: 100-continue`) is told instead, if it is too large for any
+    /// route.
+    pub(super) fn refuse_before_it_is_sent(
+        &self,
+        request: &actix_http::Request,
+    ) -> Option<HttpResponse> {
+        let problem = check_length(request.headers(), BATCH_BODY_BYTES_MAX).err()?;
+        let id = RequestId::of(request.headers());
+        let mut answer = problem.of_request(id.clone()).error_response();
+        finish(&mut answer, &id, &self.0.drain);
+        // Whether the body comes all the same, nobody knows.
+        answer.head_mut().set_connection_type(ConnectionType::Close);
+        Some(answer)
     }
 
     /// Handles a request with all that is around it.

@@ -227,8 +227,15 @@ impl Parts {
             .wrap_fn(move |request, routes| edge.around(request, routes))
             .into_factory()
             .map_err(|error: actix_web::Error| error.error_response());
-        let ending = self.ending.clone();
+        let (ending, edge) = (self.ending.clone(), self.edge.clone());
         HttpService::build()
+            .expect(move |request: actix_http::Request| {
+                let refusal = edge.refuse_before_it_is_sent(&request);
+                std::future::ready(match refusal {
+                    Some(refusal) => Err(actix_http::Response::from(refusal)),
+                    None => Ok(request),
+                })
+            })
             .graceful_shutdown_signal(move || {
                 let ending = ending.clone();
                 async move { ending.notified().await }

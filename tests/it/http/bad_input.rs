@@ -339,6 +339,18 @@ async fn a_body_of_another_type_or_too_large_is_refused() {
         &[("content-type", "text/plain")],
         &[("content-type", "application/problem+json")],
         &[("content-type", "application/x-www-form-urlencoded")],
+        &[JSON, JSON],
+        &[JSON, ("content-type", "text/plain")],
+        &[("content-type", "application/json; charset=utf-16")],
+        &[("content-type", "application/json;Charset=\"iso-8859-1\"")],
+        &[("content-type", "application/json, text/plain")],
+        &[JSON, ("content-encoding", "gzip")],
+        &[JSON, ("content-encoding", "identity, gzip")],
+        &[
+            JSON,
+            ("content-encoding", "identity"),
+            ("content-encoding", "br"),
+        ],
     ] {
         let answer = ask(&shop, Method::POST, "/orders", types, good).await;
         assert_eq!(answer.problem(), "415 unsupported_media_type", "{types:?}");
@@ -362,9 +374,45 @@ async fn a_body_of_another_type_or_too_large_is_refused() {
 
     let answer = post_bytes(&shop, "/orders", padded(limit)).await;
     assert_eq!(answer.status, 202, "{}", answer.body);
-    let charset = [("content-type", "Application/JSON; charset=utf-8")];
-    let answer = ask(&shop, Method::POST, "/orders", &charset, good).await;
-    assert_eq!(answer.status, 202, "{}", answer.body);
+    for types in [
+        &[("content-type", "Application/JSON; charset=utf-8")][..],
+        &[("content-type", "application/json;charset=\"UTF-8\"")],
+        &[JSON, ("content-encoding", "identity")],
+    ] {
+        let answer = ask(&shop, Method::POST, "/orders", types, good).await;
+        assert_eq!(answer.status, 202, "{types:?}: {}", answer.body);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_beforehand_that_it_is_too_much_is_not_waited_for() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    for (path, limit) in [
+        ("/orders", stockctl::http::BODY_BYTES_MAX),
+        (
+            "/vendors/vendorA/stock-updates",
+            stockctl::http::UPDATES_BODY_BYTES_MAX,
+        ),
+        ("/orders/batch", stockctl::http::BATCH_BODY_BYTES_MAX),
+    ] {
+        // Nothing of the body is ever sent, so only what is decided by its length is answered 413.
+        for expect in ["", "Expect: 100-continue\r\n"] {
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{expect}Content-Length: {}\r\n\r\n",
+                limit + 1
+            );
+            let answer = send_raw(&shop, head.as_bytes()).await;
+            assert!(answer.contains("HTTP/1.1 413 "), "{path}: {answer}");
+            let is_told_to_send = answer.contains(" 100 Continue");
+            let may_be = !expect.is_empty() && path != "/orders/batch";
+            assert!(may_be || !is_told_to_send, "{path}: {answer}");
+            assert!(
+                answer.contains("\"code\":\"body_too_large\""),
+                "{path}: {answer}"
+            );
+        }
+    }
 }
 
 /// It takes the 5 s that a client has to send a body; there is no key to shorten them.
