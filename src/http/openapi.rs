@@ -1,6 +1,8 @@
 //! The description of the API (OpenAPI 3.1): what the handlers and their types say of themselves, and what is true of all.
 //! A test holds that no route is missing; the integration tests hold every answer against it.
 
+mod examples;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
@@ -90,28 +92,16 @@ pub fn document() -> Value {
     document["webhooks"] = what_receivers_are_sent();
     let examples: Map<String, Value> = CODES
         .iter()
-        .map(|code| (code.code.to_owned(), json!({ "value": example_of(code) })))
+        .map(|code| {
+            (
+                code.code.to_owned(),
+                json!({ "value": examples::of_problem(code) }),
+            )
+        })
         .collect();
     document["components"]["examples"] = Value::Object(examples);
-    document["components"]["headers"] = json!({
-        "X-Request-Id": {
-            "description": "Which request it was: its caller's name for it, or ours. It is in our log.",
-            "schema": { "type": "string" },
-        },
-        "RateLimit": {
-            "description": "Where the installation limits callers: how many requests may still come at once (`r`), and the seconds after which all may again (`t`)",
-            "schema": { "type": "string", "examples": ["\"caller\";r=4;t=3"] },
-        },
-        "RateLimit-Policy": {
-            "description": "Where the installation limits callers: how many requests may come at once (`q`), and the seconds in which so many come again (`w`)",
-            "schema": { "type": "string", "examples": ["\"caller\";q=25;w=3"] },
-        },
-    });
-    document["components"]["parameters"] = json!({ "X-Request-Id": {
-        "name": "X-Request-Id", "in": "header", "required": false,
-        "description": "Your name for this request, to find it in our log: 1 to 64 of A-Z a-z 0-9 - . _ ~ : = + @; another one is not taken over",
-        "schema": { "type": "string" },
-    }});
+    document["components"]["headers"] = headers();
+    document["components"]["parameters"] = parameters();
     document["components"]["securitySchemes"] = json!({ "apiKey": {
         "type": "http", "scheme": "bearer",
         "description": "An API key, made by `stockctl keys create`. Needed where http.require_keys is set.",
@@ -133,6 +123,61 @@ pub fn document() -> Value {
         }
     }
     document
+}
+
+/// What many answers have.
+fn headers() -> Value {
+    let header = |description: &str, example: &str| {
+        json!({
+            "description": description,
+            "schema": { "type": "string" },
+            "example": example,
+        })
+    };
+    json!({
+        "X-Request-Id": header("Which request it was: its caller's name for it, or ours. It is in our log.", "checkout-4711"),
+        "Cache-Control": header(
+            "Whether the answer may be kept: `no-store`, but where it has an `ETag` or does not change",
+            "no-store",
+        ),
+        "Vary": header(
+            "What the answer depends on: `Accept-Encoding` where it may be compressed, `Origin` where pages of other origins may call",
+            "Accept-Encoding",
+        ),
+        "Content-Encoding": header("`gzip`, where the answer is compressed", "gzip"),
+        "RateLimit": header(
+            "Where the installation limits callers: how many requests may still come at once (`r`), and the seconds after which all may again (`t`)",
+            "\"caller\";r=4;t=3",
+        ),
+        "RateLimit-Policy": header(
+            "Where the installation limits callers: how many requests may come at once (`q`), and the seconds in which so many come again (`w`)",
+            "\"caller\";q=25;w=3",
+        ),
+    })
+}
+
+/// What every request may have.
+fn parameters() -> Value {
+    let parameter = |name: &str, description: &str, example: &str| {
+        json!({
+            "name": name, "in": "header", "required": false,
+            "description": description,
+            "schema": { "type": "string" },
+            "example": example,
+        })
+    };
+    json!({
+        "X-Request-Id": parameter(
+            "X-Request-Id",
+            "Your name for this request, to find it in our log: 1 to 64 of A-Z a-z 0-9 - . _ ~ : = + @; another one is not taken over",
+            "checkout-4711",
+        ),
+        "traceparent": parameter(
+            "traceparent",
+            "The trace that the request belongs to (W3C Trace Context); its parts here, in messages and at the vendors belong to it too. One that cannot be read is none",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        ),
+    })
 }
 
 /// What each operation needs, by its method and path.
@@ -399,24 +444,40 @@ fn complete(path: &str, method: &str, needs: Needs, operation: &mut Value) {
     for (status, codes) in of_status {
         add_problems(operation, status, &codes);
     }
+    // Who has the page is told of the next one all the same.
+    let link = operation["responses"]["200"]["headers"]
+        .get("Link")
+        .cloned();
     let responses = operation["responses"].as_object_mut();
-    for (_, response) in responses.into_iter().flatten() {
-        response["headers"]["X-Request-Id"] =
-            json!({ "$ref": "#/components/headers/X-Request-Id" });
-    }
-    if needs != Needs::Nothing {
-        for (_, response) in operation["responses"].as_object_mut().into_iter().flatten() {
-            for name in ["RateLimit", "RateLimit-Policy"] {
-                let place = format!("#/components/headers/{name}");
-                response["headers"][name] = json!({ "$ref": place });
+    for (status, response) in responses.into_iter().flatten() {
+        let mut names = vec!["X-Request-Id", "Cache-Control", "Vary"];
+        if needs != Needs::Nothing {
+            names.extend(["RateLimit", "RateLimit-Policy"]);
+        }
+        if method == "get" && status.starts_with('2') {
+            names.push("Content-Encoding");
+        }
+        for name in names {
+            let place = format!("#/components/headers/{name}");
+            response["headers"][name] = json!({ "$ref": place });
+        }
+        if status == "304" {
+            response["headers"]["ETag"] = json!({
+                "description": "Its version: that of what you have",
+                "schema": { "type": "string" },
+            });
+            if let Some(link) = &link {
+                response["headers"]["Link"] = link.clone();
             }
         }
     }
-    let parameter = json!({ "$ref": "#/components/parameters/X-Request-Id" });
+    let of_all = ["X-Request-Id", "traceparent"]
+        .map(|name| json!({ "$ref": format!("#/components/parameters/{name}") }));
     match operation["parameters"].as_array_mut() {
-        Some(parameters) => parameters.push(parameter),
-        None => operation["parameters"] = json!([parameter]),
+        Some(parameters) => parameters.extend(of_all),
+        None => operation["parameters"] = json!(of_all),
     }
+    examples::complete(path, operation);
 }
 
 /// The problems that an operation can answer with.
@@ -535,9 +596,15 @@ fn add_problems(operation: &mut Value, status: u16, codes: &[&Code]) {
         *response = json!({ "description": lines.join("\n\n") });
     }
     response["content"]["application/problem+json"] = content;
-    if status == 401 {
+    if status == 405 {
+        response["headers"]["Allow"] = json!({
+            "description": "The methods that there are at this path",
+            "schema": { "type": "string" },
+        });
+    }
+    if status == 401 || names.contains(&problem::INSUFFICIENT_SCOPE.code) {
         response["headers"]["WWW-Authenticate"] = json!({
-            "description": "`Bearer`, with what is wrong with the key that came",
+            "description": "`Bearer`, with what is wrong with the key that came, and the scope that it lacks",
             "schema": { "type": "string" },
         });
     }
@@ -547,17 +614,6 @@ fn add_problems(operation: &mut Value, status: u16, codes: &[&Code]) {
             "schema": { "type": "integer" },
         });
     }
-}
-
-fn example_of(code: &Code) -> Value {
-    json!({
-        "type": format!("urn:stockctl:problem:{}", code.code),
-        "title": code.title,
-        "status": code.status,
-        "detail": code.advice,
-        "instance": "urn:stockctl:request:9f1c3a52-6f0b-4a56-8d0e-1f1d7a1c2b3d",
-        "code": code.code,
-    })
 }
 
 #[cfg(test)]
@@ -663,6 +719,50 @@ mod tests {
         }
     }
 
+    /// Each operation, with what to call it.
+    fn operations(document: &Value) -> Vec<(String, &Value)> {
+        let paths = document["paths"].as_object().expect("paths");
+        paths
+            .iter()
+            .flat_map(|(path, operations)| {
+                let operations = operations.as_object().expect("operations");
+                operations
+                    .iter()
+                    .map(move |(method, operation)| (format!("{method} {path}"), operation))
+            })
+            .collect()
+    }
+
+    /// What stands there, or what it refers to.
+    fn resolved<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
+        match value["$ref"].as_str() {
+            Some(place) => {
+                let pointer = place.trim_start_matches('#');
+                document.pointer(pointer).expect("it is there")
+            }
+            None => value,
+        }
+    }
+
+    fn has_example(value: &Value) -> bool {
+        value
+            .get("example")
+            .is_some_and(|example| !example.is_null())
+            || value["examples"]
+                .as_object()
+                .is_some_and(|some| !some.is_empty())
+    }
+
+    /// Without the last of these, of a request or a response, nobody knows what it looks like.
+    fn assert_shown(what: &str, contents: &Value) {
+        for (kind, content) in contents.as_object().into_iter().flatten() {
+            assert!(
+                has_example(content) || kind.starts_with("text/"),
+                "{what} has no example of {kind}"
+            );
+        }
+    }
+
     #[test]
     fn the_description_is_whole() {
         let document = document();
@@ -674,45 +774,97 @@ mod tests {
             assert!(document.pointer(pointer).is_some(), "{place} is missing");
         }
         let mut ids = BTreeSet::new();
-        for (path, operations) in document["paths"].as_object().expect("paths") {
-            for (method, operation) in operations.as_object().expect("operations") {
-                let what = format!("{method} {path}");
-                let id = operation["operationId"].as_str().expect("an id");
-                assert!(ids.insert(id.to_owned()), "{what}: {id} comes twice");
-                assert!(operation["summary"].is_string(), "{what} has no summary");
-                assert!(operation["tags"][0].is_string(), "{what} has no tag");
-                for (status, response) in operation["responses"].as_object().expect("responses") {
-                    assert!(
-                        response["headers"]["X-Request-Id"].is_object(),
-                        "{what} {status}"
-                    );
-                    for (kind, content) in response["content"].as_object().into_iter().flatten() {
-                        let has_example =
-                            content.get("example").is_some() || content.get("examples").is_some();
-                        assert!(
-                            has_example || kind.starts_with("text/"),
-                            "{what} {status} has no example of {kind}"
-                        );
-                    }
-                }
-                for content in operation["requestBody"]["content"]
-                    .as_object()
-                    .into_iter()
-                    .flat_map(Map::values)
-                {
-                    let has_example =
-                        content.get("example").is_some() || content.get("examples").is_some();
-                    assert!(has_example, "{what} has no example of its body");
-                }
+        for (what, operation) in operations(&document) {
+            let id = operation["operationId"].as_str().expect("an id");
+            assert!(ids.insert(id.to_owned()), "{what}: {id} comes twice");
+            assert!(operation["summary"].is_string(), "{what} has no summary");
+            assert!(operation["tags"][0].is_string(), "{what} has no tag");
+            assert_shown(&what, &operation["requestBody"]["content"]);
+            let mut names = BTreeSet::new();
+            for parameter in operation["parameters"].as_array().expect("a list") {
+                let parameter = resolved(&document, parameter);
+                let name = parameter["name"].as_str().expect("a name");
+                assert!(names.insert(name), "{what}: {name} comes twice");
+                assert!(has_example(parameter), "{what} has no example of {name}");
+                assert!(
+                    parameter["description"].is_string(),
+                    "{what}: what is {name}?"
+                );
+            }
+            for name in ["X-Request-Id", "traceparent"] {
+                assert!(names.contains(name), "{what} does not take {name}");
             }
         }
-        // Every kind of problem is met somewhere, but for the method that no operation has.
-        for code in CODES
-            .iter()
-            .filter(|code| **code != problem::METHOD_NOT_ALLOWED)
-        {
+        for code in CODES {
             let place = format!("#/components/examples/{}", code.code);
             assert!(referred.contains(&place), "nobody answers {}", code.code);
         }
+    }
+
+    #[test]
+    fn each_answer_is_described_with_the_headers_that_it_has() {
+        let document = document();
+        for (what, operation) in operations(&document) {
+            for (status, response) in operation["responses"].as_object().expect("responses") {
+                let what = format!("{what} {status}");
+                assert_shown(&what, &response["content"]);
+                let headers = response["headers"].as_object().expect("headers");
+                for (name, header) in headers {
+                    let header = resolved(&document, header);
+                    assert!(has_example(header), "{what} has no example of {name}");
+                    assert!(header["description"].is_string(), "{what}: what is {name}?");
+                }
+                let codes = &response["content"]["application/problem+json"]["schema"];
+                let codes = codes["properties"]["code"]["enum"].as_array();
+                let may_be = |code: Code| codes.is_some_and(|all| all.contains(&json!(code.code)));
+                let is_read = what.starts_with("get ") && status.starts_with('2');
+                for (name, is_there) in [
+                    ("X-Request-Id", true),
+                    ("Cache-Control", true),
+                    ("Vary", true),
+                    ("Content-Encoding", is_read),
+                    ("Allow", status == "405"),
+                    ("Retry-After", ["429", "503"].contains(&status.as_str())),
+                    (
+                        "WWW-Authenticate",
+                        status == "401" || may_be(problem::INSUFFICIENT_SCOPE),
+                    ),
+                ] {
+                    assert!(headers.contains_key(name) || !is_there, "{what}: {name}");
+                }
+                assert!(
+                    headers.contains_key("ETag") || status != "304",
+                    "{what}: ETag"
+                );
+            }
+            let method = &operation["responses"]["405"];
+            assert!(method.is_object(), "{what} does not say 405");
+        }
+    }
+
+    #[test]
+    fn the_example_of_a_problem_has_what_that_kind_of_problem_has() {
+        let document = document();
+        let example = |code: Code| &document["components"]["examples"][code.code]["value"];
+        for (code, place) in [
+            (problem::VALIDATION_FAILED, "pointer"),
+            (problem::INVALID_PARAMETER, "parameter"),
+            (problem::MALFORMED_JSON, "pointer"),
+        ] {
+            let error = &example(code)["errors"][0];
+            assert!(
+                error[place].is_string() && error["detail"].is_string(),
+                "{error}"
+            );
+        }
+        let unknown = example(problem::OUTCOME_UNKNOWN);
+        assert!(unknown["orderId"].is_string(), "{unknown}");
+        let scope = example(problem::INSUFFICIENT_SCOPE)["detail"].as_str();
+        let scope = scope.and_then(|detail| detail.rsplit(' ').next());
+        let scopes = crate::domain::keys::Scope::ALL;
+        assert!(
+            scopes.iter().any(|known| Some(known.as_str()) == scope),
+            "{scope:?}"
+        );
     }
 }

@@ -6,13 +6,26 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 use jsonschema::Validator;
 use reqwest::Method;
-use reqwest::header::HeaderMap;
+use reqwest::header::{HeaderMap, HeaderName};
 use serde_json::{Value, json};
 use stockctl::http::openapi;
 
 static DOCUMENT: LazyLock<Value> = LazyLock::new(openapi::document);
 /// By their place in the description: making one takes longer than using it.
 static SCHEMAS: Mutex<BTreeMap<String, Validator>> = Mutex::new(BTreeMap::new());
+
+/// Headers of HTTP itself, and for browsers alone.
+const OF_ALL: [&str; 9] = [
+    "connection",
+    "content-length",
+    "content-security-policy",
+    "content-type",
+    "date",
+    "referrer-policy",
+    "transfer-encoding",
+    "x-content-type-options",
+    "x-frame-options",
+];
 
 /// The operation that a request means, with its path as it is described.
 fn operation(method: &Method, path: &str) -> Option<(String, &'static Value)> {
@@ -51,6 +64,16 @@ pub(super) fn check(method: &Method, path: &str, status: u16, headers: &HeaderMa
         response.is_object(),
         "{what} is not described; the answer was {body}"
     );
+    let described_headers = response["headers"].as_object().expect("headers");
+    for name in headers.keys().map(HeaderName::as_str) {
+        let is_described = described_headers
+            .keys()
+            .any(|described| described.eq_ignore_ascii_case(name));
+        assert!(
+            is_described || OF_ALL.contains(&name) || name.starts_with("access-control-"),
+            "{what}: {name} is not described"
+        );
+    }
     let Some(contents) = response["content"].as_object() else {
         assert_eq!(body, "", "{what} has no body in the description");
         return;
