@@ -90,6 +90,8 @@ struct Request {
 pub struct Accept {
     requests: mpsc::Sender<Request>,
     voucher: Voucher,
+    /// Requests that neither store took.
+    refused: Arc<Mutex<Tally>>,
 }
 
 impl Accept {
@@ -111,10 +113,13 @@ impl Accept {
             voucher: voucher.clone(),
             store_down_until: Mutex::new(None),
             repeats: Repeats::default(),
-            refused: Mutex::default(),
         });
         (
-            Self { requests, voucher },
+            Self {
+                requests,
+                voucher,
+                refused: Arc::default(),
+            },
             Committing {
                 batches: Batches::new(receiver),
                 committer,
@@ -142,7 +147,28 @@ impl Accept {
             Ok(Accepted::Replayed(_)) => ACCEPTING.replayed.inc(),
             Err(error) => ACCEPTING.refused.of(error.counted_as()).inc(),
         }
+        if let Err(NotAccepted::Unavailable(why)) = &answer {
+            self.note_refused(why);
+        }
         answer
+    }
+
+    /// Whoever calls is told each time; the log would drown in it. It is said here, among what one of the requests logs, so
+    /// that the line names that one.
+    fn note_refused(&self, why: &str) {
+        let said = self
+            .refused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .add(1, Instant::now());
+        if let Some(requests) = said {
+            tracing::warn!(
+                requests,
+                why,
+                "neither PostgreSQL nor RabbitMQ takes orders: so many requests were refused since this was last said; \
+                 this is the newest"
+            );
+        }
     }
 
     async fn answer_to(&self, order: NewOrder, trace: Option<TraceContext>) -> Answer {
@@ -196,8 +222,6 @@ struct Committer {
     voucher: Voucher,
     store_down_until: Mutex<Option<Instant>>,
     repeats: Repeats,
-    /// Requests that neither store took.
-    refused: Mutex<Tally>,
 }
 
 /// Requests by the order they ask for: several may ask for the same one at the same time.
@@ -409,31 +433,11 @@ impl Committer {
                     withdrawn.await_arrival(id, false);
                     Err(NotAccepted::OutcomeUnknown(id))
                 }
-                Err(error) => {
-                    let why = error.to_string();
-                    self.note_refused(answers.len(), &why);
-                    Err(NotAccepted::Unavailable(why))
-                }
+                Err(error) => Err(NotAccepted::Unavailable(error.to_string())),
             };
             for sender in answers {
                 let _ = sender.send(answer.clone());
             }
-        }
-    }
-
-    /// Whoever calls is told each time; the log would drown in it.
-    fn note_refused(&self, requests: usize, why: &str) {
-        let said = self
-            .refused
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .add(requests as u64, Instant::now());
-        if let Some(requests) = said {
-            tracing::warn!(
-                requests,
-                why,
-                "neither PostgreSQL nor RabbitMQ takes orders: so many requests were refused since this was last said"
-            );
         }
     }
 

@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::json;
 use stockctl::config;
 
-use super::{ask, order_with_key, post_bytes, text};
+use super::{JSON, ask, order_with_key, post_bytes, text};
 use crate::support::{Process, Proxy, Running, Shop, eventually, reqwest_client};
 
 /// Nothing listens there, and nothing that is not root can.
@@ -164,6 +164,31 @@ async fn nothing_is_accepted_while_neither_store_can_be_reached() {
         "503 unavailable"
     );
     assert_eq!(shop.count("SELECT count(*) AS n FROM orders").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_neither_store_takes_is_logged_with_a_request_that_met_it() {
+    let shop = Shop::new().await;
+    let file = shop.config_file.to_str().expect("UTF-8").to_owned();
+    let variables = [
+        ("STOCKCTL__DATABASE__URL", "postgres://u:p@127.0.0.1:1/d"),
+        ("STOCKCTL__RABBITMQ__URL", "amqp://u:p@127.0.0.1:1/%2f"),
+    ];
+    let arguments = ["--config", &file, "serve"];
+    let mut api = Process::start_with_socket(&arguments, shop.listener(), &variables);
+    api.writes("\"message\":\"serving\"").await;
+    let headers = [JSON, ("x-request-id", "checkout-4711")];
+    let order = r#"{"productId":"p1","quantity":1}"#;
+    let refused = ask(&shop, Method::POST, "/orders", &headers, order).await;
+    assert_eq!(refused.problem(), "503 unavailable");
+    let said = "neither PostgreSQL nor RabbitMQ takes orders";
+    let log = api.writes(said).await;
+    let line = log
+        .lines()
+        .find(|line| line.contains(said))
+        .expect("a line");
+    assert!(line.contains("\"request_id\":\"checkout-4711\""), "{line}");
+    assert_eq!(api.terminate().await, Some(0));
 }
 
 /// Two processes serve one shop. A network parts one of them from PostgreSQL, and the other knows nothing of it.
