@@ -624,6 +624,22 @@ mod tests {
 
     proptest! {
         #[test]
+        fn whatever_the_text_a_secret_that_is_taken_is_given_back_as_it_was(
+            text in "\\PC{0,60}|whsec_[A-Za-z0-9+/]{28,92}={0,3}|(whsec_){0,2}[A-Za-z0-9+/_-]{0,90}",
+        ) {
+            match Secret::parse(&text) {
+                Ok(secret) => {
+                    prop_assert_eq!(secret.reveal(), text);
+                    prop_assert!(SECRET_BYTES_ALLOWED.contains(&secret.as_bytes().len()));
+                }
+                Err(problem) => {
+                    // The text is what nobody may see.
+                    prop_assert_eq!(problem, "must be whsec_ and the base64 of 24 to 64 random bytes");
+                }
+            }
+        }
+
+        #[test]
         fn whatever_is_in_the_queue_what_is_taken_survives_its_message(
             body in "\\PC{0,40}|\\{\"webhookId\":\"[0-9a-f-]{36}\",\"event\":(\\{\\}|[0-9]{1,3}|\"[a-z]{0,3}\")\\}",
             id in proptest::option::of("\\PC{0,9}"),

@@ -277,3 +277,41 @@ pub(super) async fn put_product(
     };
     Ok(product_response(response, product))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::super::body;
+    use super::super::problem::{MALFORMED_JSON, VALIDATION_FAILED};
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_is_to_be_set_what_is_taken_can_be_kept(
+            body in prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..60),
+                ("\\PC{0,20}|\\x00|(ab){499,502}", any::<i64>(), 0_i64..1000, any::<bool>(), proptest::option::of("[a-z]{1,4}"))
+                    .prop_map(|(name, any, small, is_small, other)| {
+                        let mut body = json!({ "name": name, "stock": if is_small { small } else { any } });
+                        if let Some(other) = other {
+                            body[other] = json!(1);
+                        }
+                        body.to_string().into_bytes()
+                    }),
+            ],
+        ) {
+            match body::parse::<ProductBody>(&body).and_then(ProductBody::check) {
+                Ok(product) => {
+                    prop_assert!((0..=STOCK_MAX).contains(&product.stock));
+                    prop_assert!(product.name.chars().count() <= NAME_CHARS_MAX);
+                    prop_assert!(!product.name.contains('\0'));
+                }
+                Err(problem) => {
+                    prop_assert!([MALFORMED_JSON, VALIDATION_FAILED].contains(&problem.code()));
+                }
+            }
+        }
+    }
+}

@@ -291,3 +291,75 @@ fn decode_cursor(text: &str) -> Result<Cursor, Problem> {
             Problem::invalid_parameter("cursor", "must be a nextCursor of an earlier answer")
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::super::body;
+    use super::super::problem::{INVALID_PARAMETER, MALFORMED_JSON, VALIDATION_FAILED};
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_cursor_is_taken_as_it_was_written_and_in_no_other_spelling(
+            text in "\\PC{0,50}|[+0-9-]{1,20}\\.[0-9a-fA-F-]{30,36}|[1-9][0-9]{0,15}\\.[0-9a-f]{32}",
+        ) {
+            match decode_cursor(&text) {
+                Ok(cursor) => prop_assert_eq!(encode_cursor(cursor), text),
+                Err(problem) => prop_assert_eq!(problem.code(), INVALID_PARAMETER),
+            }
+        }
+
+        #[test]
+        fn a_cursor_leads_to_where_it_was_made(micros in 0_i64..=253_402_300_799_999_999, id: u128) {
+            let at = DateTime::from_timestamp_micros(micros).expect("a time");
+            let cursor = (at, WebhookId(Uuid::from_u128(id)));
+            prop_assert_eq!(decode_cursor(&encode_cursor(cursor)), Ok(cursor));
+        }
+
+        #[test]
+        fn whatever_is_subscribed_to_what_is_taken_can_be_told_and_what_is_not_is_named(
+            body in prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..60),
+                (
+                    prop_oneof![Just("https://shop.example/hook".to_owned()), "(https?|ftp)://[a-z.@:\\[\\]0-9]{0,20}(/\\PC{0,5})?", "\\PC{0,20}"],
+                    proptest::option::of(proptest::collection::vec("order.confirmed|stock.changed|[a-z.]{0,8}", 0..3)),
+                    proptest::option::of("whsec_[A-Za-z0-9+/]{30,88}={0,2}|\\PC{0,40}"),
+                    proptest::option::of("[a-z]{1,4}"),
+                ).prop_map(|(url, types, secret, other)| {
+                    let mut body = json!({ "url": url });
+                    if let Some(types) = types {
+                        body["types"] = json!(types);
+                    }
+                    if let Some(secret) = secret {
+                        body["secret"] = json!(secret);
+                    }
+                    if let Some(other) = other {
+                        body[other] = json!(1);
+                    }
+                    body.to_string().into_bytes()
+                }),
+            ],
+            allow_private: bool,
+        ) {
+            let parsed = body::parse::<CreateRequest>(&body)
+                .and_then(|asked| super::parse(asked, allow_private));
+            match parsed {
+                Ok((url, types, secret)) => {
+                    prop_assert!(check_url(&url, allow_private).is_ok());
+                    prop_assert!(types.is_none_or(|types| !types.is_empty()));
+                    if let Some(secret) = secret {
+                        prop_assert_eq!(Secret::parse(&secret.reveal()), Ok(secret));
+                    }
+                }
+                Err(problem) => {
+                    prop_assert!([MALFORMED_JSON, VALIDATION_FAILED].contains(&problem.code()));
+                    // What was meant to be a secret is not told on.
+                    prop_assert!(!problem.to_string().contains("whsec_") || problem.to_string().contains("must be whsec_"));
+                }
+            }
+        }
+    }
+}

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
+use stockctl::domain::keys::Scope;
 
+use super::keys::{is_let_in, key, require_keys};
 use super::{JSON, ask, orders_written, send_raw};
 use crate::support::Shop;
 
@@ -296,6 +298,79 @@ async fn a_text_that_means_to_be_code_is_one_at_a_vendor_in_a_batch_and_in_a_hea
     let path = format!("{queue}/drop");
     let dropped = ask(&shop, Method::POST, &path, &[JSON], body).await;
     assert_eq!(dropped.problem(), "404 not_found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_that_means_to_be_code_is_one_to_webhooks_and_to_who_logs_in_too() {
+    const BREAK: &str = "x\r\nSet-Cookie: a=b\r\n\r\n<html>";
+    let mut shop = Shop::new().await;
+    require_keys(&mut shop);
+    let (_, admin) = key(&shop, "boss", &[Scope::Admin]).await;
+    let _api = shop.serve().await;
+    is_let_in(&shop, &admin).await;
+    let who = ("authorization", admin.as_str());
+    let mut made = 0;
+    for text in CODE.into_iter().chain([BREAK]) {
+        // In an address it is percent-encoded, or refused.
+        let named: String = url::form_urlencoded::byte_serialize(text.as_bytes()).collect();
+        for url in [
+            format!("https://shop.example/{named}?a={named}"),
+            format!("https://shop.example/{text}"),
+            format!("https://{text}/"),
+            text.to_owned(),
+        ] {
+            let body = json!({ "url": url }).to_string();
+            let answer = ask(&shop, Method::POST, "/webhooks", &[JSON, who], body).await;
+            assert_eq!(answer.header("set-cookie"), None, "{url}");
+            if answer.status == 201 {
+                assert_eq!(answer.body["url"], url.as_str());
+                let place = answer.header("location").expect("a place");
+                let shown = ask(&shop, Method::GET, place, &[who], "").await;
+                assert_eq!(shown.body["url"], url.as_str());
+                let deleted = ask(&shop, Method::DELETE, place, &[who], "").await;
+                assert_eq!(deleted.status, 204);
+                made += 1;
+            } else {
+                let problem = answer.problem();
+                assert!(
+                    problem.starts_with("422 validation_failed \"/url\""),
+                    "{url}: {problem}"
+                );
+            }
+        }
+        let body = json!({"url": "https://shop.example/", "secret": text}).to_string();
+        let refused = ask(&shop, Method::POST, "/webhooks", &[JSON, who], body).await;
+        assert_eq!(
+            refused.problem(),
+            "422 validation_failed \"/secret\" must be whsec_ and the base64 of 24 to 64 random bytes"
+        );
+        let body = json!({"url": "https://shop.example/", "types": [text]}).to_string();
+        let refused = ask(&shop, Method::POST, "/webhooks", &[JSON, who], body).await;
+        assert!(
+            refused
+                .problem()
+                .starts_with("422 validation_failed \"/types/0\""),
+            "{text}"
+        );
+        let path = format!("/webhooks?cursor={named}");
+        let refused = ask(&shop, Method::GET, &path, &[who], "").await;
+        assert_eq!(
+            refused.problem(),
+            "400 invalid_parameter \"cursor\" must be a nextCursor of an earlier answer"
+        );
+        let segment = named.replace('+', "%20");
+        for method in [Method::GET, Method::DELETE] {
+            let missing = ask(&shop, method, &format!("/webhooks/{segment}"), &[who], "").await;
+            assert_eq!(missing.status, 404, "{text}");
+        }
+        // What is no key becomes no cookie either.
+        let body = json!({ "key": text }).to_string();
+        let refused = ask(&shop, Method::POST, "/login", &[JSON], body).await;
+        assert_eq!(refused.problem(), "401 invalid_key", "{text}");
+        assert_eq!(refused.header("set-cookie"), None, "{text}");
+    }
+    assert!(made >= CODE.len(), "{made}");
+    assert_eq!(shop.count("SELECT count(*) AS n FROM webhooks").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
