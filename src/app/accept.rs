@@ -56,6 +56,9 @@ pub enum NotAccepted {
     /// Neither store takes it: nothing was accepted.
     #[error("neither PostgreSQL nor RabbitMQ can take the order: {0}")]
     Unavailable(String),
+    /// It was there already, and somebody has deleted it meanwhile: nothing was accepted.
+    #[error("the order vanished while it was accepted")]
+    Vanished,
     /// It may or may not have been accepted.
     #[error("neither PostgreSQL nor RabbitMQ has answered whether it took order {0}")]
     OutcomeUnknown(OrderId),
@@ -69,7 +72,7 @@ impl NotAccepted {
         match self {
             Self::Busy => Refused::QueueFull,
             Self::KeyTaken(_) => Refused::KeyTaken,
-            Self::Unavailable(_) => Refused::Unavailable,
+            Self::Unavailable(_) | Self::Vanished => Refused::Unavailable,
             Self::OutcomeUnknown(_) => Refused::OutcomeUnknown,
             Self::Bug(_) => Refused::Bug,
         }
@@ -362,9 +365,7 @@ impl Committer {
                         Err(NotAccepted::KeyTaken(*other))
                     } else {
                         tracing::warn!(order = %id, "an order vanished while it was accepted");
-                        Err(NotAccepted::Unavailable(
-                            "the order vanished while it was accepted; repeat it".into(),
-                        ))
+                        Err(NotAccepted::Vanished)
                     };
                     for sender in answers {
                         let _ = sender.send(answer.clone());

@@ -437,6 +437,10 @@ impl From<NotAccepted> for Problem {
                 UNAVAILABLE,
                 "neither PostgreSQL nor RabbitMQ takes orders now; nothing was accepted",
             ),
+            NotAccepted::Vanished => Self::new(
+                UNAVAILABLE,
+                "the order vanished while it was accepted; repeat the request",
+            ),
             NotAccepted::OutcomeUnknown(id) => {
                 let mut problem = Self::new(
                     OUTCOME_UNKNOWN,
