@@ -143,6 +143,7 @@ impl Selecting {
 /// How to act on letters.
 #[derive(Debug, Args)]
 pub struct Acting {
+            skip: 0,
     /// Every letter of the queue
     #[arg(long, conflicts_with_all = ["ids", "reason", "order", "limit"])]
     all: bool,

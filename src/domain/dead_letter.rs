@@ -8,38 +8,11 @@ use uuid::Uuid;
 use super::ids::{OrderId, ProductId, UpdateId, VendorId};
 use super::messages::{self, UpdatesMessage};
 use super::order::NewOrder;
-use super::retry::{CRASH_LOOP, INVALID_MESSAGE, RECEIVER_FAILED, UPDATE_CONFLICT};
 use super::update::{State, Update};
 use super::webhooks::Notification;
 
 /// Most letters that one look into a queue reads, and so the most that one selection can name.
 pub const LETTERS_MAX: usize = 10_000;
-
-/// What a caller of the API is told for a letter's error. What we say of the message itself is said to anybody; the words of
-/// a database or of a vendor's server name hosts and statements, so their place is taken by what kind of failure it was.
-#[must_use]
-pub fn told(reason: Option<&str>, cause: Option<&str>, error: Option<&str>) -> Option<String> {
-    let error = error?;
-    if let Some(INVALID_MESSAGE | CRASH_LOOP | UPDATE_CONFLICT) = reason {
-        return Some(error.to_owned());
-    }
-    if cause == Some(RECEIVER_FAILED) {
-        return Some(error.to_owned());
-    }
-    let status = cause.and_then(|cause| cause.strip_prefix("api_answered_")?.parse::<u16>().ok());
-    let kind = match (cause, status) {
-        (_, Some(status)) => format!("the vendor's API answered {status}"),
-        (Some("api_unreachable"), _) => "the vendor's API cannot be reached".to_owned(),
-        (Some("api_answered_nonsense"), _) => {
-            "the vendor's API gave an answer that cannot be read".to_owned()
-        }
-        (Some("own_database_unavailable"), _) => "the database cannot be reached".to_owned(),
-        (Some("own_database_refused"), _) => "the database refused a statement".to_owned(),
-        (Some("not_yet"), _) => "what it needs was not there yet".to_owned(),
-        _ => "processing failed".to_owned(),
-    };
-    Some(format!("{kind}; `stockctl dlq show` and the log say more"))
-}
 
 /// What a letter concerns, as far as it can be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +56,9 @@ pub struct Selection {
     pub reason: Option<String>,
     /// Those that concern this order.
     pub order: Option<OrderId>,
-    /// At most so many, from the front of the queue.
+    /// Pass over so many of them, from the front of the queue.
+    pub skip: usize,
+    /// At most so many of the others.
     pub limit: usize,
     /// Those with one of these names: what an operator was shown and has agreed to, and nothing that came later.
     pub shown: Option<BTreeSet<Uuid>>,
@@ -293,54 +268,6 @@ mod tests {
             name("q", "m", &[Some("t"), None], b"body2"),
         ] {
             assert_ne!(first, other);
-        }
-    }
-
-    #[test]
-    fn a_caller_is_told_what_the_message_is_and_of_servers_only_which_kind_of_failure_it_was() {
-        let error = Some("PostgreSQL at db.internal:5432/ordersdb refused a statement");
-        let told = |reason, cause| told(Some(reason), cause, error).unwrap_or_default();
-        for of_the_message in ["invalid_message", "crash_loop", "update_conflict"] {
-            assert_eq!(Some(told(of_the_message, None).as_str()), error);
-        }
-        for (cause, begins) in [
-            (Some("api_answered_503"), "the vendor's API answered 503;"),
-            (
-                Some("api_unreachable"),
-                "the vendor's API cannot be reached;",
-            ),
-            (
-                Some("api_answered_nonsense"),
-                "the vendor's API gave an answer that",
-            ),
-            (
-                Some("own_database_refused"),
-                "the database refused a statement;",
-            ),
-            // Of a version that wrote no cause.
-            (None, "processing failed;"),
-        ] {
-            assert!(
-                told("retries_exhausted", cause).starts_with(begins),
-                "{cause:?}"
-            );
-        }
-        let of_a_receiver = told("retries_exhausted", Some("receiver_failed"));
-        assert_eq!(Some(of_a_receiver.as_str()), error);
-        assert_eq!(super::told(Some("delivery_limit"), None, None), None);
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn whatever_stands_in_a_letter_nothing_internal_is_told(
-            reason in proptest::option::of("retries_exhausted|[a-z_]{1,12}"),
-            cause in proptest::option::of("api_answered_[0-9A-Z]{0,4}|own_database_refused|\\PC{0,20}"),
-        ) {
-            // No text in `told` has it.
-            let secret = "db.INTERNAL";
-            let told = told(reason.as_deref(), cause.as_deref(), Some(secret)).expect("there is an error");
-            proptest::prop_assert!(!told.contains(secret));
-            proptest::prop_assert!(told.ends_with("the log say more"));
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod listing;
 pub mod messages;
 pub mod object;
 pub mod order;
+pub mod passwords;
 pub mod retry;
 pub mod status;
 pub mod tally;

@@ -32,6 +32,9 @@ struct ListQuery {
     /// Letters at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<i64>,
+    /// Letters of those that are meant to pass over, from the front of the queue.
+    #[param(minimum = 0, maximum = 10000, default = 0)]
+    skip: Option<usize>,
 }
 
 /// Which letters are meant: all that is given must hold. Or `all`.
@@ -106,6 +109,7 @@ impl ActRequest {
             message_ids,
             reason: self.reason,
             order: self.order,
+            skip: 0,
             limit,
             shown: None,
         };
@@ -131,14 +135,23 @@ fn dead_letter_queue(name: &str) -> Result<Queue, Problem> {
 #[serde(rename_all = "camelCase")]
 struct LettersResponse<'a> {
     dead_letters: Vec<LetterDocument<'a>>,
+    /// Letters behind the last of them, whether they are meant or not.
+    #[serde(skip_serializing_if = "is_zero")]
+    not_looked_at: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Dead letters
+///
+/// With their errors whole, but for passwords: whoever may read them is the operator.
 #[utoipa::path(
     get, path = "/admin/dead-letters/{queue}", tag = "operations",
     params(("queue" = String, Path, description = "`orders_dlq`, `vendor_sync_dlq` or `webhooks_dlq`"), ListQuery),
     responses((status = 200, description = "Those that are meant", body = LettersResponse, example = json!({"deadLetters": [
-        {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API cannot be reached; `stockctl dlq show` and the log say more", "cause": "api_unreachable",
+        {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API at http://127.0.0.1:9/vendors/vendorA/stock-updates cannot be reached: Connection refused (os error 111)", "cause": "api_unreachable",
          "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": "4",
          "body": {"vendorId": "vendorA", "updates": [{"id": "01a214e7-89a3-73a6-bfc3-f94863a97791", "productId": "p1", "delta": -2}]}}]})))
 )]
@@ -154,16 +167,25 @@ pub(super) async fn list(
         message_ids: query.id.into_iter().collect(),
         reason: query.reason,
         order: query.order,
+        skip: match query.skip.unwrap_or_default() {
+            skip if skip <= LETTERS_MAX => skip,
+            skip => {
+                let problem = format!("must be 0 to {LETTERS_MAX}, is {skip}");
+                return Err(Problem::invalid_parameter("skip", problem));
+            }
+        },
         limit: usize::try_from(limit).unwrap_or_default(),
         shown: None,
     };
-    let found = dead_letters::list(&state.context, &state.broker, queue, &selection).await?;
+    let mut found = dead_letters::list(&state.context, &state.broker, queue, &selection).await?;
+    dead_letters::name_orders(&state.context, &mut found.letters).await;
     let list = LettersResponse {
         dead_letters: found
             .letters
             .iter()
-            .map(|l| l.document_for_callers(false))
+            .map(|letter| letter.document(false))
             .collect(),
+        not_looked_at: found.not_looked_at,
     };
     answer::json(&request, &list)
 }
@@ -175,7 +197,7 @@ pub(super) async fn list(
     get, path = "/admin/dead-letters/{queue}/{messageId}", tag = "operations",
     params(("queue" = String, Path, description = "`orders_dlq`, `vendor_sync_dlq` or `webhooks_dlq`"), ("messageId" = String, Path, description = "The message's id")),
     responses((status = 200, description = "The letter", body = LetterDocument<'_>, example = json!(
-        {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API cannot be reached; `stockctl dlq show` and the log say more", "cause": "api_unreachable",
+        {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API at http://127.0.0.1:9/vendors/vendorA/stock-updates cannot be reached: Connection refused (os error 111)", "cause": "api_unreachable",
          "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": "4", "headers": {"x-dead-letter-reason": "retries_exhausted", "x-dead-letter-attempts": 4, "x-dead-letter-cause": "api_unreachable"},
          "body": {"vendorId": "vendorA", "updates": [{"id": "01a214e7-89a3-73a6-bfc3-f94863a97791", "productId": "p1", "delta": -2}]}})))
 )]
@@ -186,8 +208,9 @@ pub(super) async fn show(
 ) -> Result<HttpResponse, Problem> {
     let (queue, message_id) = path.into_inner();
     let queue = dead_letter_queue(&queue)?;
-    let letter = dead_letters::find(&state.context, &state.broker, queue, &message_id).await?;
-    answer::json(&request, &letter.document_for_callers(true))
+    let mut letter = dead_letters::find(&state.context, &state.broker, queue, &message_id).await?;
+    dead_letters::name_orders(&state.context, std::slice::from_mut(&mut letter)).await;
+    answer::json(&request, &letter.document(true))
 }
 
 /// Replay dead letters

@@ -1,6 +1,5 @@
 //! A letter as an operator sees it, and the look into a queue that finds those that are meant.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -13,8 +12,9 @@ use uuid::Uuid;
 use crate::app::{Context, Error, traced};
 use crate::db;
 use crate::domain::dead_letter::{self, Selection, Subject};
-use crate::domain::ids::UpdateId;
+use crate::domain::ids::{OrderId, UpdateId};
 use crate::domain::messages::{DEAD_ATTEMPTS, DEAD_CAUSE, DEAD_ERROR, DEAD_REASON, DEAD_TIME};
+use crate::domain::passwords::masked;
 use crate::domain::trace::TraceContext;
 use crate::mq::{self, DeadLetters, Delivery, HeaderValue, Headers, Queue, Settings, Tag};
 
@@ -37,7 +37,7 @@ pub struct Letter {
     pub message_id: String,
     /// Why it is here: one of our codes, or RabbitMQ's own, such as `delivery_limit`.
     pub reason: Option<String>,
-    /// The error, for an operator.
+    /// The error, for an operator; without passwords, as all headers.
     pub error: Option<String>,
     /// Which kind of failure it was, where the reason does not say that.
     pub cause: Option<String>,
@@ -47,6 +47,8 @@ pub struct Letter {
     pub attempts: Option<String>,
     /// What it concerns.
     pub subject: Subject,
+    /// The orders that it concerns, as far as [`name_orders`] has found them.
+    pub orders: Vec<OrderId>,
     /// Its headers, the broker's own among them.
     pub headers: BTreeMap<String, serde_json::Value>,
     /// What it is a part of.
@@ -65,8 +67,9 @@ impl Letter {
         Self {
             tag: delivery.tag,
             name: dead_letter::name(queue.base_name(), &message_id, &of_letter, &delivery.body),
-            error: header(DEAD_ERROR),
+            error: header(DEAD_ERROR).as_deref().map(masked),
             cause: header(DEAD_CAUSE),
+            orders: Vec::new(),
             subject: match queue {
                 Queue::VendorSyncDlq => Subject::of_updates_letter(&delivery.body),
                 Queue::WebhooksDlq => {
@@ -81,7 +84,7 @@ impl Letter {
             headers: delivery
                 .headers
                 .iter()
-                .map(|(name, value)| (name.clone(), json(value)))
+                .map(|(name, value)| (name.clone(), shown(value)))
                 .collect(),
             trace: traced::context_of(&delivery.headers),
             message_id,
@@ -98,30 +101,14 @@ impl Letter {
         LetterDocument {
             message_id: &self.message_id,
             reason: self.reason.as_deref(),
-            error: self.error.as_deref().map(Cow::Borrowed),
+            error: self.error.as_deref(),
             cause: self.cause.as_deref(),
             dead_lettered_at: self.dead_lettered_at.as_deref(),
             attempts: self.attempts.as_deref(),
+            orders: &self.orders,
             headers: with_headers.then(|| self.headers_as_json()),
             body: self.body_as_json(),
         }
-    }
-
-    /// The letter as callers of the API read it: the same, without what is internal. See [`dead_letter::told`].
-    #[must_use]
-    pub fn document_for_callers(&self, with_headers: bool) -> LetterDocument<'_> {
-        let reason = self.reason.as_deref();
-        let told = dead_letter::told(reason, self.cause.as_deref(), self.error.as_deref());
-        let mut document = self.document(with_headers);
-        if let Some(error) = document
-            .headers
-            .as_mut()
-            .and_then(|headers| headers.get_mut(DEAD_ERROR))
-        {
-            *error = told.clone().into();
-        }
-        document.error = told.map(Cow::Owned);
-        document
     }
 
     /// The message as JSON, or as text where it is none.
@@ -157,9 +144,9 @@ pub struct LetterDocument<'a> {
     /// Why it is here, such as `retries_exhausted`.
     #[schema(required = true)]
     reason: Option<&'a str>,
-    /// What went wrong. Over HTTP, without what is internal.
-    #[schema(required = true, value_type = Option<String>)]
-    error: Option<Cow<'a, str>>,
+    /// What went wrong, in the words of the server that said it; without passwords.
+    #[schema(required = true)]
+    error: Option<&'a str>,
     /// Which kind of failure it was, such as `api_unreachable`, `api_answered_503` or `own_database_refused`, where the
     /// reason does not say that.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -171,6 +158,9 @@ pub struct LetterDocument<'a> {
     /// How many attempts it had.
     #[schema(required = true)]
     attempts: Option<&'a str>,
+    /// The orders that it concerns, as far as they are known.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    orders: &'a [OrderId],
     /// Its headers, the broker's own among them; only where one letter is shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<std::collections::BTreeMap<String, serde_json::Value>>, nullable = false)]
@@ -187,9 +177,9 @@ fn text(headers: &Headers, name: &str) -> Option<String> {
     })
 }
 
-fn json(value: &HeaderValue) -> serde_json::Value {
+fn shown(value: &HeaderValue) -> serde_json::Value {
     match value {
-        HeaderValue::Text(text) => text.clone().into(),
+        HeaderValue::Text(text) => masked(text).into(),
         HeaderValue::Int(number) => (*number).into(),
     }
 }
@@ -247,6 +237,35 @@ pub async fn find(
     })
 }
 
+/// Names the orders that letters concern. Those of updates are not known while our database cannot be read.
+pub async fn name_orders(context: &Context, letters: &mut [Letter]) {
+    let of_letter = |letter: &Letter| match &letter.subject {
+        Subject::Updates(message) => message.updates.iter().map(|update| update.id).collect(),
+        _ => Vec::new(),
+    };
+    let ids: Vec<UpdateId> = letters.iter().flat_map(of_letter).collect();
+    let mut orders = BTreeMap::new();
+    if !ids.is_empty() {
+        let found = context
+            .with_connection(async |connection| Ok(db::updates::find_all(connection, &ids).await?));
+        for update in found.await.unwrap_or_default() {
+            orders.insert(update.id, update.order_id);
+        }
+    }
+    for letter in letters {
+        let concerned: BTreeSet<OrderId> = match &letter.subject {
+            Subject::Orders(of) => of.iter().map(|order| order.id).collect(),
+            Subject::Updates(_) => of_letter(letter)
+                .iter()
+                .filter_map(|id| orders.get(id).copied())
+                .collect(),
+            Subject::Notification(notification) => notification.order().into_iter().collect(),
+            Subject::Unreadable => BTreeSet::new(),
+        };
+        letter.orders = concerned.into_iter().collect();
+    }
+}
+
 /// Reads the letters that are meant, and leaves them held by a session that reads no more. There is none where nobody has
 /// subscribed to events yet: then the queue of their letters does not exist.
 pub(super) async fn select(
@@ -263,7 +282,7 @@ pub(super) async fn select(
         opened => opened?,
     };
     let until = Instant::now() + LOOK_DEADLINE;
-    let (mut letters, mut bytes) = (Vec::new(), 0);
+    let (mut letters, mut bytes, mut skipped) = (Vec::new(), 0, 0);
     while letters.len() < selection.limit && bytes < SELECTED_BYTES_MAX && Instant::now() < until {
         let Some(delivery) = session.next().await? else {
             break;
@@ -277,6 +296,10 @@ pub(super) async fn select(
             &letter.subject,
             &updates,
         ) {
+            if skipped < selection.skip {
+                skipped += 1;
+                continue;
+            }
             bytes += letter.bytes();
             letters.push(letter);
         }

@@ -11,7 +11,7 @@ mod replay;
 mod report;
 
 pub use self::drop::{Dropper, drop};
-pub use letter::{Found, Letter, LetterDocument, find, list};
+pub use letter::{Found, Letter, LetterDocument, find, list, name_orders};
 pub use replay::replay;
 pub use report::{Act, Document, Effect, Kept, Progress, Report};
 

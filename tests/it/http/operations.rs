@@ -143,14 +143,9 @@ async fn dead_letters_are_listed_and_replayed_by_id_and_by_number() {
         (&json!(first), &failed["lines"])
     );
     assert_eq!(letter["cause"], "own_database_refused");
-    assert_eq!(
-        letter["error"],
-        "the database refused a statement; `stockctl dlq show` and the log say more"
-    );
-    let ended = shop
-        .run(&["dlq", "show", "orders_dlq", "--id", &first])
-        .await;
-    assert!(ended.stdout.contains("constraint \"broken\""), "{ended:?}");
+    // Whoever may see it is the operator, who is told the cause itself.
+    let error = text(&letter["error"]);
+    assert!(error.contains("constraint \"broken\""), "{error}");
     // Looked at in parts or whole, they stay as they are.
     let (_, two) = shop.get("/admin/dead-letters/orders_dlq?limit=2").await;
     assert_eq!(two["deadLetters"], json!(letters[..2]));
@@ -220,7 +215,7 @@ async fn one_dead_letter_is_shown_whole_and_dropped() {
     assert_eq!(headers["x-dead-letter-reason"], "retries_exhausted");
     assert_eq!(headers["x-dead-letter-attempts"], 2);
     assert_eq!(headers["x-dead-letter-error"], shown["error"]);
-    assert!(!headers.to_string().contains("broken"), "{headers}");
+    assert!(headers.to_string().contains("broken"), "{headers}");
     shown.as_object_mut().expect("an object").remove("headers");
     assert_eq!(shown, letters[0]);
     for path in [
