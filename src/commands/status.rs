@@ -206,6 +206,7 @@ fn table_of(vendors: &[Vendor], lines: &mut Vec<String>) {
         let api = match vendor.push_state.as_deref() {
             None => "never called".to_owned(),
             Some("ok") => "ok".to_owned(),
+            Some("failing") => format!("failing for {}", age(vendor.push_state_age_s)),
             Some(_) => format!("down for {}", age(vendor.push_state_age_s)),
         };
         lines.push(format!(

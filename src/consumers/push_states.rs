@@ -14,6 +14,8 @@ use crate::shutdown::Shutdown;
 
 /// Between two writes: what changes more often is not worth more.
 const WRITE_INTERVAL: Duration = Duration::from_millis(100);
+/// A vendor that is called goes on being written so often: another process may have seen it fail, and have ended since.
+const SAY_AGAIN_INTERVAL: Duration = Duration::from_secs(30);
 /// What cannot be written is tried again after this.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
@@ -21,28 +23,35 @@ const AGAIN_AFTER: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct State {
     phase: Phase,
-    /// The kind of failure; the log has the rest.
+    /// The kind of failure of the last call; the log has the rest.
     error: Option<String>,
+}
+
+/// A vendor's state, and how often it was noted: what another process has written meanwhile is put right by the next call.
+#[derive(Debug, Clone)]
+struct Noted {
+    state: State,
+    times: u64,
 }
 
 /// The newest state of each vendor. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct PushStates(watch::Sender<BTreeMap<VendorId, State>>);
+pub struct PushStates(watch::Sender<BTreeMap<VendorId, Noted>>);
 
 impl PushStates {
     /// Notes a vendor's state. Without an error the last one stays, unless all is well.
     pub(super) fn show(&self, vendor_id: &VendorId, phase: Phase, error: Option<&str>) {
-        self.0.send_if_modified(|states| {
+        self.0.send_if_modified(|noted| {
+            let before = noted.get(vendor_id);
             let error = match (error, phase) {
-                (_, Phase::Ok) => None,
                 (Some(error), _) => Some(error.to_owned()),
-                (None, _) => states.get(vendor_id).and_then(|state| state.error.clone()),
+                (None, Phase::Ok) => None,
+                (None, _) => before.and_then(|noted| noted.state.error.clone()),
             };
             let state = State { phase, error };
-            let is_new = states.get(vendor_id) != Some(&state);
-            if is_new {
-                states.insert(vendor_id.clone(), state);
-            }
+            let is_new = before.is_none_or(|noted| noted.state != state);
+            let times = before.map_or(0, |noted| noted.times).wrapping_add(1);
+            noted.insert(vendor_id.clone(), Noted { state, times });
             is_new
         });
     }
@@ -53,13 +62,22 @@ impl PushStates {
         // The receiver must see what was noted before it was there.
         changes.mark_changed();
         let mut written = BTreeMap::new();
+        let mut again = tokio::time::interval(SAY_AGAIN_INTERVAL);
         loop {
-            tokio::select! {
+            let says_again = tokio::select! {
                 () = shutdown.begun() => return,
                 // Its sender is ours, so it cannot be closed.
-                _ = changes.changed() => {}
-            }
+                _ = changes.changed() => false,
+                _ = again.tick() => true,
+            };
             let states = changes.borrow_and_update().clone();
+            if says_again {
+                written.retain(|vendor_id, written: &mut Noted| {
+                    states
+                        .get(vendor_id)
+                        .is_some_and(|noted| noted.times == written.times)
+                });
+            }
             let wait = match write(&context, &states, &mut written).await {
                 Ok(()) => WRITE_INTERVAL,
                 Err(error) => {
@@ -78,16 +96,21 @@ impl PushStates {
 
 async fn write(
     context: &Context,
-    states: &BTreeMap<VendorId, State>,
-    written: &mut BTreeMap<VendorId, State>,
+    states: &BTreeMap<VendorId, Noted>,
+    written: &mut BTreeMap<VendorId, Noted>,
 ) -> Result<(), Error> {
     let changed: BTreeSet<&VendorId> = states
         .iter()
-        .filter(|(vendor_id, state)| written.get(*vendor_id) != Some(*state))
+        .filter(|(vendor_id, noted)| {
+            written
+                .get(*vendor_id)
+                .is_none_or(|written| written.state != noted.state)
+        })
         .map(|(vendor_id, _)| vendor_id)
         .collect();
     for vendor_id in changed {
-        let state = &states[vendor_id];
+        let noted = &states[vendor_id];
+        let state = &noted.state;
         context
             .with_connection(async |connection| {
                 Ok(db::vendor_pushes::note(
@@ -99,7 +122,7 @@ async fn write(
                 .await?)
             })
             .await?;
-        written.insert(vendor_id.clone(), state.clone());
+        written.insert(vendor_id.clone(), noted.clone());
     }
     Ok(())
 }
@@ -109,12 +132,16 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_error_stays_while_the_vendor_is_probed_and_goes_when_it_answers() {
+    async fn an_error_is_shown_from_the_first_on_stays_while_the_vendor_is_probed_and_goes_when_it_answers()
+     {
         let states = PushStates::default();
         let mut changes = states.0.subscribe();
         let vendor_id = VendorId::parse("a").expect("an id");
         let mut seen = Vec::new();
         for (phase, error) in [
+            (Phase::Ok, None),
+            (Phase::Ok, Some("refused")),
+            (Phase::Ok, Some("refused")),
             (Phase::Open, Some("refused")),
             (Phase::Probing, None),
             (Phase::Probing, None),
@@ -123,13 +150,15 @@ mod tests {
         ] {
             states.show(&vendor_id, phase, error);
             if changes.has_changed().expect("open") {
-                let state = changes.borrow_and_update()[&vendor_id].clone();
+                let state = changes.borrow_and_update()[&vendor_id].state.clone();
                 seen.push((state.phase, state.error));
             }
         }
         assert_eq!(
             seen,
             [
+                (Phase::Ok, None),
+                (Phase::Ok, Some("refused".to_owned())),
                 (Phase::Open, Some("refused".to_owned())),
                 (Phase::Probing, Some("refused".to_owned())),
                 (Phase::Ok, None),

@@ -78,7 +78,7 @@ pub struct Vendor {
     pub open_updates: i64,
     /// Updates that it has not answered for, dead letters not counted.
     pub unanswered: Waiting,
-    /// `ok`, `open` or `probing`; none until it was first told of something.
+    /// `ok`, `failing`, `open` or `probing`; none until it was first told of something.
     pub push_state: Option<String>,
     /// For how long it has been so.
     pub push_state_age_s: f64,
@@ -193,13 +193,17 @@ fn of_vendor(vendor: &Vendor, sync_silence_max: Duration, needs: &mut Vec<String
         )),
         Some(_) => {}
     }
-    let is_left_alone = vendor
-        .push_state
-        .as_deref()
-        .is_some_and(|state| state != "ok");
-    if is_left_alone && is_over(vendor.push_state_age_s, VENDOR_SILENCE_MAX) {
+    let state = vendor.push_state.as_deref().filter(|state| *state != "ok");
+    if let Some(state) = state
+        && is_over(vendor.push_state_age_s, VENDOR_SILENCE_MAX)
+    {
+        let what = if state == "failing" {
+            "has failed"
+        } else {
+            "is down"
+        };
         needs.push(format!(
-            "the API of {id} is down for {}: tell the vendor; it is tried again every 30 s{}",
+            "the API of {id} {what} for {}: tell the vendor; it is tried again by itself{}",
             age(vendor.push_state_age_s),
             why(&vendor.last_push_error)
         ));
@@ -365,6 +369,11 @@ mod tests {
                 vendor(seen).push_state_age_s = 301.0;
                 vendor(seen).last_push_error = Some("refused".into());
             }),
+            of(|seen| {
+                vendor(seen).push_state = Some("failing".into());
+                vendor(seen).push_state_age_s = 301.0;
+                vendor(seen).last_push_error = Some("api_answered_500".into());
+            }),
             of(|seen| vendor(seen).unanswered = late),
         ];
         insta::assert_snapshot!(all.join("\n"), @"
@@ -380,7 +389,8 @@ mod tests {
         a consumer of orders_queue finishes nothing although messages wait: look for a transaction that holds locks for long (pg_stat_activity); it ends by itself after work.stalled_after_ms
         the stock of vendorA was never read, so nothing is rejected for good: look whether `stockctl sync` runs
         the stock of vendorA was last read 5 min ago: look whether `stockctl sync` runs: no such table
-        the API of vendorA is down for 5 min: tell the vendor; it is tried again every 30 s: refused
+        the API of vendorA is down for 5 min: tell the vendor; it is tried again by itself: refused
+        the API of vendorA has failed for 5 min: tell the vendor; it is tried again by itself: api_answered_500
         vendorA has not answered for 1 update, the oldest 5 min old: look whether `stockctl work --queue vendor-sync` runs, and what it logs
         ");
     }

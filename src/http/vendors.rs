@@ -36,7 +36,8 @@ struct VendorResponse {
     last_sync_error: Option<String>,
     /// Updates that are not closed.
     open_updates: i64,
-    /// `ok`, `open` (it is left alone for a while) or `probing`; null until it was first told of something.
+    /// `ok`, `failing` (the last call failed; it is called as before), `open` (it is left alone for a while) or `probing`; null
+    /// until it was first told of something.
     #[schema(required = true)]
     push_state: Option<String>,
     #[schema(required = true)]

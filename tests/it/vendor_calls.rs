@@ -151,6 +151,51 @@ async fn a_vendor_that_is_down_is_left_alone_and_only_calls_that_were_made_are_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_vendor_whose_only_call_has_failed_is_shown_as_failing_until_one_does_not() {
+    let is_back = Arc::new(AtomicBool::new(false));
+    for (answer, error) in [(503, "api_answered_503"), (500, "api_answered_500")] {
+        is_back.store(false, Ordering::SeqCst);
+        let back = Arc::clone(&is_back);
+        let vendor = StubVendor::start(move |request| {
+            Some(if back.load(Ordering::SeqCst) {
+                (200, all_applied(request))
+            } else {
+                (answer, json!({"oops": true}))
+            })
+        });
+        let config = "[vendor_sync]\nretries_max = 0\nretry_delay_ms = 200\n";
+        let (shop, _api) = with_messages_for(vendor.address, config, &["a"]).await;
+        let work = shop.work();
+        let shown = pushes_are(&shop, "vendorA", "failing").await;
+        assert_eq!(shown["lastPushError"], error, "{shown}");
+        assert_eq!(vendor.calls().len(), 1);
+        let since = shown["pushStateSince"].clone();
+        eventually("its update is given up", || async {
+            (count_dead(&shop).await == 1).then_some(())
+        })
+        .await;
+        // Another failure begins nothing new.
+        let id = shop.order(&[("a", 1)]).await;
+        shop.order_with_status(&id, "confirmed").await;
+        eventually("the other one, too", || async {
+            (count_dead(&shop).await == 2).then_some(())
+        })
+        .await;
+        let shown = pushes_are(&shop, "vendorA", "failing").await;
+        assert_eq!(shown["pushStateSince"], since, "{shown}");
+        let status = shop.run(&["status"]).await.stdout;
+        assert!(status.contains("  failing for "), "{status}");
+        assert!(status.contains(&format!("its API: {error}")), "{status}");
+        is_back.store(true, Ordering::SeqCst);
+        let id = shop.order(&[("a", 1)]).await;
+        shop.order_told(&id).await;
+        let shown = pushes_are(&shop, "vendorA", "ok").await;
+        assert_eq!(shown["lastPushError"], Value::Null);
+        work.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_vendor_that_says_when_to_come_again_is_not_called_before() {
     let vendor = RawVendor::start(|_| {
         Raw::answer("429 Too Many Requests", "Retry-After: 3600\r\n", "slower")

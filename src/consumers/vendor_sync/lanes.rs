@@ -150,13 +150,13 @@ impl Lanes {
                     self.states.show(vendor_id, Phase::Open, None);
                 }
             }
-            Said::Answer => {
+            Said::Answer { fault } => {
                 if lane.breaker.phase() != Phase::Ok {
                     tracing::info!(vendor = %vendor_id, "the vendor answers again");
                     VENDORS.breaker(vendor_id.as_str()).set(0);
                 }
                 lane.breaker.answered();
-                self.states.show(vendor_id, Phase::Ok, None);
+                self.states.show(vendor_id, Phase::Ok, fault.as_deref());
             }
             Said::Down {
                 error,
@@ -175,8 +175,10 @@ impl Lanes {
                         VENDORS.openings(vendor_id.as_str()).inc();
                     }
                     VENDORS.breaker(vendor_id.as_str()).set(1);
-                    self.states.show(vendor_id, Phase::Open, Some(code));
                 }
+                // From the first failure on, also while it is still called.
+                self.states
+                    .show(vendor_id, lane.breaker.phase(), Some(code));
             }
         }
     }
@@ -304,7 +306,7 @@ mod tests {
         let over = now + Duration::from_secs(1);
         fill(&mut lanes, "a", 15, over);
         assert_eq!(start(&mut lanes, over).0, [("a".to_owned(), 10)]);
-        lanes.ended(&vendor("a"), Vec::new(), &Said::Answer);
+        lanes.ended(&vendor("a"), Vec::new(), &Said::Answer { fault: None });
         assert_eq!(start(&mut lanes, over), (vec![("a".into(), 5)], 0));
     }
 

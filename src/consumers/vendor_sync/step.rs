@@ -39,8 +39,8 @@ pub(super) enum Said {
     /// There was no call.
     #[default]
     Nothing,
-    /// It answers, if only with an error about what it was sent.
-    Answer,
+    /// It answers, if only with an error about what it was sent, whose kind is told then.
+    Answer { fault: Option<String> },
     /// It cannot be reached, or says itself that it cannot serve.
     Down {
         error: String,
@@ -58,7 +58,9 @@ impl Said {
                 code: error.code(),
                 retry_after: error.retry_after(),
             },
-            Error::Vendor(_) => Self::Answer,
+            Error::Vendor(_) => Self::Answer {
+                fault: Some(error.code()),
+            },
             _ => Self::Nothing,
         }
     }
@@ -196,7 +198,7 @@ impl Vendor {
             let error = match attempted.instrument(span.for_log()).await {
                 Ok((verdicts, was_called)) => {
                     let said = if was_called {
-                        Said::Answer
+                        Said::Answer { fault: None }
                     } else {
                         Said::Nothing
                     };

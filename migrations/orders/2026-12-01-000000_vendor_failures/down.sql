@@ -1,0 +1,1 @@
+ALTER TABLE vendor_pushes DROP COLUMN failing_since;
