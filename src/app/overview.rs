@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Context, Error};
 use crate::db;
-use crate::db::gauges::Waiting;
+use crate::db::gauges::{OfVendor, Waiting};
 use crate::db::overview::{Bucket, Waited};
 
 /// Who looks more often sees the same figures again.
@@ -35,8 +35,14 @@ pub struct Overview {
     pub accepted_per_second: f64,
     /// How long these orders waited for their decision.
     pub waited: Waited,
+    /// Orders that are not decided, however long they wait.
+    pub pending: Waiting,
+    /// Orders that were given up and that nobody has replayed or dropped.
+    pub failed: Waiting,
     /// What waits in the outbox.
     pub outbox: Waiting,
+    /// What the vendors have not answered for.
+    pub vendors: Vec<OfVendor>,
 }
 
 /// When it was read, and what.
@@ -77,6 +83,7 @@ impl Overviews {
     }
 
     async fn read(&self) -> Result<Overview, Error> {
+        let vendors = self.context.vendor_ids();
         self.context
             .with_connection(async |connection| {
                 let buckets =
@@ -88,7 +95,10 @@ impl Overviews {
                     buckets,
                     accepted_per_second,
                     waited: db::overview::find_waited(connection, ORDERS_MAX, WINDOW).await?,
+                    pending: db::gauges::pending(connection).await?,
+                    failed: db::gauges::failed(connection).await?,
                     outbox: db::gauges::outbox(connection).await?,
+                    vendors: db::gauges::vendors(connection, &vendors).await?,
                 })
             })
             .await

@@ -5,6 +5,7 @@ use diesel::sql_types::{Array, BigInt, Bool, Double, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use crate::domain::ids::VendorId;
+use crate::domain::order::Status;
 use crate::pg::{Error, prepared};
 
 /// Messages of the outbox that are counted. More are an alarm all the same.
@@ -89,13 +90,26 @@ pub async fn outbox(connection: &mut AsyncPgConnection) -> Result<Waiting, Error
 /// # Errors
 /// See [`Error`].
 pub async fn pending(connection: &mut AsyncPgConnection) -> Result<Waiting, Error> {
+    in_status(connection, Status::Pending).await
+}
+
+/// The newest orders that were given up, until somebody replays or drops their letters.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn failed(connection: &mut AsyncPgConnection) -> Result<Waiting, Error> {
+    in_status(connection, Status::Failed).await
+}
+
+async fn in_status(connection: &mut AsyncPgConnection, status: Status) -> Result<Waiting, Error> {
     Ok(prepared(
         diesel::sql_query(
             "SELECT count(*) AS count, coalesce(extract(epoch FROM now() - min(accepted_at)), 0)::float8 AS oldest_age
              FROM (SELECT status, accepted_at FROM orders ORDER BY accepted_at DESC, id DESC LIMIT $1) AS newest
-             WHERE status = 'pending'",
+             WHERE status = $2",
         )
-        .bind::<BigInt, _>(ORDERS_MAX),
+        .bind::<BigInt, _>(ORDERS_MAX)
+        .bind::<Text, _>(status.as_str()),
     )
     .get_result(connection)
     .await?)
@@ -123,7 +137,7 @@ pub async fn vendors(
                      SELECT delta, created_at, state = 'open' AND dead_lettered_at IS NULL AS is_unanswered
                      FROM unclosed_updates WHERE vendor_id = v.id ORDER BY listing LIMIT $2
                  ) AS oldest
-             ) AS u WHERE v.id = ANY($1)",
+             ) AS u WHERE v.id = ANY($1) ORDER BY v.id",
         )
         .bind::<Array<Text>, _>(ids)
         .bind::<BigInt, _>(UPDATES_MAX),

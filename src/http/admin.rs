@@ -11,6 +11,7 @@ use super::{State, answer, detached};
 use crate::app::Error;
 use crate::app::overview::BUCKET;
 use crate::db;
+use crate::db::gauges::Waiting;
 use crate::db::overview::Bucket;
 use crate::mq;
 
@@ -93,7 +94,12 @@ struct OverviewResponse {
     span_seconds: i64,
     orders: Counts,
     decision: Latency,
+    /// Orders that are not decided, however old; of the newest 10 000.
+    pending: Standing,
+    /// Orders that were given up, until their dead letters are replayed or dropped, however old; of the newest 10 000.
+    failed: Standing,
     outbox: Outbox,
+    vendors: Vec<VendorResponse>,
     bucket_seconds: u64,
     /// Of the newest 10 000 orders those of the last two minutes, by the time at which they were accepted; the oldest
     /// first. Spans without an order are left out.
@@ -117,6 +123,34 @@ struct Latency {
     p50_ms: Option<f64>,
     p95_ms: Option<f64>,
     p99_ms: Option<f64>,
+}
+
+/// Orders that wait for something.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Standing {
+    orders: i64,
+    oldest_seconds: f64,
+}
+
+impl From<Waiting> for Standing {
+    fn from(waiting: Waiting) -> Self {
+        Self {
+            orders: waiting.count,
+            oldest_seconds: waiting.oldest_age,
+        }
+    }
+}
+
+/// What a vendor has not answered for, dead letters not counted.
+#[derive(Serialize, ToSchema)]
+#[schema(as = VendorLag)]
+#[serde(rename_all = "camelCase")]
+struct VendorResponse {
+    id: String,
+    unanswered: i64,
+    /// The age of the oldest; 0 where there is none.
+    lag_seconds: f64,
 }
 
 /// Messages that wait in PostgreSQL for the broker.
@@ -155,7 +189,8 @@ impl From<&Bucket> for Counts {
     responses((status = 200, description = "How things go", body = OverviewResponse, example = json!({
         "at": "2026-11-26T01:42:20.5Z", "acceptedPerSecond": 0.2, "spanSeconds": 4,
         "orders": {"pending": 0, "confirmed": 1, "rejected": 1, "failed": 0, "cancelled": 0},
-        "decision": {"p50Ms": 41.5, "p95Ms": 66.7, "p99Ms": 68.9}, "outbox": {"messages": 0, "oldestSeconds": 0.0}, "bucketSeconds": 2,
+        "decision": {"p50Ms": 41.5, "p95Ms": 66.7, "p99Ms": 68.9}, "pending": {"orders": 0, "oldestSeconds": 0.0}, "failed": {"orders": 0, "oldestSeconds": 0.0}, "outbox": {"messages": 0, "oldestSeconds": 0.0},
+        "vendors": [{"id": "vendorA", "unanswered": 0, "lagSeconds": 0.0}], "bucketSeconds": 2,
         "buckets": [{"at": "2026-11-26T01:42:16Z", "pending": 0, "confirmed": 1, "rejected": 1, "failed": 0, "cancelled": 0}]})))
 )]
 pub(super) async fn overview(
@@ -187,6 +222,17 @@ pub(super) async fn overview(
                 p95_ms: ms(overview.waited.p95),
                 p99_ms: ms(overview.waited.p99),
             },
+            pending: overview.pending.into(),
+            failed: overview.failed.into(),
+            vendors: overview
+                .vendors
+                .iter()
+                .map(|vendor| VendorResponse {
+                    id: vendor.id.clone(),
+                    unanswered: vendor.unanswered,
+                    lag_seconds: vendor.lag,
+                })
+                .collect(),
             outbox: Outbox {
                 messages: overview.outbox.count,
                 oldest_seconds: overview.outbox.oldest_age,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::json;
+use stockctl::commands::work::WorkQueue;
 
 use crate::support::Shop;
 
@@ -50,6 +51,51 @@ async fn the_page_and_its_parts_come_from_here_and_a_browser_that_has_them_is_to
         seen.into_iter().collect::<Vec<_>>(),
         ["/page/page.css", "/page/page.js"]
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_overview_has_what_waits_and_what_was_given_up_however_long_ago() {
+    let shop = Shop::new().await;
+    shop.sync().await;
+    let _api = shop.serve().await;
+    let waiting = shop.order(&[("p1", 1)]).await;
+    let failed = shop.order(&[("p1", 2)]).await;
+    let told = shop.order(&[("p2", 1)]).await;
+    let work = shop.work_on(&[WorkQueue::Orders]);
+    for id in [&waiting, &failed, &told] {
+        shop.order_with_status(id, "confirmed").await;
+    }
+    work.stop().await;
+    for (id, status, reason) in [
+        (&waiting, "pending", "NULL"),
+        (&failed, "failed", "'{\"code\": \"processing_failed\"}'"),
+    ] {
+        shop.run_here(&format!(
+            "UPDATE orders SET status = '{status}', decided_at = NULL, reason = {reason}, accepted_at = accepted_at - interval '1 hour'
+             WHERE id = '{id}'"
+        ))
+        .await;
+    }
+    let overview = crate::support::eventually("it is read again", || async {
+        let (status, overview) = shop.get("/admin/overview").await;
+        assert_eq!(status, 200, "{overview}");
+        (overview["failed"]["orders"] == 1).then_some(overview)
+    })
+    .await;
+    assert_eq!(overview["orders"]["confirmed"], 1, "{overview}");
+    assert_eq!(overview["orders"]["pending"], 0, "{overview}");
+    for standing in [&overview["pending"], &overview["failed"]] {
+        assert_eq!(standing["orders"], 1, "{overview}");
+        let oldest = standing["oldestSeconds"].as_f64().expect("a number");
+        assert!((3600.0..3700.0).contains(&oldest), "{overview}");
+    }
+    let vendors = overview["vendors"].as_array().expect("a list");
+    let unanswered: i64 = vendors
+        .iter()
+        .map(|vendor| vendor["unanswered"].as_i64().expect("a number"))
+        .sum();
+    assert_eq!(unanswered, 3, "{overview}");
+    assert!(vendors[0]["lagSeconds"].as_f64() > Some(0.0), "{overview}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
