@@ -62,7 +62,18 @@ impl SecretUrl {
     /// `http://` or `https://`, with whatever is behind the host, which may be a token and is not shown.
     pub(super) fn receiver(text: &str) -> Result<Self, String> {
         let url = parse(text, &["http", "https"])?;
-        Ok(Self::new(text, &url))
+        let mut host = url.clone();
+        host.set_path("");
+        host.set_query(None);
+        let mut receiver = Self::new(text, &host);
+        // What is shown of no path is a slash.
+        receiver
+            .shown
+            .truncate(receiver.shown.trim_end_matches('/').len());
+        if url.path() != "/" || url.query().is_some() {
+            receiver.shown.push_str("/***");
+        }
+        Ok(receiver)
     }
 
     fn new(text: &str, url: &Url) -> Self {
@@ -135,4 +146,29 @@ fn parse(text: &str, schemes: &[&str]) -> Result<Url, String> {
         );
     }
     Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_receiver_nothing_behind_the_host_is_shown() {
+        for (text, shown) in [
+            ("https://crm.example", "https://crm.example"),
+            ("https://crm.example/", "https://crm.example"),
+            ("https://crm.example/SECRET", "https://crm.example/***"),
+            (
+                "https://u:SECRET@crm.example:81/hooks/SECRET?key=SECRET",
+                "https://u:***@crm.example:81/***",
+            ),
+            ("https://crm.example?SECRET", "https://crm.example/***"),
+        ] {
+            let receiver = SecretUrl::receiver(text).expect("valid");
+            assert_eq!(
+                (receiver.to_string().as_str(), receiver.expose()),
+                (shown, text)
+            );
+        }
+    }
 }

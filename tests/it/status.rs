@@ -167,7 +167,10 @@ async fn status_works_while_both_stores_are_away_and_says_so() {
 
 #[tokio::test]
 async fn the_configuration_is_shown_with_origins_and_without_secrets() {
-    let (_directory, file) = configuration("[orders]\nbatch_max = 7\n");
+    let (_directory, file) = configuration(&format!(
+        "[orders]\nbatch_max = 7\n[webhooks.crm]\nurl = \"https://crm.example:8443/{SECRET}?a={SECRET}\"\n\
+         secret = \"whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oDeviBWMcjPyE=\"\n"
+    ));
     let variables = [
         ("STOCKCTL__SYNC__CHUNK_ROWS", "8"),
         ("STOCKCTL__VENDORS__VENDORA__LEDGER", "false"),
@@ -215,6 +218,8 @@ async fn the_configuration_is_shown_with_origins_and_without_secrets() {
     vendors.vendorA.table = "products"                            # built-in default
     webhooks.allow_private = false                                # built-in default
     webhooks.calls_max = 4                                        # built-in default
+    webhooks.crm.secret = "***"                                   # shop.toml, line 12
+    webhooks.crm.url = "https://crm.example:8443/***"             # shop.toml, line 11
     webhooks.prefetch = 200                                       # built-in default
     webhooks.retries_max = 4                                      # built-in default
     webhooks.retry_delay_ms = 5000                                # built-in default
