@@ -239,6 +239,7 @@ fn greet(servers: &Servers, address: SocketAddr, config: &Path) {
     };
     say(&format!(
         "\n{bold}stockctl is up{plain}\n\
+         \x20 Page           http://{address}/\n\
          \x20 HTTP API       http://{address}\n\
          \x20 PostgreSQL     {}\n\
          \x20 RabbitMQ       {}\n\

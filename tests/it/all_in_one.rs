@@ -69,13 +69,17 @@ impl Up {
         let written = process
             .writes_within("Ctrl-C stops everything", START_DEADLINE)
             .await;
-        let url = written
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("HTTP API"))
-            .expect("the address is printed");
+        let printed = |name: &str| {
+            let found = written
+                .lines()
+                .find_map(|line| line.trim().strip_prefix(name));
+            found.expect("the address is printed").trim().to_owned()
+        };
+        let url = printed("HTTP API");
+        assert_eq!(printed("Page"), format!("{url}/"));
         Up {
             process,
-            url: url.trim().to_owned(),
+            url,
             http: reqwest_client(),
         }
     }
