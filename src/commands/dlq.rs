@@ -10,14 +10,16 @@ use std::time::Duration;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 use uuid::Uuid;
 
+use super::orders::order_id;
 use super::table::{aligned, printable};
 use super::{
     EXIT_CHECK_FAILED, EXIT_CONFIGURATION, EXIT_UNREACHABLE, EXIT_USAGE, Failure, broker_settings,
     context, failure, problem_of_schema, say,
 };
-use crate::app::dead_letters::{self, Act, Dropper, Found, Letter, Report};
+use crate::app::dead_letters::{self, Act, Dropper, Found, Letter, LetterDocument, Report};
 use crate::config::Config;
 use crate::domain::dead_letter::{LETTERS_MAX, Selection, Subject};
 use crate::domain::ids::OrderId;
@@ -31,11 +33,14 @@ const ERROR_CHARS: usize = 60;
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
 pub enum Dlq {
-    /// List letters, and change nothing
+    /// List letters of one queue or of all, and change nothing
     List {
+        /// The queue; all of them unless said
+        #[arg(value_name = "QUEUE", value_enum)]
+        queue: Option<DeadLetterQueue>,
         /// Which letters.
         #[command(flatten)]
-        selecting: Selecting,
+        filter: Filter,
         /// A JSON document on each line
         #[arg(long)]
         json: bool,
@@ -102,6 +107,14 @@ pub struct Selecting {
     /// The queue
     #[arg(value_name = "QUEUE", value_enum)]
     queue: DeadLetterQueue,
+    /// Which of its letters.
+    #[command(flatten)]
+    filter: Filter,
+}
+
+/// Which letters: all that is given must hold.
+#[derive(Debug, Clone, Args)]
+pub struct Filter {
     /// Only the letter with this message id; may be given more than once
     #[arg(long = "id", value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     ids: Vec<String>,
@@ -110,14 +123,14 @@ pub struct Selecting {
     #[arg(long, value_name = "CODE", value_parser = NonEmptyStringValueParser::new())]
     reason: Option<String>,
     /// Only letters that concern this order
-    #[arg(long, value_name = "ORDER")]
+    #[arg(long, value_name = "ORDER", value_parser = order_id)]
     order: Option<Uuid>,
     /// At most so many, from the front of the queue: 1 to 10000
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
     limit: Option<u16>,
 }
 
-impl Selecting {
+impl Filter {
     fn selects(&self) -> bool {
         !self.ids.is_empty()
             || self.reason.is_some()
@@ -130,9 +143,20 @@ impl Selecting {
             message_ids: self.ids.iter().cloned().collect(),
             reason: self.reason.clone(),
             order: self.order.map(OrderId),
+            skip: 0,
             limit: self.limit.map_or(LETTERS_MAX, usize::from),
             shown: None,
         }
+    }
+}
+
+impl Selecting {
+    fn selects(&self) -> bool {
+        self.filter.selects()
+    }
+
+    fn selection(&self) -> Selection {
+        self.filter.selection()
     }
 
     fn queue_name(&self) -> &'static str {
@@ -143,7 +167,6 @@ impl Selecting {
 /// How to act on letters.
 #[derive(Debug, Args)]
 pub struct Acting {
-            skip: 0,
     /// Every letter of the queue
     #[arg(long, conflicts_with_all = ["ids", "reason", "order", "limit"])]
     all: bool,
@@ -167,7 +190,16 @@ impl Acting {
 /// See [`Failure`].
 pub async fn run(config: &Config, command: Dlq) -> Result<(), Failure> {
     match command {
-        Dlq::List { selecting, json } => list(config, &selecting, json).await,
+        Dlq::List {
+            queue: Some(queue),
+            filter,
+            json,
+        } => list(config, &Selecting { queue, filter }, json).await,
+        Dlq::List {
+            queue: None,
+            filter,
+            json,
+        } => list_all(config, &filter, json).await,
         Dlq::Show { selecting, json } => show(config, &selecting, json).await,
         Dlq::Replay { selecting, acting } => replay(config, &selecting, &acting).await,
         Dlq::Drop {
@@ -203,6 +235,64 @@ async fn list(config: &Config, selecting: &Selecting, json: bool) -> Result<(), 
         say(&table(selecting.queue, &found.letters));
     }
     tell_of_the_rest(found.not_looked_at);
+    Ok(())
+}
+
+/// A letter of any queue, for programs.
+#[derive(Serialize)]
+struct OfQueue<'a> {
+    queue: &'static str,
+    #[serde(flatten)]
+    letter: LetterDocument<'a>,
+}
+
+async fn list_all(config: &Config, filter: &Filter, json: bool) -> Result<(), Failure> {
+    let mut found = Vec::new();
+    for &queue in DeadLetterQueue::value_variants() {
+        let filter = filter.clone();
+        let selecting = Selecting { queue, filter };
+        found.push((selecting.queue_name(), look(config, &selecting).await?));
+    }
+    if json {
+        for (queue, found) in &found {
+            for letter in &found.letters {
+                let letter = letter.document(false);
+                let line = serde_json::to_string(&OfQueue { queue, letter });
+                say(&line.map_err(Failure::bug)?);
+            }
+        }
+    } else if found.iter().all(|(_, found)| found.letters.is_empty()) {
+        let what = if filter.selects() {
+            "such letters"
+        } else {
+            "letters"
+        };
+        say(&format!("there are no {what} in any of the queues"));
+    } else {
+        let head = [
+            "QUEUE", "ID", "REASON", "WHEN", "ATTEMPTS", "CONCERNS", "ERROR",
+        ];
+        let rows = found.iter().flat_map(|(queue, found)| {
+            let of_queue = |letter| {
+                let [id, reason, when, attempts, concerns, error] = cells(letter);
+                let queue = (*queue).to_owned();
+                [queue, id, reason, when, attempts, concerns, error]
+            };
+            found.letters.iter().map(of_queue)
+        });
+        let head = std::iter::once(head.map(str::to_owned));
+        let rows: Vec<[String; 7]> = head.chain(rows).collect();
+        say(&aligned(&rows));
+    }
+    for (queue, found) in &found {
+        if found.not_looked_at > 0 {
+            let rest = found.not_looked_at;
+            let _ = writeln!(
+                std::io::stderr(),
+                "{rest} more of {queue} were not looked at"
+            );
+        }
+    }
     Ok(())
 }
 
@@ -582,22 +672,26 @@ fn table(queue: DeadLetterQueue, letters: &[Letter]) -> String {
         DeadLetterQueue::Webhooks => "WEBHOOK",
     };
     let head = ["ID", "REASON", "WHEN", "ATTEMPTS", about, "ERROR"].map(str::to_owned);
-    let text = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), printable);
-    let rows = letters.iter().map(|letter| {
-        [
-            name(&letter.message_id),
-            text(&letter.reason),
-            text(&letter.dead_lettered_at),
-            text(&letter.attempts),
-            concerns(letter),
-            letter
-                .error
-                .as_deref()
-                .map_or_else(|| "-".to_owned(), beginning),
-        ]
-    });
-    let rows: Vec<[String; 6]> = std::iter::once(head).chain(rows).collect();
+    let rows: Vec<[String; 6]> = std::iter::once(head)
+        .chain(letters.iter().map(cells))
+        .collect();
     aligned(&rows)
+}
+
+/// A letter in a list.
+fn cells(letter: &Letter) -> [String; 6] {
+    let text = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), printable);
+    [
+        name(&letter.message_id),
+        text(&letter.reason),
+        text(&letter.dead_lettered_at),
+        text(&letter.attempts),
+        concerns(letter),
+        letter
+            .error
+            .as_deref()
+            .map_or_else(|| "-".to_owned(), beginning),
+    ]
 }
 
 /// A letter whole: what it is, its headers, its body.

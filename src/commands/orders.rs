@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::builder::NonEmptyStringValueParser;
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -57,13 +57,13 @@ enum OrdersCommand {
     /// Show an order, with what happened to it
     Show {
         /// The order's id
-        #[arg(value_name = "ID")]
+        #[arg(value_name = "ID", value_parser = order_id)]
         id: Uuid,
     },
     /// List orders, the newest first
     List {
-        /// Only orders that stand so: pending, confirmed, rejected, failed or cancelled
-        #[arg(long, value_name = "STATUS", value_parser = status)]
+        /// Only orders that stand so
+        #[arg(long, value_name = "STATUS", value_parser = status())]
         status: Option<Status>,
         /// Only orders with a line of this product
         #[arg(long, value_name = "PRODUCT", value_parser = NonEmptyStringValueParser::new())]
@@ -75,7 +75,7 @@ enum OrdersCommand {
     /// Take an order back; what was taken for it is returned
     Cancel {
         /// The order's id
-        #[arg(value_name = "ID")]
+        #[arg(value_name = "ID", value_parser = order_id)]
         id: Uuid,
     },
 }
@@ -104,9 +104,17 @@ fn printable_ascii(text: &str) -> Result<String, String> {
     }
 }
 
-fn status(text: &str) -> Result<Status, String> {
-    Status::parse(text)
-        .ok_or_else(|| "it is pending, confirmed, rejected, failed or cancelled".to_owned())
+/// Its values are known to completions as well.
+fn status() -> impl TypedValueParser<Value = Status> {
+    let names = Status::ALL.map(Status::as_str);
+    PossibleValuesParser::new(names).try_map(|name| Status::parse(&name).ok_or("it is no status"))
+}
+
+/// Reads an order's id; what is wrong with another text is for nobody to count.
+pub(super) fn order_id(text: &str) -> Result<Uuid, String> {
+    Uuid::try_parse(text).map_err(|_| {
+        format!("it must be a UUID, such as 01a21584-8706-763e-b5e8-dd1039028028; {NOT_FOUND}")
+    })
 }
 
 /// Runs it; the configuration is loaded only where it has to say where the API is.

@@ -210,6 +210,15 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every status, in the order in which an order may come to them.
+    pub const ALL: [Self; 5] = [
+        Self::Pending,
+        Self::Confirmed,
+        Self::Rejected,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
     /// As stored and as shown.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -7,7 +7,7 @@ use stockctl::mq::{Consumer, Queue};
 use super::{dlq, impatient_shop, letter, listed};
 use crate::support::amqp_proxy::{BASIC_CONSUME, QUEUE_DECLARE, StoppingProxy};
 use crate::support::messages::{drain, ids, producer, publish, publish_raw, until_ready};
-use crate::support::{Process, Shop};
+use crate::support::{Ended, Process, Shop};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listing_loses_and_reorders_nothing_also_when_it_is_killed_in_the_middle() {
@@ -219,6 +219,74 @@ async fn what_is_listed_and_shown_for_people_and_for_programs() {
     "##);
     let ended = dlq(&shop, &["show", "orders_dlq", "--id", "nobody"], 5).await;
     insta::assert_snapshot!(ended.stderr, @"error: orders_dlq has no such letter");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_of_all_queues_are_listed_where_none_is_named_and_no_password_in_them() {
+    let shop = Shop::new().await;
+    let none = dlq(&shop, &["list", "--reason", "crash_loop"], 4).await;
+    assert!(none.stderr.contains("orders_dlq"), "{none:?}");
+    let publisher = producer(&shop.broker()).await;
+    let none = dlq(&shop, &["list", "--reason", "crash_loop"], 0).await;
+    assert_eq!(
+        none.stdout,
+        "there are no such letters in any of the queues\n"
+    );
+    let mut with_password = letter(Queue::VendorSyncDlq, "u1", "update_conflict", "no json");
+    with_password.headers.insert(
+        "x-dead-letter-error".into(),
+        stockctl::mq::HeaderValue::Text("http://u:hush@vendor/ is away".into()),
+    );
+    let letters = vec![
+        letter(Queue::OrdersDlq, "o1", "invalid_message", "no json"),
+        letter(Queue::OrdersDlq, "o2", "crash_loop", "no json"),
+        with_password,
+    ];
+    publish(&publisher, letters).await;
+    until_ready(&shop.broker(), Queue::OrdersDlq, 2).await;
+    until_ready(&shop.broker(), Queue::VendorSyncDlq, 1).await;
+    let mut text = String::new();
+    for arguments in [
+        &["list"][..],
+        &["list", "--limit", "1", "--json"],
+        &["list", "--reason", "crash_loop"],
+        &["show", "vendor_sync_dlq"],
+    ] {
+        let Ended { stdout, stderr, .. } = dlq(&shop, arguments, 0).await;
+        text.push_str(&format!("$ {}\n{stderr}{stdout}\n", arguments.join(" ")));
+    }
+    insta::assert_snapshot!(text, @r#"
+    $ list
+    QUEUE            ID  REASON           WHEN                      ATTEMPTS  CONCERNS  ERROR
+    orders_dlq       o1  invalid_message  2026-11-24T10:00:00.000Z  4         -         the error of o1
+    orders_dlq       o2  crash_loop       2026-11-24T10:00:00.000Z  4         -         the error of o2
+    vendor_sync_dlq  u1  update_conflict  2026-11-24T10:00:00.000Z  4         -         http://u:***@vendor/ is away
+
+    $ list --limit 1 --json
+    1 more of orders_dlq were not looked at
+    {"queue":"orders_dlq","messageId":"o1","reason":"invalid_message","error":"the error of o1","deadLetteredAt":"2026-11-24T10:00:00.000Z","attempts":"4","body":"no json"}
+    {"queue":"vendor_sync_dlq","messageId":"u1","reason":"update_conflict","error":"http://u:***@vendor/ is away","deadLetteredAt":"2026-11-24T10:00:00.000Z","attempts":"4","body":"no json"}
+
+    $ list --reason crash_loop
+    QUEUE       ID  REASON      WHEN                      ATTEMPTS  CONCERNS  ERROR
+    orders_dlq  o2  crash_loop  2026-11-24T10:00:00.000Z  4         -         the error of o2
+
+    $ show vendor_sync_dlq
+    id        u1
+    reason    update_conflict
+    when      2026-11-24T10:00:00.000Z
+    attempts  4
+    concerns  -
+    error     http://u:***@vendor/ is away
+    headers
+      x-dead-letter-attempts  4
+      x-dead-letter-error     http://u:***@vendor/ is away
+      x-dead-letter-reason    update_conflict
+      x-dead-letter-time      2026-11-24T10:00:00.000Z
+      x-delivery-count        3
+    body
+      no json
+    "#);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -239,7 +239,8 @@ async fn a_whole_queue_is_acted_on_only_when_that_is_said() {
         &["replay", "orders_dlq", "--id", ""],
         &["replay", "orders_dlq", "--order", "x"],
         &["replay", "orders_queue", "--all"],
-        &["list"],
+        &["show"],
+        &["list", "orders_queue"],
         &["list", "orders_dlq", "--all"],
         &["show", "orders_dlq", "--dry-run"],
     ] {

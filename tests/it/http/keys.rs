@@ -454,7 +454,7 @@ async fn what_cannot_be_done_with_a_key_is_said() {
         (
             &["create", "shop", "--scope", "orders"],
             2,
-            "the scopes are orders:write, orders:read, stock:write, admin",
+            "[possible values: orders:write, orders:read, stock:write, admin]",
         ),
         (
             &["create", "shop", "--scope", "admin", "--expires-in", "soon"],
