@@ -15,7 +15,7 @@ use crate::commands::work::WorkQueue;
 #[derive(Debug, Parser)]
 #[command(name = "stockctl", version, max_term_width = 100)]
 pub struct Cli {
-    /// Configuration file [default: .stockctl/config.toml, if there is one]
+    /// Configuration file [default: .stockctl/config.toml, or else /etc/stockctl/stockctl.toml, if there is one]
     #[arg(
         long,
         short,

@@ -25,8 +25,9 @@ pub use self::shown::{Shown, list_from};
 use crate::limit::{Limit, RateLimits};
 use crate::telemetry;
 
-/// The file that is read when none is named, if it is there; `stockctl up` writes it.
-const DEFAULT_FILE: &str = ".stockctl/config.toml";
+/// The files of which the first that is there is read when none is named: what `stockctl up` writes here, and what a package
+/// installs for the whole machine.
+const DEFAULT_FILES: [&str; 2] = [".stockctl/config.toml", "/etc/stockctl/stockctl.toml"];
 /// All variables of this program begin like this; the others are none of its business.
 const OUR_VARIABLES: &str = "STOCKCTL_";
 
@@ -290,7 +291,8 @@ pub fn reachable_from_here_only(address: SocketAddr) -> Result<(), String> {
 /// # Errors
 /// When a file that was named cannot be read, when one is not TOML, or with every problem of the values at once.
 pub fn load(explicit: Option<&Path>) -> Result<Config, ConfigError> {
-    load_from(explicit, Path::new(DEFAULT_FILE), our_variables()?)
+    let default = first_there(DEFAULT_FILES.map(Path::new));
+    load_from(explicit, default, our_variables()?)
 }
 
 /// Reads the configuration of this process, and lists what it is made of.
@@ -298,7 +300,18 @@ pub fn load(explicit: Option<&Path>) -> Result<Config, ConfigError> {
 /// # Errors
 /// As [`load`].
 pub fn list(explicit: Option<&Path>) -> Result<(Config, Vec<Shown>), ConfigError> {
-    list_from(explicit, Path::new(DEFAULT_FILE), our_variables()?)
+    let default = first_there(DEFAULT_FILES.map(Path::new));
+    list_from(explicit, default, our_variables()?)
+}
+
+/// One that is there and cannot be read is there, too: who meant it has to know.
+fn first_there(files: [&Path; 2]) -> &Path {
+    let [first, second] = files;
+    if !first.exists() && second.exists() {
+        second
+    } else {
+        first
+    }
 }
 
 fn our_variables() -> Result<Vec<(String, String)>, ConfigError> {

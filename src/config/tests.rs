@@ -133,6 +133,14 @@ fn one_file_is_read_the_flag_before_the_variable_before_the_default_place() {
     );
     assert_eq!(retries(load_from(None, &fallback, variables)), 2);
     assert_eq!(retries(load_from(None, &fallback, empty)), 3);
+    let missing = file("flag", 1).with_file_name("missing");
+    for (files, read) in [
+        ([fallback.as_path(), &flag], &fallback),
+        ([&missing, &flag], &flag),
+        ([&missing, &missing], &missing),
+    ] {
+        assert_eq!(super::first_there(files), read);
+    }
 }
 
 #[test]

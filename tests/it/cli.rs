@@ -95,8 +95,8 @@ async fn the_help_texts_say_what_there_is() {
       help         Print this message or the help of the given subcommand(s)
 
     Options:
-      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                           STOCKCTL_CONFIG=]
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, or else
+                           /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
       -h, --help           Print help
       -V, --version        Print version
 
@@ -106,8 +106,8 @@ async fn the_help_texts_say_what_there_is() {
     Usage: stockctl up [OPTIONS]
 
     Options:
-      -c, --config <FILE>       Configuration file [default: .stockctl/config.toml, if there is one]
-                                [env: STOCKCTL_CONFIG=]
+      -c, --config <FILE>       Configuration file [default: .stockctl/config.toml, or else
+                                /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
           --data-dir <DIR>      Where the servers' data and the configuration live [default: .stockctl]
           --fresh               Start over: remove the data of earlier starts
           --listen <ADDRESS>    Address of the HTTP API [default: 127.0.0.1:8080, or a free port when
@@ -122,8 +122,8 @@ async fn the_help_texts_say_what_there_is() {
     Usage: stockctl serve [OPTIONS]
 
     Options:
-      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                           STOCKCTL_CONFIG=]
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, or else
+                           /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
       -h, --help           Print help
 
     $ stockctl sync --help
@@ -132,8 +132,8 @@ async fn the_help_texts_say_what_there_is() {
     Usage: stockctl sync [OPTIONS]
 
     Options:
-      -c, --config <FILE>    Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                             STOCKCTL_CONFIG=]
+      -c, --config <FILE>    Configuration file [default: .stockctl/config.toml, or else
+                             /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
           --once             Run once and report
           --vendor <VENDOR>  Only this vendor; may be given more than once
           --allow-empty      Believe a vendor that lists nothing where there was something
@@ -147,7 +147,8 @@ async fn the_help_texts_say_what_there_is() {
 
     Options:
       -c, --config <FILE>
-              Configuration file [default: .stockctl/config.toml, if there is one]
+              Configuration file [default: .stockctl/config.toml, or else /etc/stockctl/stockctl.toml,
+              if there is one]
               
               [env: STOCKCTL_CONFIG=]
 
@@ -175,8 +176,8 @@ async fn the_help_texts_say_what_there_is() {
       help    Print this message or the help of the given subcommand(s)
 
     Options:
-      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                           STOCKCTL_CONFIG=]
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, or else
+                           /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
           --url <URL>      Base of the HTTP API [default: http.listen of the configuration, with
                            https:// where it has TLS] [env: STOCKCTL_URL]
           --ca <FILE>      PEM file of authorities that are trusted beside the system's, for https:
@@ -193,8 +194,8 @@ async fn the_help_texts_say_what_there_is() {
       <PRODUCT=QUANTITY>...  What is ordered, such as p1=2
 
     Options:
-      -c, --config <FILE>     Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                              STOCKCTL_CONFIG=]
+      -c, --config <FILE>     Configuration file [default: .stockctl/config.toml, or else
+                              /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
           --reference <TEXT>  A remark of yours, which is shown with the order
           --url <URL>         Base of the HTTP API [default: http.listen of the configuration, with
                               https:// where it has TLS] [env: STOCKCTL_URL]
@@ -216,8 +217,8 @@ async fn the_help_texts_say_what_there_is() {
       <ID>  The order's id
 
     Options:
-      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                           STOCKCTL_CONFIG=]
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, or else
+                           /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
           --url <URL>      Base of the HTTP API [default: http.listen of the configuration, with
                            https:// where it has TLS] [env: STOCKCTL_URL]
           --ca <FILE>      PEM file of authorities that are trusted beside the system's, for https:
@@ -231,10 +232,10 @@ async fn the_help_texts_say_what_there_is() {
     Usage: stockctl orders list [OPTIONS]
 
     Options:
-      -c, --config <FILE>      Configuration file [default: .stockctl/config.toml, if there is one]
-                               [env: STOCKCTL_CONFIG=]
-          --status <STATUS>    Only orders that stand so: pending, confirmed, rejected, failed or
-                               cancelled
+      -c, --config <FILE>      Configuration file [default: .stockctl/config.toml, or else
+                               /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
+          --status <STATUS>    Only orders that stand so [possible values: pending, confirmed, rejected,
+                               failed, cancelled]
           --url <URL>          Base of the HTTP API [default: http.listen of the configuration, with
                                https:// where it has TLS] [env: STOCKCTL_URL]
           --ca <FILE>          PEM file of authorities that are trusted beside the system's, for https:
@@ -253,8 +254,8 @@ async fn the_help_texts_say_what_there_is() {
       <ID>  The order's id
 
     Options:
-      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                           STOCKCTL_CONFIG=]
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, or else
+                           /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
           --url <URL>      Base of the HTTP API [default: http.listen of the configuration, with
                            https:// where it has TLS] [env: STOCKCTL_URL]
           --ca <FILE>      PEM file of authorities that are trusted beside the system's, for https:
@@ -273,8 +274,8 @@ async fn the_help_texts_say_what_there_is() {
       help  Print this message or the help of the given subcommand(s)
 
     Options:
-      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                           STOCKCTL_CONFIG=]
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, or else
+                           /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
           --url <URL>      Base of the HTTP API [default: http.listen of the configuration, with
                            https:// where it has TLS] [env: STOCKCTL_URL]
           --ca <FILE>      PEM file of authorities that are trusted beside the system's, for https:
@@ -288,8 +289,8 @@ async fn the_help_texts_say_what_there_is() {
     Usage: stockctl products list [OPTIONS]
 
     Options:
-      -c, --config <FILE>    Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                             STOCKCTL_CONFIG=]
+      -c, --config <FILE>    Configuration file [default: .stockctl/config.toml, or else
+                             /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
           --query <TEXT>     Only products with this in their id or a name, in upper or lower case
           --url <URL>        Base of the HTTP API [default: http.listen of the configuration, with
                              https:// where it has TLS] [env: STOCKCTL_URL]
@@ -310,8 +311,8 @@ async fn the_help_texts_say_what_there_is() {
       <ID>  The product's id
 
     Options:
-      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                           STOCKCTL_CONFIG=]
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, or else
+                           /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
           --url <URL>      Base of the HTTP API [default: http.listen of the configuration, with
                            https:// where it has TLS] [env: STOCKCTL_URL]
           --ca <FILE>      PEM file of authorities that are trusted beside the system's, for https:
@@ -325,8 +326,8 @@ async fn the_help_texts_say_what_there_is() {
     Usage: stockctl openapi [OPTIONS]
 
     Options:
-      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                           STOCKCTL_CONFIG=]
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, or else
+                           /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
       -h, --help           Print help
 
     $ stockctl completions --help
@@ -338,8 +339,8 @@ async fn the_help_texts_say_what_there_is() {
       <SHELL>  The shell [possible values: bash, elvish, fish, powershell, zsh]
 
     Options:
-      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                           STOCKCTL_CONFIG=]
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, or else
+                           /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
       -h, --help           Print help
 
     $ stockctl man --help
@@ -351,8 +352,8 @@ async fn the_help_texts_say_what_there_is() {
       [DIR]  Where to: a page for each subcommand [default: the main page only, to standard output]
 
     Options:
-      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                           STOCKCTL_CONFIG=]
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, or else
+                           /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
       -h, --help           Print help
 
     $ stockctl status --help
@@ -361,8 +362,8 @@ async fn the_help_texts_say_what_there_is() {
     Usage: stockctl status [OPTIONS]
 
     Options:
-      -c, --config <FILE>      Configuration file [default: .stockctl/config.toml, if there is one]
-                               [env: STOCKCTL_CONFIG=]
+      -c, --config <FILE>      Configuration file [default: .stockctl/config.toml, or else
+                               /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
           --json               As JSON, a document for each look
           --watch [<SECONDS>]  Again and again until SIGINT or SIGTERM, so many seconds apart; 2 when
                                none are given
@@ -379,8 +380,8 @@ async fn the_help_texts_say_what_there_is() {
       help   Print this message or the help of the given subcommand(s)
 
     Options:
-      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                           STOCKCTL_CONFIG=]
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, or else
+                           /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
       -h, --help           Print help
 
     $ stockctl config show --help
@@ -389,8 +390,8 @@ async fn the_help_texts_say_what_there_is() {
     Usage: stockctl config show [OPTIONS]
 
     Options:
-      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                           STOCKCTL_CONFIG=]
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, or else
+                           /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
           --json           As JSON: for each key its value and its origin
       -h, --help           Print help
 
@@ -400,8 +401,8 @@ async fn the_help_texts_say_what_there_is() {
     Usage: stockctl bench [OPTIONS]
 
     Options:
-      -c, --config <FILE>        Configuration file [default: .stockctl/config.toml, if there is one]
-                                 [env: STOCKCTL_CONFIG=]
+      -c, --config <FILE>        Configuration file [default: .stockctl/config.toml, or else
+                                 /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
           --url <URL>            Base of the HTTP API [default: http://127.0.0.1:8080]
           --api-key <KEY>        An API key with the scopes orders:write and orders:read; better in the
                                  variable, since everybody on the machine can read arguments [env:
@@ -429,8 +430,8 @@ async fn the_help_texts_say_what_there_is() {
     Usage: stockctl migrate [OPTIONS]
 
     Options:
-      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                           STOCKCTL_CONFIG=]
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, or else
+                           /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
           --vendors        The vendors' databases too
       -h, --help           Print help
 
@@ -440,7 +441,7 @@ async fn the_help_texts_say_what_there_is() {
     Usage: stockctl dlq [OPTIONS] <COMMAND>
 
     Commands:
-      list    List letters, and change nothing
+      list    List letters of one queue or of all, and change nothing
       show    Show letters whole, with their headers, and change nothing
       replay  Send letters back to the queue that they came from, as if they were new
       drop    Drop letters: their orders are cancelled, what was taken is returned, the letters are kept
@@ -448,18 +449,18 @@ async fn the_help_texts_say_what_there_is() {
       help    Print this message or the help of the given subcommand(s)
 
     Options:
-      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, if there is one] [env:
-                           STOCKCTL_CONFIG=]
+      -c, --config <FILE>  Configuration file [default: .stockctl/config.toml, or else
+                           /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
       -h, --help           Print help
 
     $ stockctl dlq list --help
-    List letters, and change nothing
+    List letters of one queue or of all, and change nothing
 
-    Usage: stockctl dlq list [OPTIONS] <QUEUE>
+    Usage: stockctl dlq list [OPTIONS] [QUEUE]
 
     Arguments:
-      <QUEUE>
-              The queue
+      [QUEUE]
+              The queue; all of them unless said
 
               Possible values:
               - orders_dlq:      Orders that could not be decided
@@ -468,7 +469,8 @@ async fn the_help_texts_say_what_there_is() {
 
     Options:
       -c, --config <FILE>
-              Configuration file [default: .stockctl/config.toml, if there is one]
+              Configuration file [default: .stockctl/config.toml, or else /etc/stockctl/stockctl.toml,
+              if there is one]
               
               [env: STOCKCTL_CONFIG=]
 
@@ -507,7 +509,8 @@ async fn the_help_texts_say_what_there_is() {
 
     Options:
       -c, --config <FILE>
-              Configuration file [default: .stockctl/config.toml, if there is one]
+              Configuration file [default: .stockctl/config.toml, or else /etc/stockctl/stockctl.toml,
+              if there is one]
               
               [env: STOCKCTL_CONFIG=]
 
@@ -546,7 +549,8 @@ async fn the_help_texts_say_what_there_is() {
 
     Options:
       -c, --config <FILE>
-              Configuration file [default: .stockctl/config.toml, if there is one]
+              Configuration file [default: .stockctl/config.toml, or else /etc/stockctl/stockctl.toml,
+              if there is one]
               
               [env: STOCKCTL_CONFIG=]
 
@@ -592,7 +596,8 @@ async fn the_help_texts_say_what_there_is() {
 
     Options:
       -c, --config <FILE>
-              Configuration file [default: .stockctl/config.toml, if there is one]
+              Configuration file [default: .stockctl/config.toml, or else /etc/stockctl/stockctl.toml,
+              if there is one]
               
               [env: STOCKCTL_CONFIG=]
 
@@ -630,8 +635,8 @@ async fn the_help_texts_say_what_there_is() {
     Usage: stockctl audit [OPTIONS]
 
     Options:
-      -c, --config <FILE>      Configuration file [default: .stockctl/config.toml, if there is one]
-                               [env: STOCKCTL_CONFIG=]
+      -c, --config <FILE>      Configuration file [default: .stockctl/config.toml, or else
+                               /etc/stockctl/stockctl.toml, if there is one] [env: STOCKCTL_CONFIG=]
           --json               Report as JSON, a document for each round
           --watch [<SECONDS>]  Again and again until SIGINT or SIGTERM, so many seconds apart; 60 when
                                none are given
@@ -687,6 +692,67 @@ async fn there_are_completions_for_each_shell() {
     assert!(ended.stderr.contains("powershell"), "{}", ended.stderr);
 }
 
+/// What fish offers behind a beginning.
+fn fish_offers(script: &str, beginning: &str) -> Option<String> {
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::write(directory.path().join("a-file"), "").expect("written");
+    let ask = "source $argv[1]; complete -C \"$argv[2]\" | string split -f1 \\t";
+    let output = std::process::Command::new("fish")
+        .args(["--no-config", "-c", ask, script, beginning])
+        .env("HOME", directory.path())
+        .current_dir(directory.path())
+        .output();
+    match output {
+        Ok(output) => {
+            assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{beginning}");
+            let offered = String::from_utf8_lossy(&output.stdout);
+            Some(offered.lines().collect::<Vec<_>>().join(" "))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => panic!("fish runs: {error}"),
+    }
+}
+
+#[tokio::test]
+async fn fish_completes_what_stands_by_its_place_and_files_only_where_one_is_meant() {
+    let text = completions("fish").await;
+    // What fish is told; it is asked as well where it is there.
+    let of_list = "complete -c stockctl -n \"__fish_stockctl_using_subcommand dlq; and __fish_seen_subcommand_from list\" -f -a \"orders_dlq vendor_sync_dlq webhooks_dlq\"\n";
+    assert!(text.contains(of_list), "{text}");
+    let (_directory, script) = written(&text);
+    for (beginning, expected) in [
+        (
+            "stockctl dlq list ",
+            "orders_dlq vendor_sync_dlq webhooks_dlq",
+        ),
+        ("stockctl completions ", "bash elvish fish powershell zsh"),
+        ("stockctl dlq re", "replay"),
+        (
+            "stockctl orders list --status ",
+            "cancelled confirmed failed pending rejected",
+        ),
+        (
+            "stockctl keys create till --scope ",
+            "admin orders:read orders:write stock:write",
+        ),
+        ("stockctl orders show ", ""),
+        ("stockctl orders show --url ", ""),
+        ("stockctl serve ", ""),
+        ("stockctl serve --config ", "a-file"),
+        ("stockctl man ", "a-file"),
+    ] {
+        let Some(offered) = fish_offers(&script, beginning) else {
+            use std::io::Write;
+            let told = writeln!(std::io::stderr(), "fish is not installed: it was not asked");
+            told.expect("written");
+            return;
+        };
+        let mut offered: Vec<&str> = offered.split_whitespace().collect();
+        offered.sort_unstable();
+        assert_eq!(offered.join(" "), expected, "{beginning}");
+    }
+}
+
 async fn completions(shell: &str) -> String {
     let ended = Process::run(&["completions", shell]).await;
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
@@ -709,8 +775,11 @@ async fn each_subcommand_has_a_man_page() {
     assert_eq!(written.trim_end(), main.stdout.trim_end());
     for name in ["stockctl-up", "stockctl-dlq", "stockctl-dlq-replay"] {
         let page = std::fs::read_to_string(pages.join(format!("{name}.1"))).expect("readable");
-        let title = format!(".TH {name} 1 ");
+        let title = format!(".TH {name} 1 2026-11-26 \"stockctl ");
         assert!(page.contains(&title), "{name}: {page}");
+        for section in ["\"EXIT STATUS\"", "ENVIRONMENT", "FILES"] {
+            assert!(page.contains(&format!("\n.SH {section}\n")), "{page}");
+        }
     }
 
     let file = pages.join("stockctl.1");
@@ -732,11 +801,28 @@ async fn a_wrong_command_line_ends_with_2() {
         &["audit", "--watch", "0"],
         &["up", "--listen", "nowhere"],
         &["up", "--servers-only", "--listen", "127.0.0.1:0"],
+        &["orders", "show", "nonsense"],
+        &["orders", "list", "--status", "lost"],
+        &["keys", "create", "till", "--scope", "orders"],
     ] {
         let ended = Process::run(arguments).await;
         assert_eq!(ended.code, Some(2), "{arguments:?}: {ended:?}");
         assert_eq!(ended.stdout, "", "{arguments:?}");
         assert!(ended.stderr.contains("--help"), "{arguments:?}: {ended:?}");
+    }
+    for (arguments, said) in [
+        (
+            &["orders", "cancel", "nonsense"][..],
+            "'nonsense' for '<ID>': it must be a UUID",
+        ),
+        (&["dlq", "list", "--order", "nonsense"], "it must be a UUID"),
+        (
+            &["orders", "list", "--status", "lost"],
+            "[possible values: pending, confirmed, rejected, failed, cancelled]",
+        ),
+    ] {
+        let ended = Process::run(arguments).await;
+        assert!(ended.stderr.contains(said), "{arguments:?}: {ended:?}");
     }
 }
 
