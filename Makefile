@@ -84,8 +84,11 @@ mandir := $(PREFIX)/share/man/man1
 bash_completion := $(PREFIX)/share/bash-completion/completions/stockctl
 zsh_completion := $(PREFIX)/share/zsh/site-functions/_stockctl
 fish_completion := $(PREFIX)/share/fish/vendor_completions.d/stockctl.fish
-units := $(notdir $(wildcard config/systemd/*.target config/systemd/*.socket config/systemd/*.service))
-in_place = sed -e 's|@bindir@|$(bindir)|g' -e 's|@sysconfdir@|$(SYSCONFDIR)|g'
+units := $(notdir $(wildcard config/systemd/*.target config/systemd/*.socket config/systemd/*.service config/systemd/*.timer))
+in_place = sed -e 's|@bindir@|$(bindir)|g' -e 's|@docdir@|$(docdir)|g' -e 's|@sysconfdir@|$(SYSCONFDIR)|g'
+
+# What it shows and names is beside it then.
+readme_in_place = sed -e 's|](tests/screenshots/|](screenshots/|g' -e 's|](config/default.toml)|](default.toml)|g'
 
 # The program writes its completions and man pages itself.
 stage_generated = stage=$$(mktemp -d); trap 'rm -rf "$$stage"' EXIT; program=$$(realpath $(BINARY)); \
@@ -110,7 +113,9 @@ install: ## Install the program, its units, completions and man pages (PREFIX=/u
 		install -D -m 644 <($(in_place) "config/systemd/$$unit") "$(DESTDIR)$(unitdir)/$$unit"; done
 	@install -D -m 644 config/systemd/stockctl.sysusers $(DESTDIR)$(sysusersdir)/stockctl.conf
 	@install -D -m 644 <($(in_place) config/systemd/stockctl.tmpfiles) $(DESTDIR)$(tmpfilesdir)/stockctl.conf
-	@install -D -m 644 -t $(DESTDIR)$(docdir) README.md config/default.toml config/alerts.yml config/grafana-dashboard.json
+	@install -D -m 644 -t $(DESTDIR)$(docdir) config/default.toml config/alerts.yml config/grafana-dashboard.json
+	@install -D -m 644 <($(readme_in_place) README.md) $(DESTDIR)$(docdir)/README.md
+	@install -D -m 644 -t $(DESTDIR)$(docdir)/screenshots tests/screenshots/*.png
 	@$(stage_generated); \
 	install -D -m 644 "$$stage/bash" $(DESTDIR)$(bash_completion); \
 	install -D -m 644 "$$stage/zsh" $(DESTDIR)$(zsh_completion); \

@@ -166,6 +166,7 @@ fn the_package_has_all_that_is_installed_and_says_what_it_is() {
     the_user_reads_the_configuration(&root);
     the_program_runs(&root);
     the_units_name_what_is_there(&root);
+    the_readme_links_to_what_is_there(&root);
     it_is_upgraded_and_removed(&root, &file, &installed);
 }
 
@@ -204,12 +205,42 @@ fn the_program_runs(root: &Root) {
     assert!(text.contains(&configuration), "where to set it: {text}");
 }
 
+/// The files that it shows and names, but for those that only who builds it has.
+fn the_readme_links_to_what_is_there(root: &Root) {
+    let readme = root.read("usr/share/doc/stockctl/README.md");
+    let linked: BTreeSet<&str> = readme
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next())
+        .filter(|link| !link.starts_with("https://") && !link.starts_with('#'))
+        .collect();
+    for link in &linked {
+        let there = root.path("usr/share/doc/stockctl").join(link).exists();
+        assert!(there || link.starts_with("src/"), "{link} is not there");
+    }
+    assert!(linked.contains("screenshots/overview.png"), "{linked:?}");
+}
+
 /// The programs and files that they name: ours are in the package, the system's on this machine.
 fn the_units_name_what_is_there(root: &Root) {
     let units = root.path("usr/lib/systemd/system");
     let mut named = BTreeSet::new();
     for unit in files_below(&units) {
         let text = std::fs::read_to_string(units.join(unit)).expect("readable");
+        let documentation = text
+            .lines()
+            .filter(|line| line.starts_with("Documentation="));
+        for page in documentation.flat_map(|line| line["Documentation=".len()..].split(' ')) {
+            let file = match (page.strip_prefix("man:"), page.strip_prefix("file:/")) {
+                (Some(page), _) => {
+                    format!("usr/share/man/man1/{}.gz", page.replace("(1)", ".1"))
+                }
+                (_, Some(file)) => file.to_owned(),
+                _ => panic!("{page} is neither"),
+            };
+            assert!(root.path(&file).exists(), "{file}");
+        }
+        assert!(text.contains("\nDocumentation="), "{text}");
         let commands = text.lines().filter(|line| line.starts_with("Exec"));
         for (_, command) in commands.filter_map(|line| line.split_once('=')) {
             let paths = command.split(' ').filter(|word| word.starts_with('/'));
@@ -247,6 +278,7 @@ fn the_units_name_what_is_there(root: &Root) {
         "systemd-analyze",
         &[
             "verify",
+            "--man=no",
             &format!("--root={}", root.directory.path().display()),
             "stockctl.target",
             "stockctl-serve.socket",
@@ -255,6 +287,8 @@ fn the_units_name_what_is_there(root: &Root) {
             "stockctl-work@orders.service",
             "stockctl-work@vendor-sync.service",
             "stockctl-work@webhooks.service",
+            "stockctl-audit.timer",
+            "stockctl-audit.service",
         ],
     );
     assert!(valid && !text.contains("stockctl"), "{text}");
@@ -278,7 +312,13 @@ fn it_is_upgraded_and_removed(root: &Root, package: &Path, installed: &BTreeSet<
         let other = format!("--root={}", root.directory.path().display());
         root.run(
             "systemctl",
-            &[&other, "enable", "stockctl.target", "stockctl-serve.socket"],
+            &[
+                &other,
+                "enable",
+                "stockctl.target",
+                "stockctl-serve.socket",
+                "stockctl-audit.timer",
+            ],
         );
         assert!(root.path(enabled).is_symlink());
     }
