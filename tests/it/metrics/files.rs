@@ -36,17 +36,15 @@ pub(super) fn assert_documented(scraped: &BTreeSet<String>) {
             .iter()
             .all(|part| scraped.contains(&format!("{name}{part}")))
     };
-    let readme = text("README.md");
-    let (_, section) = readme.split_once("\n## Metrics\n").expect("a section");
-    let section = section.split("\n## ").next().unwrap_or_default();
-    let texts = [text(ALERTS), text(DASHBOARD), section.to_owned()];
+    let section = section_of_metrics();
+    let texts = [text(ALERTS), text(DASHBOARD), section.clone()];
     for name in texts.iter().flat_map(|text| named(text)) {
         assert!(
             scraped.contains(name) || of_histogram(name),
             "{name} is in no scrape"
         );
     }
-    let described = named(section);
+    let described = named(&section);
     for name in scraped {
         let parts = ["_bucket", "_sum", "_count"];
         let whole = parts
@@ -56,6 +54,25 @@ pub(super) fn assert_documented(scraped: &BTreeSet<String>) {
         let name = whole.unwrap_or(name);
         assert!(described.contains(name), "{name} is not in the README");
     }
+}
+
+/// The README's section.
+fn section_of_metrics() -> String {
+    let readme = text("README.md");
+    let (_, section) = readme.split_once("\n## Metrics\n").expect("a section");
+    section.split("\n## ").next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn the_dashboard_shows_every_metric_that_the_readme_describes() {
+    let (section, dashboard) = (section_of_metrics(), text(DASHBOARD));
+    let described = named(&section);
+    assert!(described.len() > 50, "{described:?}");
+    let unseen: Vec<&str> = described
+        .into_iter()
+        .filter(|name| !dashboard.contains(name))
+        .collect();
+    assert!(unseen.is_empty(), "the dashboard does not show {unseen:?}");
 }
 
 /// The names after `alert:`.
