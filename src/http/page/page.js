@@ -5,6 +5,7 @@ const LOOK_EVERY = 2000;      // ms between two looks
 const QUEUES_EVERY = 3;       // looks between two questions to the broker, each of which opens a connection
 const LETTERS_EVERY = 5;      // looks between two listings of dead letters
 const HISTORY = 120;          // seconds in the charts
+const PENDING_LATE = 10;      // seconds for which an order may be pending before it is said
 const ANSWER_WITHIN = 10000;  // ms
 const PAGE = 50;              // rows of a list
 
@@ -30,13 +31,32 @@ function h(tag, attributes, ...children) {
 
 // Replaces what is in a place, unless it would come out the same: focus and selection stay where they are.
 function put(place, ...children) {
-  const next = h(place.localName === 'svg' ? 'g' : 'div', {}, ...children);
+  const next = h('div', {}, ...children);
   const shown = next.innerHTML;
   if (place.dataset.shown === shown) return;
-  const focused = place.contains(document.activeElement) ? document.activeElement.id : '';
   place.dataset.shown = shown;
-  place.replaceChildren(...next.childNodes);
-  if (focused) $(focused)?.focus();
+  keepingFocus(place, () => place.replaceChildren(...next.childNodes));
+}
+
+// What an element is called among those of a place that is drawn anew: its id, where it leads, or its key.
+function calledAs(element) {
+  if (element.id) return `#${CSS.escape(element.id)}`;
+  for (const name of ['href', 'data-key']) {
+    if (element.hasAttribute(name)) return `${element.localName}[${name}="${CSS.escape(element.getAttribute(name))}"]`;
+  }
+  return null;
+}
+
+// Whoever works by keyboard stays where they are, also when something else is drawn in a place, or the same further down.
+function keepingFocus(place, draw) {
+  const focused = place.contains(document.activeElement) ? document.activeElement : null;
+  const name = focused && calledAs(focused);
+  const nth = name ? [...place.querySelectorAll(name)].indexOf(focused) : 0;
+  draw();
+  tellAges();
+  if (!name) return;
+  const same = place.querySelectorAll(name);
+  (same[nth] ?? same[0])?.focus({ preventScroll: true });
 }
 
 const number = (value) => Number(value).toLocaleString('en').replace('-', '−');
@@ -45,11 +65,13 @@ const words = (code) => code.replaceAll('_', ' ');
 const card = (title, ...children) => h('section', { class: 'card', 'aria-label': title }, h('h2', {}, title), ...children);
 const note = (...text) => h('p', { class: 'note' }, ...text);
 // A place for what is asked for.
-const awaited = () => h('div', {}, note('Loading…'));
+const awaited = () => h('div', {}, h('p', { class: 'note loading' }, 'Loading…'));
 const badge = (text, kind = '') => h('span', { class: `badge ${kind}` }, text);
 const code = (text) => h('code', {}, text);
 const orderLink = (id) => h('a', { href: `#/orders/${encodeURIComponent(id)}` }, code(id));
 
+const counted = (count, one, more = `${one}s`) => `${number(count)} ${count === 1 ? one : more}`;
+const sentence = (text) => (/[.!?…]$/.test(text) ? text : `${text}.`);
 function table(caption, columns, rows) {
   const head = columns.map(([name, kind]) => h('th', { scope: 'col', class: kind }, name));
   return h('div', { class: 'scroll' }, h('table', { class: 'stack' },
@@ -59,16 +81,28 @@ function table(caption, columns, rows) {
       h('td', { class: columns[at][1], 'data-label': columns[at][0] }, h('div', {}, cell))))))));
 }
 
-function ago(time) {
-  if (!time) return 'never';
-  const seconds = Math.max(0, (Date.now() - Date.parse(time)) / 1000);
-  if (seconds < 90) return `${Math.round(seconds)} s ago`;
-  if (seconds < 5400) return `${Math.round(seconds / 60)} min ago`;
-  if (seconds < 129600) return `${Math.round(seconds / 3600)} h ago`;
-  return `${Math.round(seconds / 86400)} days ago`;
+function age(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 129600) return `${Math.round(seconds / 3600)} h`;
+  return `${Math.round(seconds / 86400)} days`;
 }
 
-const clock = (time) => h('time', { datetime: time, title: time }, new Date(time).toLocaleTimeString('en-GB'));
+const day = new Intl.DateTimeFormat('en-GB', { day: 'numeric', month: 'short', hour: '2-digit', minute: '2-digit', second: '2-digit' });
+const clock = (time) => h('time', { datetime: time, title: time }, day.format(new Date(time)));
+
+// An age is written once it is on the page, and again every second: nothing is drawn anew for it.
+const ago = (time) => (time ? h('time', { class: 'ago', datetime: time, title: time, 'data-after': ' ago' }) : 'never');
+const lasting = (time) => h('time', { class: 'ago', datetime: time, title: time, 'data-after': '' });
+
+function tellAges() {
+  for (const element of document.querySelectorAll('time.ago')) {
+    const seconds = Math.max(0, (Date.now() - Date.parse(element.dateTime)) / 1000);
+    const text = age(seconds) + element.dataset.after;
+    if (element.textContent !== text) element.textContent = text;
+  }
+}
+setInterval(tellAges, 1000);
 
 const STATUS = { confirmed: 'good', rejected: 'bad', failed: 'bad', pending: 'warn', cancelled: '' };
 const VENDOR_SYNC = { done: 'good', failed: 'bad', pending: 'warn', none: '' };
@@ -190,6 +224,9 @@ const latencies = []; // [ms since 1970, p95]
 function showReadiness(ready) {
   const live = $('live');
   live.className = `live ${ready ? 'on' : 'off'}`;
+  // At once, whenever the page would have looked again: what is on it is not for whoever comes next.
+  main.replaceChildren();
+  acted = true;
   live.lastElementChild.textContent = ready ? 'Live' : `No answer from the server; trying again. ${old()}`;
   const banner = $('banner');
   const said = !ready ? [] : [
@@ -203,8 +240,9 @@ function showReadiness(ready) {
       && 'The queues in RabbitMQ have other arguments than this program needs. Its log says which, and the way out.',
     ready.postgresql !== 'up' && ready.rabbitmq !== 'up'
       && 'PostgreSQL and RabbitMQ are both down. Orders are refused with 503 until one of them is back.',
-    ready.consumers === 'stalled' && 'Messages wait and no consumer finishes any. Look at the log of “stockctl work”.',
-    ready.consumers === 'none' && 'Nobody consumes the work queues, so no order is decided. Start “stockctl work”.',
+    ready.rabbitmq === 'up' && ready.consumers === 'stalled' && 'Messages wait and no consumer finishes any. Look at the log of “stockctl work”.',
+    // Without RabbitMQ nobody can consume, whoever runs.
+    ready.rabbitmq === 'up' && ready.consumers === 'none' && 'Nobody consumes the work queues, so no order is decided. Start “stockctl work”.',
   ].filter(Boolean);
   banner.hidden = said.length === 0;
   banner.className = ready && ready.postgresql === 'up' ? 'mild' : '';
@@ -233,7 +271,14 @@ function bars(buckets, seconds) {
 // What is as high as the chart is said in words beside it: text in it would be stretched.
 function chart(top, label, ...drawn) {
   return h('figure', {}, h('figcaption', {}, top),
-    h('svg', { viewBox: '0 0 600 90', preserveAspectRatio: 'none', role: 'img', 'aria-label': label }, ...drawn));
+    h('svg', { viewBox: '0 0 600 90', preserveAspectRatio: 'none', role: 'img', 'aria-label': label }, ...drawn),
+    h('div', { class: 'axis', 'aria-hidden': 'true' }, ...[HISTORY, HISTORY / 2].map((seconds) => h('span', {}, `${seconds / 60} min ago`)), h('span', {}, 'now')));
+}
+
+function duration(ms) {
+  if (ms < 10) return `${number(ms.toFixed(1))} ms`;
+  if (ms < 1000) return `${Math.round(ms)} ms`;
+  return ms < 100000 ? `${number((ms / 1000).toFixed(1))} s` : age(ms / 1000);
 }
 
 function line() {
@@ -246,8 +291,8 @@ function line() {
     // Within the stroke's width, and a point where there is no line yet.
     return `${place ? 'L' : 'M'}${x.toFixed(1)} ${(height - 2 - (ms / most) * (height - 4)).toFixed(1)}${points.length === 1 ? 'h.1' : ''}`;
   }).join('');
-  const label = `Time from acceptance to decision, 95 % of orders; at most ${Math.round(most)} ms`;
-  return chart(path ? `up to ${number(Math.round(most))} ms` : 'nothing decided yet', label, h('path', { class: 'latency', d: path || 'M0 0' }));
+  const label = `Time from acceptance to decision, 95 % of orders; at most ${duration(most)}`;
+  return chart(path ? `up to ${duration(most)}` : 'nothing decided yet', label, h('path', { class: 'latency', d: path || 'M0 0' }));
 }
 
 // ---- pages --------------------------------------------------------------------------------------------------------
@@ -281,7 +326,7 @@ function overviewPage() {
     const [overview, { vendors }] = await Promise.all([get('/admin/overview'), get('/vendors')]);
     await asked;
     showOrders(place, overview);
-    put(place.vendors, vendorTable(vendors));
+    put(place.vendors, vendorTable(vendors, overview.vendors));
     put(place.queues, queueTable(depths, overview.outbox));
   };
 }
@@ -296,37 +341,54 @@ function showOrders(place, overview) {
   const total = Object.values(orders).reduce((sum, count) => sum + count, 0);
   const key = (kind) => h('li', {}, h('svg', { viewBox: '0 0 1 1', 'aria-hidden': 'true' }, h('rect', { class: kind, width: 1, height: 1 })), kind);
   put(place.orders,
-    figures([['per second', number(overview.acceptedPerSecond.toFixed(1))], ['pending', number(orders.pending)], ['confirmed', number(orders.confirmed)], ['rejected', number(orders.rejected)], ['failed', number(orders.failed)], ['cancelled', number(orders.cancelled)]]),
+    figures([['per second', number(overview.acceptedPerSecond.toFixed(1))], ['confirmed', number(orders.confirmed)], ['rejected', number(orders.rejected)], ['cancelled', number(orders.cancelled)], ['pending', number(overview.pending.orders)], ['failed', number(overview.failed.orders)]]),
+    standing(overview),
     bars(overview.buckets, overview.bucketSeconds),
-    h('ul', { class: 'legend' }, ['confirmed', 'rejected', 'pending', 'cancelled'].map(key)),
-    note(total === 0 ? 'No orders in the last two minutes. Place a test order below, or call POST /orders.'
-      : `Of the last ${number(total)} orders, accepted within ${overview.spanSeconds} s.`));
-  const ms = (value) => value === null ? '–' : `${number(value < 10 ? value.toFixed(1) : Math.round(value))} ms`;
+    h('ul', { class: 'legend' }, ['confirmed', 'rejected', 'failed', 'pending', 'cancelled'].map(key)),
+    note(total > 0 ? `Of the last ${counted(total, 'order')}, accepted within ${overview.spanSeconds} s; pending and failed are those of now.`
+      : ['No orders in the last two minutes.', overview.pending.orders + overview.failed.orders === 0 && ' Place a test order below, or call POST /orders.']));
+  const ms = (value) => value === null ? '–' : duration(value);
   put(place.latency, figures([['half of them', ms(decision.p50Ms)], ['95 %', ms(decision.p95Ms)], ['99 %', ms(decision.p99Ms)]]), line(),
     note('The line is the 95 % figure since this page was opened.'));
 }
 
-function vendorTable(vendors) {
+// What waits for somebody, however long ago it was accepted.
+function standing({ pending, failed }) {
+  return h('ul', { class: 'standing' },
+    pending.orders > 0 && pending.oldestSeconds >= PENDING_LATE && h('li', {}, badge('late', 'warn'), ` ${counted(pending.orders, 'order')} pending, the oldest for ${age(pending.oldestSeconds)}.`),
+    failed.orders > 0 && h('li', {}, badge('failed', 'bad'), ` Processing gave up on ${counted(failed.orders, 'order')}. `, h('a', { href: '#/dead-letters/orders_dlq' }, 'Their dead letters'), ' say why.'));
+}
+
+function vendorTable(vendors, lags) {
   if (vendors.length === 0) return note('No vendor is configured: add a section [vendors.<id>] to the configuration.');
-  return table('What each vendor’s database and API say', [['Vendor'], ['Last sync'], ['Open updates', 'number'], ['Takes updates']], vendors.map((vendor) => [
-    h('b', {}, vendor.id),
-    lastSync(vendor),
-    number(vendor.openUpdates),
-    pushState(vendor),
-  ]));
+  return table('What each vendor’s database and API say', [['Vendor'], ['Last sync'], ['Open updates', 'number'], ['Unanswered', 'number'], ['Lag', 'number'], ['Takes updates']], vendors.map((vendor) => {
+    const { unanswered = 0, lagSeconds = 0 } = lags.find((lag) => lag.id === vendor.id) ?? {};
+    return [
+      h('b', {}, vendor.id),
+      lastSync(vendor),
+      number(vendor.openUpdates),
+      number(unanswered),
+      unanswered > 0 ? age(lagSeconds) : '–',
+      pushState(vendor),
+    ];
+  }));
 }
 
 function lastSync(vendor) {
-  const when = vendor.lastSyncAt ? [' ', h('span', { class: 'soft' }, ago(vendor.lastSyncAt))] : null;
-  if (vendor.lastSyncError) return [badge('failed', 'bad'), when, h('div', { class: 'soft' }, words(vendor.lastSyncError))];
-  return when ? [badge('ok', 'good'), when] : badge('not synced yet', 'warn');
+  const when = h('span', { class: 'soft' }, ago(vendor.lastSyncAt));
+  if (vendor.lastSyncError) return [badge('failed', 'bad'), ' ', words(vendor.lastSyncError), h('div', { class: 'soft' }, 'last good one: ', when)];
+  return vendor.lastSyncAt ? [badge('ok', 'good'), ' ', when] : badge('not synced yet', 'warn');
 }
 
 function pushState(vendor) {
-  if (vendor.pushState === 'open') return [badge('left alone', 'bad'), ' ', h('span', { class: 'soft' }, `${words(vendor.lastPushError ?? 'no answer')}; tried again by itself`)];
-  if (vendor.pushState === 'probing') return badge('being tried', 'warn');
-  if (vendor.pushState === 'ok') return badge('yes', 'good');
-  return h('span', { class: 'soft' }, 'not told anything yet');
+  const trouble = () => h('span', { class: 'soft' }, 'for ', lasting(vendor.pushStateSince), `: ${words(vendor.lastPushError ?? 'no answer')}`);
+  switch (vendor.pushState) {
+    case 'ok': return badge('yes', 'good');
+    case 'failing': return [badge('failing', 'bad'), ' ', trouble()];
+    case 'open': return [badge('left alone', 'bad'), ' ', trouble(), h('div', { class: 'soft' }, 'tried again by itself')];
+    case 'probing': return [badge('being tried', 'warn'), ' ', trouble()];
+    default: return h('span', { class: 'soft' }, 'not told anything yet');
+  }
 }
 
 const lastDepths = new Map();
@@ -335,9 +397,9 @@ const lastDepths = new Map();
 const QUEUES = ['orders_queue', 'orders_retry_queue', 'orders_dlq', 'vendor_sync', 'vendor_sync_retry', 'vendor_sync_dlq', 'webhooks', 'webhooks_retry_1', 'webhooks_retry_2', 'webhooks_retry_3', 'webhooks_retry_4', 'webhooks_dlq'];
 
 function queueTable(depths, outbox) {
-  if (depths instanceof Error) return h('p', { class: 'problem' }, `The queues cannot be looked at: ${depths.message}`);
+  const trouble = depths instanceof Error && h('p', { class: 'problem' }, `The queues cannot be looked at: ${depths.message}`);
   const now = Date.now();
-  const rows = [...depths].sort((a, b) => QUEUES.indexOf(a.name) - QUEUES.indexOf(b.name)).map((queue) => {
+  const rows = (trouble ? [] : [...depths]).sort((a, b) => QUEUES.indexOf(a.name) - QUEUES.indexOf(b.name)).map((queue) => {
     const dead = queue.name.endsWith('_dlq');
     const before = lastDepths.get(queue.name);
     if (!before || before.ready !== queue.ready || now - before.at > 10000) lastDepths.set(queue.name, { at: now, ready: queue.ready, rate: before ? (queue.ready - before.ready) / ((now - before.at) / 1000) : 0 });
@@ -349,8 +411,9 @@ function queueTable(depths, outbox) {
       number(queue.consumers),
     ];
   });
-  rows.push(['outbox (PostgreSQL)', number(outbox.messages), outbox.messages ? `oldest ${Math.round(outbox.oldestSeconds)} s` : '–', '–']);
-  return table('Messages that wait; one may hold a hundred orders', [['Queue'], ['Waiting', 'number'], ['Change', 'number'], ['Consumers', 'number']], rows);
+  // PostgreSQL knows it, whatever has become of RabbitMQ.
+  rows.push(['outbox (PostgreSQL)', number(outbox.messages), outbox.messages ? `oldest ${age(outbox.oldestSeconds)}` : '–', '–']);
+  return [trouble, table('Messages that wait; one may hold a hundred orders', [['Queue'], ['Waiting', 'number'], ['Change', 'number'], ['Consumers', 'number']], rows)];
 }
 
 function productsPage() {
@@ -398,7 +461,7 @@ function ordersPage() {
   return async () => {
     const { orders, nextCursor } = await get(`/orders?limit=${PAGE}${status ? `&status=${status}` : ''}`);
     put(rows, orders.length === 0
-      ? note(nextCursor ? 'None among the newest 100 000 orders.' : 'No orders yet. Place a test order on the overview, or call POST /orders.')
+      ? note(nextCursor ? 'None among the newest 100 000 orders.' : status ? `No order is ${status}.` : 'No orders yet. Place a test order on the overview, or call POST /orders.')
       : table(`The newest ${PAGE}`, [['Order'], ['Accepted'], ['Status'], ['Vendors told'], ['Lines']], orders.map((order) => [
         orderLink(order.id), clock(order.acceptedAt), badge(order.status, STATUS[order.status]), badge(order.vendorSync, VENDOR_SYNC[order.vendorSync]), linesOf(order),
       ])));
@@ -550,7 +613,7 @@ async function look() {
     }
   } catch (error) {
     // Whoever has to log in sees what for.
-    if (showing === page && error.status !== 401 && !$('trouble')) main.prepend(h('p', { class: 'problem card', id: 'trouble' }, `${error.message} ${old()}`));
+    if (showing === page && error.status !== 401 && !$('trouble')) main.prepend(h('p', { class: 'problem card', id: 'trouble' }, `${sentence(error.message)} ${old()}`));
     looking = false;
     schedule();
     return;

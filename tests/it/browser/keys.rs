@@ -60,7 +60,15 @@ async fn whoever_has_a_key_logs_in_and_no_script_can_read_it() {
     page.shows("main .badge", "confirmed").await;
     page.looks_well("logged-in").await;
 
+    // At once, on whichever page, however seldom that looks again.
+    page.go("#/dead-letters").await;
+    page.shows("main", "Nothing here").await;
     page.press_button("Log out").await;
+    let is_out = "return document.querySelector('#log-out').hidden";
+    page.until("somebody is logged out", is_out, json!([]))
+        .await;
+    let left = page.js("return document.querySelector('main').innerText", json!([]));
+    assert_eq!(left.await, "");
     page.shows("dialog", "API key with the scope admin").await;
     assert_eq!(page.cookies().await, [] as [serde_json::Value; 0]);
     page.shows_no("#log-out", "").await;

@@ -74,6 +74,8 @@ async fn an_order_is_placed_by_keyboard_and_followed_to_its_end_without_reloadin
         json!([{"productId": "p1", "quantity": 3}])
     );
 
+    keeps_the_focus(&page, &shop, &id).await;
+
     // Stock falls while somebody looks, whoever orders.
     page.go("#/products").await;
     page.shows_cell("p1", "Available", "9").await;
@@ -110,7 +112,7 @@ async fn an_order_is_placed_by_keyboard_and_followed_to_its_end_without_reloadin
     page.shows_cell("p1", "Available", "8").await;
     page.go("#/").await;
     page.shows(".figures", "cancelled").await;
-    page.shows("main", "Of the last 4 orders").await;
+    page.shows("main", "Of the last 5 orders").await;
     page.looks_well("overview").await;
     // An id that is none, and one of no order, were answered as the callers' mistakes.
     page.close(&["/orders/01a21584-0000", "/orders/4711"]).await;
@@ -119,11 +121,28 @@ async fn an_order_is_placed_by_keyboard_and_followed_to_its_end_without_reloadin
     }
 }
 
+/// Whoever has come to an order by keyboard stays there while others come.
+async fn keeps_the_focus(page: &Page, shop: &Shop, id: &str) {
+    page.go("#/orders").await;
+    page.shows("main td a", id).await;
+    let focus = "const link = document.querySelector(`main td a[href='#/orders/${arguments[0]}']`); link.focus(); link.isTheFirst = true";
+    page.js(focus, json!([id])).await;
+    let another = shop.order(&[("p2", 1)]).await;
+    page.shows("main td a", &another).await;
+    let there = "return [document.activeElement.getAttribute('href'), document.activeElement.isTheFirst ?? false]";
+    assert_eq!(
+        page.js(there, json!([])).await,
+        json!([format!("#/orders/{id}"), false])
+    );
+}
+
 /// An order is found by its id, and one that is none is said to be none.
 async fn finds_orders(page: &Page, rejected: &str) {
     page.go("#/orders").await;
-    page.shows("main tbody tr:nth-child(4)", "p1").await;
+    page.shows("main tbody tr:nth-child(5)", "p1").await;
     page.looks_well("orders").await;
+    page.click("#order-status option[value=failed]").await;
+    page.shows("main", "No order is failed.").await;
     page.click("#order-status option[value=rejected]").await;
     page.shows_no("main tbody .badge", "confirmed").await;
     page.fill("input[name=id]", &format!(" {rejected} ")).await;

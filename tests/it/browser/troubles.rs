@@ -61,6 +61,8 @@ async fn whatever_is_away_is_said_on_the_page_and_what_is_back_is_not() {
     assert_ne!(synced.code, Some(0), "{synced:?}");
     page.shows("[aria-label=Vendors] tr .badge.bad", "").await;
     vendor_api.cut();
+    shop.order(&[("p1", 1)]).await;
+    page.shows_cell("vendorA", "Takes updates", "failing").await;
     for _ in 0..6 {
         shop.order(&[("p1", 1)]).await;
     }
@@ -123,4 +125,36 @@ async fn whatever_is_away_is_said_on_the_page_and_what_is_back_is_not() {
     assert_eq!(serve.terminate().await, Some(0));
     assert_eq!(work.terminate().await, Some(0));
     vendors.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_that_wait_are_shown_however_long_ago_they_came_also_while_rabbitmq_is_away() {
+    let shop = Shop::new().await;
+    shop.sync().await;
+    let amqp = shop.broker().urls[0].clone();
+    let (rabbitmq, file) = before(&shop, "serve.toml", &amqp).await;
+    let file = file.to_str().expect("UTF-8");
+    let mut serve = Process::start_with_socket(&["--config", file, "serve"], shop.listener(), &[]);
+    let page = Page::open(&shop).await;
+    page.shows("#banner", "Nobody consumes the work queues")
+        .await;
+    rabbitmq.cut();
+    page.shows("#banner", "RabbitMQ is down.").await;
+    // Nobody could, whoever runs.
+    page.shows_no("#banner", "Nobody consumes").await;
+    shop.order(&[("p1", 1)]).await;
+    shop.run_here("UPDATE orders SET accepted_at = accepted_at - interval '10 minutes'")
+        .await;
+    page.shows(".standing", "1 order pending, the oldest for 10 min.")
+        .await;
+    page.shows("main", "No orders in the last two minutes.")
+        .await;
+    page.shows("[aria-label=Queues]", "The queues cannot be looked at")
+        .await;
+    page.shows_cell("outbox (PostgreSQL)", "Waiting", "1").await;
+    page.looks_well("orders-wait").await;
+    rabbitmq.mend();
+    page.shows_cell("outbox (PostgreSQL)", "Waiting", "0").await;
+    page.close(&["503 (Service Unavailable)"]).await;
+    assert_eq!(serve.terminate().await, Some(0));
 }
