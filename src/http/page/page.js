@@ -7,7 +7,9 @@ const LETTERS_EVERY = 5;      // looks between two listings of dead letters
 const HISTORY = 120;          // seconds in the charts
 const PENDING_LATE = 10;      // seconds for which an order may be pending before it is said
 const ANSWER_WITHIN = 10000;  // ms
+const ACT_WITHIN = 120000;    // ms for what is done to many dead letters
 const PAGE = 50;              // rows of a list
+const LETTERS = 200;          // dead letters of a listing, and of one act
 
 const $ = (id) => document.getElementById(id);
 const main = $('main');
@@ -60,7 +62,6 @@ function keepingFocus(place, draw) {
 }
 
 const number = (value) => Number(value).toLocaleString('en').replace('-', '−');
-const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 const words = (code) => code.replaceAll('_', ' ');
 const card = (title, ...children) => h('section', { class: 'card', 'aria-label': title }, h('h2', {}, title), ...children);
 const note = (...text) => h('p', { class: 'note' }, ...text);
@@ -69,16 +70,18 @@ const awaited = () => h('div', {}, h('p', { class: 'note loading' }, 'Loading…
 const badge = (text, kind = '') => h('span', { class: `badge ${kind}` }, text);
 const code = (text) => h('code', {}, text);
 const orderLink = (id) => h('a', { href: `#/orders/${encodeURIComponent(id)}` }, code(id));
-
 const counted = (count, one, more = `${one}s`) => `${number(count)} ${count === 1 ? one : more}`;
 const sentence = (text) => (/[.!?…]$/.test(text) ? text : `${text}.`);
+
 function table(caption, columns, rows) {
   const head = columns.map(([name, kind]) => h('th', { scope: 'col', class: kind }, name));
   return h('div', { class: 'scroll' }, h('table', { class: 'stack' },
-    h('caption', {}, caption), h('thead', {}, h('tr', {}, head)),
-    h('tbody', {}, rows.map((cells) => h('tr', {}, cells.map((cell, at) =>
+    caption ? h('caption', {}, caption) : null, h('thead', {}, h('tr', {}, head)),
+    h('tbody', {}, rows.map((cells) => [h('tr', {}, columns.map(([name, kind], at) =>
       // One box, so that on a phone, where the label stands beside it, it stays together.
-      h('td', { class: columns[at][1], 'data-label': columns[at][0] }, h('div', {}, cell))))))));
+      h('td', { class: kind, 'data-label': name }, h('div', {}, cells[at])))),
+    // What needs the whole width stands below its row.
+    cells.below ? h('tr', { class: 'below' }, h('td', { colspan: columns.length }, cells.below)) : null]))));
 }
 
 function age(seconds) {
@@ -117,8 +120,8 @@ class Refused extends Error {
   }
 }
 
-async function call(method, path, body, headers = {}) {
-  const options = { method, headers: { Accept: 'application/json', ...headers }, signal: AbortSignal.timeout(ANSWER_WITHIN) };
+async function call(method, path, body, headers = {}, within = ANSWER_WITHIN) {
+  const options = { method, headers: { Accept: 'application/json', ...headers }, signal: AbortSignal.timeout(within) };
   if (body !== undefined) {
     options.headers['Content-Type'] = 'application/json';
     options.body = JSON.stringify(body);
@@ -133,16 +136,17 @@ async function call(method, path, body, headers = {}) {
 
 const get = (path) => call('GET', path);
 
-function say(text) {
+function say(...text) {
   const toast = $('toast');
-  toast.textContent = text;
+  toast.replaceChildren(...text);
   toast.hidden = false;
   clearTimeout(say.timer);
-  say.timer = setTimeout(() => { toast.hidden = true; }, 6000);
+  // What leads somewhere stays longer.
+  say.timer = setTimeout(() => { toast.hidden = true; }, text.length > 1 ? 15000 : 6000);
 }
 
 // Runs what a button asks for, and says what went wrong.
-function doing(work) {
+function doing(work, tell = say) {
   return async (event) => {
     event.preventDefault();
     const button = event.submitter ?? event.currentTarget;
@@ -150,7 +154,7 @@ function doing(work) {
     try {
       await work(event);
     } catch (error) {
-      say(error.message);
+      tell(error.name === 'TimeoutError' ? 'The server has not answered in time. What it had begun it goes on with.' : error.message);
     } finally {
       button.disabled = false;
       acted = true;
@@ -159,15 +163,22 @@ function doing(work) {
   };
 }
 
+// Asks before something is done; without an action there is only something to read.
 function ask(title, content, action, kind, work) {
   const dialog = $('dialog');
   const close = () => dialog.close();
-  dialog.replaceChildren(
-    h('h2', { id: 'dialog-title' }, title), content,
-    h('div', { class: 'row' },
-      h('button', { type: 'button', class: kind, onclick: doing(async () => { await work(); close(); }) }, action),
-      h('button', { type: 'button', onclick: close }, 'Leave it')));
-  dialog.showModal();
+  // Behind the dialog nobody would see it.
+  const trouble = h('p', { class: 'problem', role: 'alert' });
+  const done = doing(async () => {
+    trouble.textContent = '';
+    if (await work() !== 'stay') close();
+  }, (text) => { trouble.textContent = text; });
+  const leave = h('button', { type: 'button', onclick: close }, action ? 'Leave it' : 'Close');
+  const go = action && h('button', { type: 'button', class: kind, onclick: done }, action);
+  dialog.replaceChildren(h('h2', { id: 'dialog-title' }, title), content, trouble, h('div', { class: 'row' }, go, leave));
+  if (!dialog.open) dialog.showModal();
+  // Enter does no harm that cannot be undone.
+  (go && kind !== 'danger' ? go : leave).focus();
 }
 
 // ---- logging in, where keys are required -------------------------------------------------------------------------
@@ -213,6 +224,9 @@ function showLogOut(isIn) {
 $('log-out').addEventListener('click', async () => {
   await call('POST', '/logout').catch((error) => say(error.message));
   showLogOut(false);
+  // At once, whenever the page would have looked again: what is on it is not for whoever comes next.
+  main.replaceChildren();
+  acted = true;
   look();
 });
 $('log-out').hidden = localStorage.getItem('logged-in') !== 'yes';
@@ -224,9 +238,6 @@ const latencies = []; // [ms since 1970, p95]
 function showReadiness(ready) {
   const live = $('live');
   live.className = `live ${ready ? 'on' : 'off'}`;
-  // At once, whenever the page would have looked again: what is on it is not for whoever comes next.
-  main.replaceChildren();
-  acted = true;
   live.lastElementChild.textContent = ready ? 'Live' : `No answer from the server; trying again. ${old()}`;
   const banner = $('banner');
   const said = !ready ? [] : [
@@ -473,7 +484,8 @@ const linesOf = (order) => order.lines.map((line) => `${number(line.quantity)} �
 function orderPage(id) {
   const place = awaited();
   main.replaceChildren(card('Order', h('p', {}, code(id)), place));
-  return async () => {
+  let letter = null;
+  return async (turn) => {
     let order;
     try {
       order = await get(`/orders/${encodeURIComponent(id)}`);
@@ -487,10 +499,18 @@ function orderPage(id) {
       note('What was taken for it is returned to the vendors. This cannot be undone.'), 'Cancel the order', 'danger',
       () => call('POST', `/orders/${order.id}/cancel`, {})) }, 'Cancel the order…');
     const letters = order.status === 'failed' ? 'orders_dlq' : order.vendorSync === 'failed' ? 'vendor_sync_dlq' : null;
+    // Asked for once: a look into the queue holds it.
+    if (!letters) letter = null;
+    else if (acted || (!letter && turn % LETTERS_EVERY === 0)) {
+      acted = false;
+      const found = await get(`/admin/dead-letters/${letters}?order=${encodeURIComponent(id)}&limit=1`).catch(() => null);
+      letter = found?.deadLetters[0] ?? null;
+    }
     put(place,
       h('p', {}, badge(order.status, STATUS[order.status]), ' ', linesOf(order), order.reference ? ` (${order.reference})` : null),
-      order.reason ? h('p', { class: 'problem' }, reasonOf(order.reason)) : null,
-      letters ? h('p', {}, h('a', { href: `#/dead-letters/${letters}/${order.id}` }, 'Its dead letter says why'), '; it can be replayed there.') : null,
+      order.reason && !(letter && order.status === 'failed') ? h('p', { class: 'problem' }, reasonOf(order.reason)) : null,
+      letter ? h('p', { class: 'problem' }, `${order.status === 'failed' ? 'Processing gave up' : `${letter.body?.vendorId ?? 'A vendor'} could not be told`} (${words(letter.reason ?? 'no reason')}): `, letter.error ?? 'no error is noted') : null,
+      letters ? h('p', {}, 'Mend the cause, then replay ', h('a', { href: `#/dead-letters/${letters}/${order.id}` }, 'its dead letter'), '.') : null,
       h('h3', {}, 'History'),
       h('ol', { class: 'history' }, (order.history ?? []).map((entry) => h('li', {}, clock(entry.at), ' ', h('b', {}, entry.event.replaceAll('_', ' ')),
         entry.vendorId ? ` ${entry.vendorId}` : null, entry.outcome ? ` ${entry.outcome}` : null))),
@@ -504,72 +524,196 @@ function reasonOf(reason) {
   switch (reason.code) {
     case 'insufficient_stock': return `Not enough stock: ${number(reason.requested)} of ${reason.productId} asked for, ${number(reason.available)} available.`;
     case 'unknown_product': return `No vendor has the product ${reason.productId ?? ''}.`;
+    case 'processing_failed': return 'Processing gave up.';
     case 'vendor_rejected': return `The vendor had sold ${reason.productId} elsewhere, and no other vendor could serve it.`;
     default: return [reason.code.replaceAll('_', ' '), reason.error].filter(Boolean).join(': ');
   }
 }
 
+// Where the letters of a queue lead, once they are dropped.
+const DROPPED = {
+  orders_dlq: 'They are taken out for good and kept in the database. Their orders are cancelled.',
+  vendor_sync_dlq: 'They are taken out for good and kept in the database. Their orders are cancelled, and what was taken is returned.',
+  webhooks_dlq: 'They are taken out for good and kept in the database. What they tell is never told to their receivers.',
+};
+
 function deadLettersPage(queue = 'orders_dlq', order = '') {
-  const rows = awaited(), actions = h('div', { class: 'row' });
-  const chosen = new Set(), opened = new Set();
-  let letters = [];
-  const tabs = ['orders_dlq', 'vendor_sync_dlq', 'webhooks_dlq'].map((name) => h('a', { href: `#/dead-letters/${name}`, 'aria-current': name === queue ? 'page' : null }, name));
-  const ids = () => [...chosen];
-  const act = (name, word, kind) => h('button', { type: 'button', class: kind, id: `${name}-chosen`, onclick: doing(async () => {
-    if (chosen.size === 0) { say('Choose letters first.'); return; }
-    const report = await call('POST', `/admin/dead-letters/${queue}/${name}`, { ids: ids(), dryRun: true });
-    const done = name === 'replay' ? report.replayed : report.dropped;
-    const orders = report.revivedOrders ?? report.cancelledOrders ?? [];
-    ask(`${word} ${number(done.length)} ${done.length === 1 ? 'letter' : 'letters'}?`,
-      h('div', {}, note(name === 'replay'
-        ? 'They go back to the queue they came from, as if they were new. What was tried in a dry run:'
-        : 'They are taken out for good and kept in the database. Their orders are cancelled, and what was taken is returned. What was tried in a dry run:'),
-      h('ul', {}, h('li', {}, `letters: ${number(done.length)}`), h('li', {}, `${name === 'replay' ? 'orders that become pending again' : 'orders that are cancelled'}: ${number(orders.length)}`)),
-      h('div', { class: 'scroll' }, h('ul', {}, orders.slice(0, 20).map((id) => h('li', {}, code(id)))))),
-      `${word} ${number(done.length)}`, name === 'drop' ? 'danger' : 'main', async () => {
-        const real = await call('POST', `/admin/dead-letters/${queue}/${name}`, { ids: ids() });
-        chosen.clear();
-        say(`${word === 'Replay' ? 'Replayed' : 'Dropped'}: ${number((real.replayed ?? real.dropped).length)}.`);
-      });
-  }) }, `${word} the chosen…`);
+  const rows = awaited(), actions = h('div', { class: 'row' }), rest = h('div', { class: 'row' });
+  // Letters by their id, and whole groups by their reason: those without an id and those that are not shown are in these only.
+  const chosen = new Set(), groups = new Set();
+  const opened = new Map(); // whole letters by id; null until they have come
+  let letters = [], behind = 0, pages = 1;
+  const tabs = Object.keys(DROPPED).map((name) => h('a', { href: `#/dead-letters/${name}`, 'aria-current': name === queue ? 'page' : null }, name));
+  const act = (name, word, kind) => h('button', { type: 'button', class: kind, id: `${name}-chosen`, onclick: doing(() => rehearse(name, word, kind)) }, `${word} the chosen…`);
   actions.append(act('replay', 'Replay', 'main'), act('drop', 'Drop', 'danger'));
+  const more = h('button', { type: 'button', id: 'more-letters', onclick: doing(async () => { pages += 1; }) }, `Show ${LETTERS} more`);
   main.replaceChildren(card('Dead letters', h('nav', { 'aria-label': 'Queues' }, tabs),
-    order ? note('Those of order ', code(order), '. ', h('a', { href: `#/dead-letters/${queue}` }, 'Show all')) : null, actions, rows));
+    order ? note('Those of order ', orderLink(order), '. ', h('a', { href: `#/dead-letters/${queue}` }, 'Show all')) : null, actions, rows, rest));
+
+  const post = (name, body) => call('POST', `/admin/dead-letters/${queue}/${name}`, order ? { ...body, order } : body, {}, ACT_WITHIN);
+  const none = () => ({ done: [], orders: [], kept: new Map(), notFound: [], notLookedAt: 0 });
+  const add = (all, report) => {
+    all.done.push(...(report.replayed ?? report.dropped));
+    all.orders.push(...(report.revivedOrders ?? report.cancelledOrders ?? []));
+    for (const letter of report.kept ?? []) all.kept.set(letter.messageId, letter.why);
+    all.notFound.push(...(report.notFound ?? []));
+    return (report.replayed ?? report.dropped).length;
+  };
+
+  // What it would come to, and then, if somebody says so, that and nothing that has come since.
+  async function rehearse(name, word, kind) {
+    const of = { ids: [...chosen], groups: [...groups] };
+    if (of.ids.length + of.groups.length === 0) { say('Choose letters first.'); return; }
+    const planned = none(), counts = new Map();
+    for (let from = 0; from < of.ids.length; from += LETTERS) add(planned, await post(name, { ids: of.ids.slice(from, from + LETTERS), dryRun: true }));
+    for (const reason of of.groups) {
+      const report = await post(name, { reason, dryRun: true });
+      add(planned, report);
+      planned.notLookedAt += report.notLookedAt ?? 0;
+      counts.set(reason, (report.replayed ?? report.dropped).length + (report.kept ?? []).length);
+    }
+    const { done, orders } = planned;
+    const content = h('div', {},
+      note(name === 'replay' ? 'They go back to the queue they came from, as if they were new. What was tried in a dry run:' : `${DROPPED[queue]} What was tried in a dry run:`),
+      h('ul', {}, h('li', {}, `letters: ${number(done.length)}`), h('li', {}, `${name === 'replay' ? 'orders that become pending again' : 'orders that are cancelled'}: ${number(orders.length)}`)),
+      exceptions(planned), orderList(orders));
+    if (done.length === 0) ask(`Nothing to ${name}`, content);
+    else ask(`${word} ${counted(done.length, 'letter')}?`, content, `${word} ${number(done.length)}`, kind, () => perform(name, word, of, counts));
+  }
+
+  async function perform(name, word, of, counts) {
+    const real = none();
+    for (let from = 0; from < of.ids.length; from += LETTERS) add(real, await post(name, { ids: of.ids.slice(from, from + LETTERS) }));
+    for (const [reason, count] of counts) {
+      // From the front of the queue, so that what has come since, behind them, stays. Those that are kept stay in front.
+      let left = count, kept = 0;
+      while (left > kept) {
+        const report = await post(name, { reason, limit: Math.min(left, LETTERS) });
+        kept = (report.kept ?? []).length;
+        const before = left;
+        left -= add(real, report);
+        if (left === before) break;
+      }
+    }
+    chosen.clear();
+    groups.clear();
+    const said = `${word === 'Replay' ? 'Replayed' : 'Dropped'}: ${number(real.done.length)}.`;
+    if (real.kept.size + real.notFound.length === 0) {
+      say(said, ...real.orders.slice(0, 3).map((id) => [' ', orderLink(id)]).flat());
+      return undefined;
+    }
+    ask(said, h('div', {}, exceptions(real), orderList(real.orders)));
+    return 'stay';
+  }
+
+  function exceptions({ kept, notFound, notLookedAt }) {
+    return [
+      kept.size > 0 && [h('h3', {}, `Kept: ${number(kept.size)}`), h('ul', { class: 'long-list' }, [...kept].map(([id, why]) => h('li', {}, code(id || 'no id'), `: ${why}`)))],
+      notFound.length > 0 && [h('h3', {}, `No longer there: ${number(notFound.length)}`), h('ul', { class: 'long-list' }, notFound.map((id) => h('li', {}, code(id))))],
+      notLookedAt > 0 && note(`${counted(notLookedAt, 'letter')} further back in the queue were not looked at.`),
+    ];
+  }
+
+  const orderList = (orders) => h('ul', { class: 'long-list' }, orders.slice(0, 20).map((id) => h('li', {}, orderLink(id))));
 
   const show = () => {
     if (letters.length === 0) {
-      put(rows, note('Nothing here: every message was handled. What cannot be, ends here with its reason.'));
+      put(rows, note(order ? 'Nothing here: its message was handled, or waits to be.' : 'Nothing here: every message was handled. What cannot be, ends here with its reason.'));
+      rest.replaceChildren();
       return;
     }
-    const reasons = Map.groupBy ? Map.groupBy(letters, (letter) => letter.reason ?? 'no reason')
-      : letters.reduce((map, letter) => map.set(letter.reason ?? 'no reason', [...(map.get(letter.reason ?? 'no reason') ?? []), letter]), new Map());
-    // Whoever chooses with the keyboard stays where they are.
-    const focused = document.activeElement?.id;
-    rows.replaceChildren(...[...reasons].map(([reason, of]) => {
-      const all = h('input', { type: 'checkbox', id: `all-${reason}`, 'aria-label': `Choose all with ${reason}`, onchange: () => { of.forEach((letter) => all.checked ? chosen.add(letter.messageId) : chosen.delete(letter.messageId)); show(); } });
-      all.checked = of.every((letter) => chosen.has(letter.messageId));
-      return h('section', { 'aria-label': reason }, h('h3', {}, h('label', { class: 'check' }, all, `${reason.replaceAll('_', ' ')} (${number(of.length)})`)),
-        table('', [['Choose'], ['Message', 'long'], ['Since', 'short'], ['Attempts', 'number'], ['What went wrong', 'long']], of.map((letter) => letterRow(letter))));
-    }));
-    if (focused) $(focused)?.focus();
+    const reasons = letters.reduce((map, letter) => map.set(letter.reason ?? '', [...(map.get(letter.reason ?? '') ?? []), letter]), new Map());
+    // What is ticked is no part of the markup, so that it is drawn each time.
+    delete rows.dataset.shown;
+    put(rows, [...reasons].map(([reason, of]) => group(reason, of)));
+    rest.replaceChildren(...(behind > 0 ? [note(`${counted(behind, 'letter')} further back in the queue ${behind === 1 ? 'is' : 'are'} not shown.`), more] : []));
   };
-  const letterRow = (letter) => {
+
+  function group(reason, of) {
+    const label = reason || 'no reason';
+    const all = h('input', { type: 'checkbox', id: `all-${label}`, 'aria-label': `Choose all with ${label}`, onchange: () => {
+      // Only what has a reason can be meant by it.
+      if (reason) all.checked ? groups.add(reason) : groups.delete(reason);
+      of.forEach((letter) => (all.checked && !reason && letter.messageId ? chosen.add(letter.messageId) : chosen.delete(letter.messageId)));
+      show();
+    } });
+    const named = of.filter((letter) => letter.messageId);
+    all.checked = reason ? groups.has(reason) : named.length > 0 && named.every((letter) => chosen.has(letter.messageId));
+    const without = of.length - named.length;
+    return h('section', { 'aria-label': label },
+      h('h3', {}, h('label', { class: 'check' }, all, `${words(label)} (${number(of.length)}${behind > 0 ? ' shown' : ''})`)),
+      groups.has(reason) && behind > 0 && note(`All with this reason are chosen, also those that are not shown.`),
+      without > 0 && note(`${counted(without, 'letter')} without an id: ${reason ? 'to act on them, choose all with this reason' : 'stockctl dlq can act on the whole queue'}.`),
+      table('', [['Choose'], ['Message', 'long id'], ['When', 'short'], ['Attempts', 'number'], ['What went wrong', 'long']], of.map((letter) => letterRow(letter, reason))));
+  }
+
+  // What a letter is about, whoever wrote it.
+  function concerns(letter) {
+    const { body, orders = [] } = letter;
+    const about = [];
+    if (queue === 'vendor_sync_dlq' && typeof body?.vendorId === 'string') about.push(h('div', { class: 'soft' }, `${body.vendorId}${Array.isArray(body.updates) ? `, ${counted(body.updates.length, 'update')}` : ''}`));
+    if (orders.length > 0) {
+      about.push(h('div', { class: 'soft' }, `${orders.length === 1 ? 'order' : 'orders'} `, orders.slice(0, 3).map((id, at) => [at ? ', ' : '', h('a', { href: `#/orders/${encodeURIComponent(id)}` }, queue === 'orders_dlq' && orders.length === 1 && id === letter.messageId ? 'with this id' : code(id))]).flat(), orders.length > 3 ? ` and ${number(orders.length - 3)} more` : null));
+    }
+    return about;
+  }
+
+  const beginning = (text) => (text.length > 240 ? `${text.slice(0, 240)}…` : text);
+
+  function letterRow(letter, reason) {
     const id = letter.messageId;
-    const box = h('input', { type: 'checkbox', id: `choose-${id}`, 'aria-label': `Choose ${id}`, onchange: () => { box.checked ? chosen.add(id) : chosen.delete(id); show(); } });
-    box.checked = chosen.has(id);
-    const inspect = h('button', { type: 'button', id: `inspect-${id}`, class: 'link', 'aria-expanded': String(opened.has(id)), onclick: () => { opened.has(id) ? opened.delete(id) : opened.add(id); show(); } }, code(id || 'no id'));
-    return [box, [inspect, opened.has(id) ? h('pre', {}, JSON.stringify(letter.body, null, 2)) : null,
-      opened.has(id) && queue === 'orders_dlq' && UUID.test(id) ? h('p', {}, h('a', { href: `#/orders/${encodeURIComponent(id)}` }, 'To the order')) : null],
-    ago(letter.deadLetteredAt), letter.attempts ?? '–', letter.error ?? '–'];
-  };
+    const isWhole = Boolean(reason) && groups.has(reason);
+    const nth = letters.filter((other) => other.messageId === id).indexOf(letter);
+    const key = nth > 0 ? `${id}-${nth}` : id;
+    const box = h('input', { type: 'checkbox', id: `choose-${key}`, disabled: !id || isWhole, 'aria-label': `Choose ${id || 'a letter without an id'}`, onchange: () => { box.checked ? chosen.add(id) : chosen.delete(id); show(); } });
+    box.checked = isWhole || chosen.has(id);
+    const inspect = h('button', { type: 'button', id: `inspect-${key}`, class: 'link', 'aria-expanded': String(opened.has(key)), onclick: () => open(letter, key) }, code(id || 'no id'));
+    const cells = [box, [inspect, concerns(letter)], letter.deadLetteredAt ? [clock(letter.deadLetteredAt), h('div', { class: 'soft' }, ago(letter.deadLetteredAt))] : '–', letter.attempts ?? '–', letter.error ? beginning(letter.error) : '–'];
+    if (opened.has(key)) cells.below = whole(opened.get(key) ?? letter);
+    return cells;
+  }
+
+  async function open(letter, key) {
+    if (opened.delete(key)) { show(); return; }
+    opened.set(key, null);
+    show();
+    // One without an id, or with another's, is shown as far as the list knows it.
+    if (!letter.messageId || key !== letter.messageId) return;
+    const found = await get(`/admin/dead-letters/${queue}/${encodeURIComponent(letter.messageId)}`).catch((error) => ({ ...letter, trouble: error.message }));
+    if (opened.has(key)) { opened.set(key, found); show(); }
+  }
+
+  const whole = (letter) => h('dl', { class: 'whole' }, [
+    ['Reason', letter.reason ? words(letter.reason) : '–'],
+    letter.cause && ['Cause', words(letter.cause)],
+    ['Error', h('pre', {}, letter.error ?? '–')],
+    letter.headers && ['Headers', h('pre', {}, Object.entries(letter.headers).map(([name, value]) => `${name}: ${value}`).join('\n'))],
+    letter.trouble && ['Headers', h('p', { class: 'problem' }, letter.trouble)],
+    ['Message', h('pre', {}, typeof letter.body === 'string' ? letter.body : JSON.stringify(letter.body, null, 2))],
+  ].filter(Boolean).map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value))));
+
   let before = '';
   return async (turn) => {
     // A look takes the letters out and puts them back, and one session looks at a time.
     if (turn % LETTERS_EVERY !== 0 && !acted) return;
     acted = false;
-    const answer = await get(`/admin/dead-letters/${queue}?limit=200${order ? `&order=${encodeURIComponent(order)}` : ''}`);
-    letters = answer.deadLetters;
-    const now = JSON.stringify(letters);
+    const found = [];
+    let answer = { notLookedAt: 0 };
+    for (let at = 0; at < pages; at += 1) {
+      const parameters = new URLSearchParams({ limit: LETTERS });
+      if (at > 0) parameters.set('skip', at * LETTERS);
+      if (order) parameters.set('order', order);
+      answer = await get(`/admin/dead-letters/${queue}?${parameters}`);
+      found.push(...answer.deadLetters);
+      if (!answer.notLookedAt) break;
+    }
+    letters = found;
+    behind = answer.notLookedAt ?? 0;
+    // What is gone is not chosen any more.
+    const ids = new Set(letters.map((letter) => letter.messageId)), there = new Set(letters.map((letter) => letter.reason));
+    for (const id of chosen) if (!ids.has(id)) chosen.delete(id);
+    for (const reason of groups) if (!there.has(reason)) groups.delete(reason);
+    const now = JSON.stringify([letters, behind]);
     // Redrawn only when something changed, so that it can be read and chosen from.
     if (now !== before) { before = now; show(); }
   };
