@@ -120,15 +120,19 @@ class Refused extends Error {
   }
 }
 
+let logins = 0;
+
 async function call(method, path, body, headers = {}, within = ANSWER_WITHIN) {
   const options = { method, headers: { Accept: 'application/json', ...headers }, signal: AbortSignal.timeout(within) };
   if (body !== undefined) {
     options.headers['Content-Type'] = 'application/json';
     options.body = JSON.stringify(body);
   }
+  const asked = logins;
   const response = await fetch(path, options);
   const answer = await response.json().catch(() => ({}));
-  if (response.status === 401 && path !== '/login') logIn(answer.code === 'invalid_key' ? answer.detail : '');
+  // What was asked before somebody had logged in does not ask them again.
+  if (response.status === 401 && path !== '/login' && asked === logins) logIn(answer.code === 'invalid_key' ? answer.detail : '');
   // What is not ready says why in its answer.
   if (!response.ok && path !== '/readyz') throw new Refused(response.status, answer);
   return answer;
@@ -200,6 +204,7 @@ function logIn(why) {
       field.select();
       return;
     }
+    logins += 1;
     dialog.close();
     showLogOut(true);
     route();

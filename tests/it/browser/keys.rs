@@ -35,8 +35,23 @@ async fn whoever_has_a_key_logs_in_and_no_script_can_read_it() {
         assert_eq!(page.cookies().await, [] as [serde_json::Value; 0]);
     }
     page.looks_well("log-in-refused").await;
+    // What was asked before, and is refused after somebody has logged in, does not ask for the key again.
+    let hold =
+        "const fetched = window.fetch, gate = new Promise((open) => { window.release = open; });
+                window.held = 0;
+                window.fetch = async (path, options) => {
+                  const answer = await fetched(path, options);
+                  if (answer.status === 401 && path !== '/login') { window.held += 1; await gate; }
+                  return answer;
+                };";
+    page.js(hold, json!([])).await;
+    let is_held = "return window.held > 0";
+    page.until("an answer is on its way", is_held, json!([]))
+        .await;
     page.fill("#key", &strong).await;
     page.keys(ENTER).await;
+    page.shows_no("dialog", "").await;
+    page.js("window.release()", json!([])).await;
     page.shows("[aria-label=Vendors]", "vendorA").await;
     page.shows_no("dialog", "").await;
 
