@@ -33,7 +33,7 @@ struct ListQuery {
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<i64>,
     /// Letters of those that are meant to pass over, from the front of the queue.
-    #[param(minimum = 0, maximum = 10000, default = 0)]
+    #[param(minimum = 0, maximum = 10000, default = 0, example = 200)]
     skip: Option<usize>,
 }
 
