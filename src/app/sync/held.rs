@@ -106,19 +106,30 @@ pub(super) struct Differing<'a> {
 }
 
 impl<'a> Differing<'a> {
-    /// Begins to read the products in some buckets.
+    /// Begins to read the products in some buckets, and reads the first of them, at most `limit`.
     pub(super) async fn begin(
         context: &'a Context,
         mut look: Look<'a>,
         buckets: &Buckets,
+        limit: usize,
     ) -> Result<Self, Error> {
         look_within(context, TRANSACTION_DEADLINE, look.begin_products(buckets)).await?;
-        Ok(Self {
+        let mut differing = Self {
             context,
             look,
             read: VecDeque::new(),
             is_end: false,
-        })
+        };
+        differing.read(limit).await?;
+        Ok(differing)
+    }
+
+    async fn read(&mut self, limit: usize) -> Result<(), Error> {
+        let next = self.look.next_products(limit);
+        let more = look_within(self.context, FIRST_PRODUCTS_WITHIN, next).await?;
+        self.is_end = more.len() < limit;
+        self.read.extend(more);
+        Ok(())
     }
 
     async fn next(
@@ -127,10 +138,7 @@ impl<'a> Differing<'a> {
         limit: usize,
     ) -> Result<Vec<(ProductId, Shelf)>, Error> {
         if self.read.len() < limit && !self.is_end {
-            let next = self.look.next_products(limit);
-            let more = look_within(self.context, FIRST_PRODUCTS_WITHIN, next).await?;
-            self.is_end = more.len() < limit;
-            self.read.extend(more);
+            self.read(limit).await?;
         }
         let here = match until {
             Some(until) => self.read.partition_point(|(id, _)| id <= until),

@@ -383,10 +383,15 @@ impl<'a> Writer<'a> {
         if buckets.is_empty() {
             held::end(context, look).await?;
         } else {
-            self.held = Held::Differing(Differing::begin(context, look, &buckets).await?);
-            let begin = snapshot.begin_products(Some((&buckets, self.run)));
-            at_vendor_within(vendor_id, begin).await?;
-            let first = at_vendor_within(vendor_id, snapshot.next_chunk()).await?;
+            // Each side looks through all of its rows for these, so both do it at the same time.
+            let listing = async {
+                let begin = snapshot.begin_products(Some((&buckets, self.run)));
+                at_vendor_within(vendor_id, begin).await?;
+                at_vendor_within(vendor_id, snapshot.next_chunk()).await
+            };
+            let holding = Differing::begin(context, look, &buckets, self.rows_max);
+            let (first, differing) = tokio::try_join!(listing, holding)?;
+            self.held = Held::Differing(differing);
             is_current = self
                 .write_read(snapshot, first, Applied::new(), &looked_at)
                 .await?;
