@@ -454,13 +454,19 @@ async fn sync_same(stack: &mut Stack, products: u64) -> anyhow::Result<(Reading,
 async fn sync_changed(stack: &mut Stack, products: u64) -> anyhow::Result<(Reading, Reading)> {
     with_catalogue(stack, products).await?;
     let reference = sync_once(stack).await?;
-    stack
+    // Others each time.
+    let changed = stack
         .connect("vendora")
         .await?
-        .batch_execute(
-            "UPDATE products SET stock = stock + 1 WHERE abs(hashtext(id || stock)) % 100 = 0",
+        .execute(
+            "UPDATE products SET stock = stock + 1 WHERE hashtextextended(id, txid_current()) % 100 = 0",
+            &[],
         )
         .await?;
+    anyhow::ensure!(
+        changed > products / 200,
+        "only {changed} of {products} products changed"
+    );
     let ours = sync_once(stack).await?;
     Ok((reference, ours))
 }
