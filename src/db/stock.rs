@@ -194,12 +194,14 @@ impl<'a> Look<'a> {
     /// # Errors
     /// See [`Error`].
     pub async fn hashes(&mut self) -> Result<Hashes<'_>, Error> {
-        let hash = HASHED.row_hash(self.run, ID_BITS);
-        let query = diesel::sql_query(format!(
-            "SELECT {hash} # CASE WHEN blocked_run < {run} THEN {others} ELSE 0 END AS hash FROM stock WHERE vendor_id = $1",
-            run = self.run,
-            others = -1_i64 << ID_BITS
-        ));
+        let is_to_unblock = format!("blocked_run < {}", self.run);
+        let query = HASHED.select_hashes(
+            "stock WHERE vendor_id = $1",
+            Some(&is_to_unblock),
+            self.run,
+            ID_BITS,
+        );
+        let query = diesel::sql_query(query);
         Hashes::load(
             self.connection,
             query.into_boxed().bind::<Text, _>(self.vendor.as_str()),

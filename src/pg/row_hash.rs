@@ -26,16 +26,34 @@ pub struct HashedColumns<'a> {
 }
 
 impl HashedColumns<'_> {
-    /// SQL of the hash of a row, a `bigint`: its lowest `id_bits` bits are those of [`Self::id_hash`], the others are of all
-    /// columns. PostgreSQL promises the same hashes only within one major version and one byte order; where two servers
-    /// have different ones, every row differs.
+    /// A query of the hash of each row of `from`, a `bigint`, as `hash`: its lowest `id_bits` bits are those of
+    /// [`Self::id_hash`], the others are of all columns; where the condition `other` holds, they are those that no row with
+    /// these columns has. PostgreSQL promises the same hashes only within one major version and one byte order; where two
+    /// servers have different ones, every row differs.
     #[must_use]
-    pub fn row_hash(&self, seed: i64, id_bits: u32) -> String {
-        let (id_hash, mask) = (self.id_hash(seed), (1_i64 << id_bits) - 1);
+    pub fn select_hashes(
+        &self,
+        from: &str,
+        other: Option<&str>,
+        seed: i64,
+        id_bits: u32,
+    ) -> String {
+        let mask = (1_i64 << id_bits) - 1;
         let Self { name, stock, .. } = self;
+        let (column, turned) = match other {
+            Some(condition) => (
+                format!(", {condition} AS other"),
+                format!(" # CASE WHEN other THEN {} ELSE 0 END", !mask),
+            ),
+            None => Default::default(),
+        };
+        // Without OFFSET the id would be hashed twice, where it is used.
         format!(
-            "(({id_hash} & {mask}) | (hashtextextended(({name}) COLLATE \"C\", {id_hash} # {stock}) & {others}))",
-            others = !mask
+            "SELECT ((id_hash & {mask}) | (hashtextextended(name, id_hash # stock) & {others})){turned} AS hash FROM (\
+             SELECT {id_hash} AS id_hash, ({name}) COLLATE \"C\" AS name, {stock} AS stock{column} FROM {from} OFFSET 0\
+             ) AS hashed",
+            others = !mask,
+            id_hash = self.id_hash(seed)
         )
     }
 
