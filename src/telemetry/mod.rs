@@ -2,7 +2,6 @@
 //! Records of crates that use `log` instead of `tracing` are taken in as well. Whoever reads stderr holds up nobody.
 
 mod queue;
-mod span_fields;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fs::File;
@@ -18,7 +17,6 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, reload};
 
 use self::queue::Lines;
-use self::span_fields::SpanFields;
 
 /// At debug level this module of the broker's client writes its handshake out whole, with the password.
 const WRITES_PASSWORDS: &str = "amiquip::io_loop::handshake_state";
@@ -77,7 +75,6 @@ pub fn init(format: Format, level: &str) -> Result<(), TelemetryError> {
             .json()
             .flatten_event(true)
             .with_span_list(false)
-            .fmt_fields(SpanFields)
             .boxed(),
         (Format::Text, _) | (Format::Auto, true) => {
             lines.with_ansi(terminal && colour_is_wanted()).boxed()
