@@ -1,6 +1,6 @@
 //! Conditions of a request (RFC 9110, section 13): the versions that something must have, or must not have.
 
-use actix_web::http::header::{HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH};
+use actix_web::http::header::{EntityTag, HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH};
 
 use super::problem::Problem;
 
@@ -10,14 +10,7 @@ enum Versions {
     /// Whichever it has.
     Any,
     /// One of these.
-    Of(Vec<Tag>),
-}
-
-/// An entity tag: what is between the quotes, and whether it is weak.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Tag {
-    is_weak: bool,
-    opaque: String,
+    Of(Vec<EntityTag>),
 }
 
 impl Versions {
@@ -41,21 +34,19 @@ impl Versions {
 
     /// Whether what has this version is meant by the strong comparison: to the byte.
     fn name_strongly(&self, version: &str) -> bool {
-        self.name(version, |given, held| !given.is_weak && !held.is_weak)
+        self.name(version, EntityTag::strong_eq)
     }
 
     /// Whether what has this version is meant by the weak comparison: it is as good as that.
     fn name_weakly(&self, version: &str) -> bool {
-        self.name(version, |_, _| true)
+        self.name(version, EntityTag::weak_eq)
     }
 
-    fn name(&self, version: &str, is_enough: impl Fn(&Tag, &Tag) -> bool) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Of(tags) => parse(version).iter().any(|held| {
-                tags.iter()
-                    .any(|given| given.opaque == held.opaque && is_enough(given, held))
-            }),
+    fn name(&self, version: &str, is_same: impl Fn(&EntityTag, &EntityTag) -> bool) -> bool {
+        match (self, version.parse()) {
+            (Self::Any, _) => true,
+            (Self::Of(tags), Ok(held)) => tags.iter().any(|given| is_same(given, &held)),
+            (Self::Of(_), Err(_)) => false,
         }
     }
 }
@@ -69,32 +60,14 @@ fn title(name: &HeaderName) -> &'static str {
     }
 }
 
-/// The entity tags of a list. A comma between quotes is a part of the tag.
-fn parse(text: &str) -> Vec<Tag> {
-    let mut tags = Vec::new();
-    let mut rest = text.trim_start_matches([' ', '\t', ',']);
-    while !rest.is_empty() {
-        let (is_weak, bare) = match rest.strip_prefix("W/") {
-            Some(bare) => (true, bare),
-            None => (false, rest),
-        };
-        let quoted = bare.strip_prefix('"').and_then(|text| text.split_once('"'));
-        let (tag, after) = match quoted {
-            Some((opaque, after)) => (Some(opaque), after),
-            None => (None, rest),
-        };
-        let (beside, others) = after.split_once(',').unwrap_or((after, ""));
-        if let Some(opaque) = tag
-            && beside.trim().is_empty()
-        {
-            tags.push(Tag {
-                is_weak,
-                opaque: opaque.to_owned(),
-            });
-        }
-        rest = others.trim_start_matches([' ', '\t', ',']);
-    }
-    tags
+/// The entity tags of a list. A comma between quotes is a part of the tag, which actix takes for its end.
+fn parse(text: &str) -> impl Iterator<Item = EntityTag> {
+    let mut is_within = false;
+    text.split(move |c| {
+        is_within ^= c == '"';
+        c == ',' && !is_within
+    })
+    .filter_map(|tag| tag.trim().parse().ok())
 }
 
 /// Both conditions of a request.
@@ -254,8 +227,7 @@ mod tests {
                 .map(|(is_weak, opaque)| format!("{}\"{opaque}\"", if *is_weak { "W/" } else { "" }))
                 .collect();
             let read: Vec<(bool, String)> = parse(&text.join(", "))
-                .into_iter()
-                .map(|tag| (tag.is_weak, tag.opaque))
+                .map(|tag| (tag.weak, tag.tag().to_owned()))
                 .collect();
             prop_assert_eq!(read, tags);
         }
