@@ -84,7 +84,7 @@ pub(super) async fn begin<'a>(
     look_within(context, TRANSACTION_DEADLINE, begin).await
 }
 
-/// Ends a look.
+/// Ends a look before its session does, which ends it too.
 pub(super) async fn end(context: &Context, look: Look<'_>) -> Result<(), Error> {
     look_within(context, TRANSACTION_DEADLINE, look.end()).await
 }
@@ -170,14 +170,6 @@ impl Held<'_> {
                     })
                     .await
             }
-        }
-    }
-
-    /// No more is read.
-    pub(super) async fn end(self) -> Result<(), Error> {
-        match self {
-            Self::Differing(Differing { context, look, .. }) => end(context, look).await,
-            Self::All(..) => Ok(()),
         }
     }
 }

@@ -168,21 +168,23 @@ async fn run(
         held: Held::All(context, vendor_id),
         summary: Summary::default(),
     };
-    let is_current = if !is_hashed {
-        let first = begin_all(&mut snapshot, vendor_id).await?;
+    let mut first = None;
+    if !is_hashed {
+        first = begin_all(&mut snapshot, vendor_id).await?;
         if first.is_none() && !options.allow_empty && has_any {
             return Err(emptied(vendor_id));
         }
-        (!vendor.has_ledger || writer.close_included(&mut snapshot).await?)
-            && writer
-                .write_all_listed(&mut snapshot, first, acknowledged, progress)
-                .await?
+    }
+    // Before anything is compared: closing an update changes what is on hand.
+    if vendor.has_ledger && !writer.close_included(&mut snapshot).await? {
+        return Ok(Outcome::Overtaken);
+    }
+    let is_current = if is_hashed {
+        let writing = writer.write_differing(&mut snapshot, session, progress);
+        writing.await?
     } else {
-        // Closing an update changes what is on hand, so only then it can be compared.
-        (!vendor.has_ledger || writer.close_included(&mut snapshot).await?)
-            && writer
-                .write_differing(&mut snapshot, session, progress)
-                .await?
+        let writing = writer.write_all_listed(&mut snapshot, first, acknowledged, progress);
+        writing.await?
     };
     if !is_current {
         return Ok(Outcome::Overtaken);
@@ -373,6 +375,7 @@ impl<'a> Writer<'a> {
         let listed = differences.listed();
         let looked_at = |read| progress(listed + read);
         let Some(buckets) = differences.into_few_buckets() else {
+            // Reading everything may take long.
             held::end(context, look).await?;
             let first = begin_all(snapshot, vendor_id).await?;
             return self
@@ -380,9 +383,7 @@ impl<'a> Writer<'a> {
                 .await;
         };
         let mut is_current = true;
-        if buckets.is_empty() {
-            held::end(context, look).await?;
-        } else {
+        if !buckets.is_empty() {
             // Each side looks through all of its rows for these, so both do it at the same time.
             let listing = async {
                 let begin = snapshot.begin_products(Some((&buckets, self.run)));
@@ -395,8 +396,6 @@ impl<'a> Writer<'a> {
             is_current = self
                 .write_read(snapshot, first, Applied::new(), &looked_at)
                 .await?;
-            let all = Held::All(context, vendor_id);
-            std::mem::replace(&mut self.held, all).end().await?;
         }
         self.summary.listed = listed.saturating_sub(snapshot.passed_over().rows);
         Ok(is_current)
