@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 
-use actix_web::dev::ServerHandle;
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::{Value, json};
 use stockctl::mq::Queue;
 
 use crate::support::scrape::Scrape;
+use crate::support::stub::Stub;
 use crate::support::{Process, Shop, ShopOptions, all_applied, eventually, messages};
 
 /// A request that came.
@@ -24,7 +24,7 @@ struct Came {
 struct Recorder {
     address: SocketAddr,
     came: Arc<Mutex<Vec<Came>>>,
-    server: ServerHandle,
+    _server: Stub,
 }
 
 type Notes = Arc<Mutex<Vec<Came>>>;
@@ -56,23 +56,16 @@ impl Recorder {
         let address = listener.local_addr().expect("bound");
         let came = Notes::default();
         let notes = web::Data::new(Arc::clone(&came));
-        let server = HttpServer::new(move || {
-            App::new()
+        let server = Stub::serve(listener, move |services| {
+            services
                 .app_data(notes.clone())
                 .app_data(web::JsonConfig::default().limit(4 << 20))
-                .default_service(web::to(note))
-        })
-        .workers(1)
-        .disable_signals()
-        .listen(listener)
-        .expect("bound before")
-        .run();
-        let handle = server.handle();
-        tokio::spawn(server);
+                .default_service(web::to(note));
+        });
         Self {
             address,
             came,
-            server: handle,
+            _server: server,
         }
     }
 
@@ -94,13 +87,6 @@ impl Recorder {
             }
         }
         spans
-    }
-}
-
-impl Drop for Recorder {
-    fn drop(&mut self) {
-        // The server has got the word when this returns; its end needs nobody to wait.
-        drop(self.server.stop(false));
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) mod scrape;
 mod scratch;
 mod servers;
 mod shop;
+pub(crate) mod stub;
 mod vendor;
 
 use std::future::Future;

@@ -4,10 +4,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use actix_web::dev::ServerHandle;
 use actix_web::http::StatusCode;
 use actix_web::web::{Bytes, Data};
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::Utc;
@@ -15,6 +14,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::eventually;
+use super::stub::Stub;
 
 /// What came.
 #[derive(Debug, Clone)]
@@ -51,7 +51,7 @@ pub(crate) const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oDeviBWMcjP
 pub(crate) struct Receiver {
     pub(crate) address: SocketAddr,
     came: Arc<Mutex<Vec<Came>>>,
-    server: ServerHandle,
+    server: Stub,
 }
 
 impl Receiver {
@@ -70,22 +70,15 @@ impl Receiver {
         let came = Arc::<Mutex<Vec<Came>>>::default();
         let behaviour: Arc<Behaviour> = Arc::new(behaviour);
         let state = Data::new((Arc::clone(&came), behaviour));
-        let server = HttpServer::new(move || {
-            App::new()
+        let server = Stub::serve(listener, move |services| {
+            services
                 .app_data(state.clone())
-                .default_service(web::to(answer))
-        })
-        .workers(1)
-        .disable_signals()
-        .listen(listener)
-        .expect("bound before")
-        .run();
-        let handle = server.handle();
-        tokio::spawn(server);
+                .default_service(web::to(answer));
+        });
         Self {
             address,
             came,
-            server: handle,
+            server,
         }
     }
 
@@ -113,14 +106,7 @@ impl Receiver {
 
     /// Ends it: from now on nobody listens there.
     pub(crate) async fn stop(self) {
-        self.server.stop(false).await;
-    }
-}
-
-impl Drop for Receiver {
-    fn drop(&mut self) {
-        // The server has got the word when this returns; its end needs nobody to wait.
-        drop(self.server.stop(false));
+        self.server.stop().await;
     }
 }
 

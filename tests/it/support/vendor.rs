@@ -4,12 +4,13 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use actix_web::dev::ServerHandle;
 use actix_web::http::StatusCode;
-use actix_web::{App, HttpResponse, HttpServer, web};
+use actix_web::{HttpResponse, web};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use super::stub::Stub;
 
 /// What it answers to a request: a status and a body, or nothing at all, for ever.
 type Behaviour = dyn Fn(&Value) -> Option<(u16, Value)> + Send + Sync;
@@ -19,7 +20,7 @@ pub(crate) struct StubVendor {
     /// Where it listens.
     pub(crate) address: SocketAddr,
     calls: Arc<Mutex<Vec<Value>>>,
-    server: ServerHandle,
+    _server: Stub,
 }
 
 impl StubVendor {
@@ -32,36 +33,22 @@ impl StubVendor {
         let calls = Arc::<Mutex<Vec<Value>>>::default();
         let behaviour: Arc<Behaviour> = Arc::new(behaviour);
         let state = web::Data::new((Arc::clone(&calls), behaviour));
-        let server = HttpServer::new(move || {
-            App::new()
+        let server = Stub::serve(listener, move |services| {
+            services
                 .app_data(state.clone())
                 .app_data(web::JsonConfig::default().limit(1 << 20))
-                .default_service(web::to(answer))
-        })
-        .workers(1)
-        .disable_signals()
-        .listen(listener)
-        .expect("bound before")
-        .run();
-        let handle = server.handle();
-        tokio::spawn(server);
+                .default_service(web::to(answer));
+        });
         Self {
             address,
             calls,
-            server: handle,
+            _server: server,
         }
     }
 
     /// The bodies of the requests that came so far.
     pub(crate) fn calls(&self) -> Vec<Value> {
         self.calls.lock().expect("no panic").clone()
-    }
-}
-
-impl Drop for StubVendor {
-    fn drop(&mut self) {
-        // The server has got the word when this returns; its end needs nobody to wait.
-        drop(self.server.stop(false));
     }
 }
 
