@@ -33,7 +33,8 @@ pub(super) fn listen(
         return Ok(None);
     };
     let listening = bind(first)?;
-    let listener = MetricsListener::start(listening, Arc::clone(gauges)).map_err(Failure::bug)?;
+    let listener = MetricsListener::start(listening, Arc::clone(gauges), &config.http.hosts)
+        .map_err(Failure::bug)?;
     tracing::info!(address = %listener.address(), "metrics at /metrics");
     Ok(Some(listener))
 }

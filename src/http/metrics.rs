@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use actix_web::dev::ServerHandle;
+use actix_web::guard::fn_guard;
 use actix_web::web::Data;
-use actix_web::{App, HttpResponse, HttpServer, web};
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 
 use super::auth::Needs;
+use super::host::Hosts;
 use super::listening::Listening;
-use super::problem::Problem;
+use super::problem::{MISDIRECTED_REQUEST, Problem};
 use super::routes::At;
 use super::{detached, no_route};
 use crate::app::gauges::Gauges;
@@ -25,6 +27,9 @@ const BACKLOG: u32 = 64;
 const SEND_DEADLINE: Duration = Duration::from_secs(5);
 /// Longer than the usual interval of a scrape.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// What whoever calls it by another name is told.
+const NOT_OURS: &str =
+    "this listener answers to localhost, to loopback addresses and to the names in http.hosts";
 
 /// Figures for Prometheus
 ///
@@ -48,6 +53,15 @@ pub(super) fn at(needs: Needs) -> At {
         .get_with_query(needs, show)
 }
 
+/// Tells what is wrong with a request for anything else, or by another name.
+async fn not_served(request: HttpRequest, hosts: Data<Hosts>) -> Result<HttpResponse, Problem> {
+    if hosts.are_meant_by(request.head()) {
+        no_route(request).await
+    } else {
+        Err(Problem::new(MISDIRECTED_REQUEST, NOT_OURS))
+    }
+}
+
 /// A listener for `/metrics` alone, until this is dropped.
 pub struct MetricsListener {
     address: SocketAddr,
@@ -55,20 +69,28 @@ pub struct MetricsListener {
 }
 
 impl MetricsListener {
-    /// Begins to answer on a listening socket.
+    /// Begins to answer on a listening socket, called by this machine's names or by one of `hosts`.
     ///
     /// # Errors
     /// The socket cannot be used.
-    pub fn start(listening: Listening, gauges: std::sync::Arc<Gauges>) -> io::Result<Self> {
+    pub fn start(
+        listening: Listening,
+        gauges: std::sync::Arc<Gauges>,
+        hosts: &[String],
+    ) -> io::Result<Self> {
         let address = listening.local_addr()?;
         let (listener, _) = listening.split()?;
         let gauges = Data::from(gauges);
+        let hosts = Data::new(Hosts::OwnAnd(hosts.into()));
         let server = HttpServer::new(move || {
+            let meant = hosts.clone();
+            let by_our_name = fn_guard(move |request| meant.are_meant_by(request.head()));
             App::new()
                 .app_data(gauges.clone())
+                .app_data(hosts.clone())
                 // It can be reached from this machine only.
-                .service(at(Needs::Nothing).into_service())
-                .default_service(web::route().to(no_route))
+                .service(at(Needs::Nothing).into_service().guard(by_our_name))
+                .default_service(web::route().to(not_served))
         })
         .workers(WORKERS)
         .max_connections(CONNECTIONS_MAX)

@@ -397,6 +397,17 @@ impl AtWork {
     }
 }
 
+/// Its listener asks for no key: a page whose own name was made to mean this machine gets nothing.
+async fn assert_kept_from_other_names(listener: &str) {
+    let request = reqwest_client()
+        .get(format!("http://{listener}/metrics"))
+        .header("host", "evil.example");
+    let answer = request.send().await.expect("answered");
+    assert_eq!(answer.status(), 421);
+    let problem: serde_json::Value = answer.json().await.expect("a problem");
+    assert_eq!(problem["code"], "misdirected_request");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_process_counts_what_it_does_and_what_goes_wrong_to_the_unit() {
     let at_work = AtWork::open().await;
@@ -413,6 +424,7 @@ async fn each_process_counts_what_it_does_and_what_goes_wrong_to_the_unit() {
     for process in [&at_work.serve, &at_work.work, &at_work.sync] {
         let scrape = process.scrape().await;
         names.extend(scrape.names());
+        assert_kept_from_other_names(&process.metrics_address().await).await;
         let (is_content, said) = promtool(&["check", "metrics"], &scrape.text).await;
         assert!(is_content && said.is_empty(), "{said}{}", scrape.text);
         // No order, product or address is ever a label.
