@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -48,7 +49,7 @@ impl Stream {
         tls: Option<TlsAcceptor>,
     ) -> io::Result<(Self, Option<SocketAddr>)> {
         let peer = stream.peer_addr().ok();
-        give_up_what_takes_nothing(&stream);
+        give_up_what_takes_nothing(&stream, TAKE_DEADLINE);
         let Some(tls) = tls else {
             return Ok((Self::Plain(stream, counted), peer));
         };
@@ -84,10 +85,10 @@ fn not_tls() -> Vec<u8> {
     answer
 }
 
-/// Lets the kernel close a connection whose peer is there and reads nothing: the server itself would keep it, and what it
-/// has for it, for ever.
-fn give_up_what_takes_nothing(stream: &TcpStream) {
-    if let Err(error) = SockRef::from(stream).set_tcp_user_timeout(Some(TAKE_DEADLINE)) {
+/// Lets the kernel close a connection whose peer is there and reads nothing for this long: the server itself would keep
+/// it, and what it has for it, for ever.
+fn give_up_what_takes_nothing(stream: &TcpStream, deadline: Duration) {
+    if let Err(error) = SockRef::from(stream).set_tcp_user_timeout(Some(deadline)) {
         tracing::debug!(%error, "a connection has no deadline for what it is sent");
     }
 }
@@ -133,5 +134,31 @@ impl AsyncWrite for Stream {
             Self::Tls(stream, _) => Pin::new(stream).poll_shutdown(context),
             Self::Local(stream, _) => Pin::new(stream).poll_shutdown(context),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_is_there_and_reads_nothing_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let client = TcpStream::connect(address).await.expect("connected");
+        let (mut stream, _) = listener.accept().await.expect("accepted");
+        give_up_what_takes_nothing(&stream, Duration::from_millis(500));
+        // More than both kernels hold for a client that does not read.
+        let answer = vec![b'a'; 1024 * 1024];
+        let error = loop {
+            let written = tokio::time::timeout(Duration::from_secs(30), stream.write_all(&answer));
+            if let Err(error) = written.await.expect("given up in time") {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        drop(client);
     }
 }

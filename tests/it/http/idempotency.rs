@@ -357,3 +357,34 @@ async fn every_order_of_a_rush_is_decided_once_and_none_is_sold_twice() {
     .await;
     drop((parts, second, other_workers));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_is_neither_inserted_nor_there_is_not_accepted() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let line = one("p1");
+    // While requests are repeated, orders may turn out to exist already.
+    for replayed in [None, Some("true")] {
+        let first = order_with_key(&shop, "first", &line).await;
+        assert_eq!(first.header("idempotent-replayed"), replayed);
+    }
+    // As if somebody deleted it between the two looks.
+    shop.run_here(
+        "CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+         CREATE TRIGGER lose BEFORE INSERT ON orders FOR EACH ROW WHEN (NEW.idempotency_key = 'lost') EXECUTE FUNCTION lose()",
+    )
+    .await;
+    let (lost, kept) = tokio::join!(
+        order_with_key(&shop, "lost", &line),
+        order_with_key(&shop, "kept", &line),
+    );
+    assert_eq!(lost.problem(), "503 unavailable");
+    assert_eq!(lost.header("retry-after"), Some("1"));
+    assert_eq!(kept.status, 202, "{}", kept.body);
+    let orders = "SELECT count(*) AS n FROM orders";
+    assert_eq!(shop.count(orders).await, 2);
+    shop.run_here("DROP TRIGGER lose ON orders").await;
+    let again = order_with_key(&shop, "lost", &line).await;
+    assert_eq!(again.status, 202, "{}", again.body);
+    assert_eq!(again.header("idempotent-replayed"), None);
+}
