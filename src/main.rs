@@ -24,20 +24,21 @@ fn main() -> ExitCode {
             runtime.shutdown_background();
             result
         });
-    let code = match result {
-        Ok(()) => ExitCode::SUCCESS,
+    match result {
+        Ok(()) => {
+            telemetry::end(None);
+            ExitCode::SUCCESS
+        }
         Err(failure) => {
             let label = if std::io::stderr().is_terminal() && telemetry::colour_is_wanted() {
                 "\x1b[1;31merror:\x1b[0m"
             } else {
                 "error:"
             };
-            telemetry::say(&format!("{label} {failure}"));
+            telemetry::end(Some(&format!("{label} {failure}")));
             ExitCode::from(failure.code)
         }
-    };
-    telemetry::flush();
-    code
+    }
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {

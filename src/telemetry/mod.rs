@@ -109,10 +109,19 @@ pub fn say(line: &str) {
     }
 }
 
-/// Waits a moment for what was logged to be written, when the process ends.
-pub fn flush() {
-    if let Some(lines) = LINES.get() {
-        lines.flush(LAST_LINES_WITHIN);
+/// Writes the last words of the process for people, if it has any, and waits a moment for what was logged to be written.
+/// Nothing is logged any more.
+pub fn end(last_words: Option<&str>) {
+    let last_words = last_words.map(|words| format!("{words}\n"));
+    let last_words = last_words.as_deref().unwrap_or_default();
+    match LINES.get() {
+        Some(lines) => {
+            lines.close_with(last_words.as_bytes());
+            lines.flush(LAST_LINES_WITHIN);
+        }
+        None => {
+            let _ = write!(io::stderr(), "{last_words}");
+        }
     }
 }
 

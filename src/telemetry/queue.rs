@@ -32,6 +32,8 @@ struct Queue {
     text: Vec<u8>,
     lost: u64,
     is_writing: bool,
+    /// The last words are said.
+    is_closed: bool,
 }
 
 impl Lines {
@@ -59,7 +61,20 @@ impl Lines {
 
     /// Adds one line, or loses it. Never waits.
     pub(super) fn add(&self, line: &[u8]) {
+        self.add_to(&mut self.queue(), line);
+    }
+
+    /// Adds the last line: what threads say that do not know yet that the process ends is not to come after it.
+    pub(super) fn close_with(&self, line: &[u8]) {
         let mut queue = self.queue();
+        self.add_to(&mut queue, line);
+        queue.is_closed = true;
+    }
+
+    fn add_to(&self, queue: &mut Queue, line: &[u8]) {
+        if queue.is_closed {
+            return;
+        }
         if queue.text.len() + line.len() > self.0.queued_max {
             queue.lost += 1;
             LOG_LINES_LOST.inc();
@@ -160,7 +175,8 @@ mod tests {
         for line in expected.lines() {
             lines.add(format!("{line}\n").as_bytes());
         }
-        lines.add(b"last\n");
+        lines.close_with(b"last\n");
+        lines.add(b"too late\n");
         lines.flush(PATIENCE);
         assert!(lines.queue().text.is_empty());
         assert_eq!(reading.join().expect("read"), expected + "last\n");
