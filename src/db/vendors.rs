@@ -243,3 +243,18 @@ pub async fn try_lock_sync(
     .await?;
     Ok(row.locked)
 }
+
+/// Gives the lock of a vendor's sync back, if this session has it.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn unlock_sync(
+    connection: &mut AsyncPgConnection,
+    vendor: &VendorId,
+) -> Result<(), Error> {
+    diesel::sql_query("SELECT pg_advisory_unlock(hashtextextended('stockctl sync ' || $1, 0))")
+        .bind::<Text, _>(vendor.as_str())
+        .execute(connection)
+        .await?;
+    Ok(())
+}

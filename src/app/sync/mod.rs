@@ -85,12 +85,20 @@ pub async fn sync(
         span.note("stockctl.sync.written", summary.written);
         span.note("stockctl.sync.closed", summary.closed);
     }
-    if let Err(error) = &result {
-        span.fail(error);
-        note_failure(context, vendor_id, error).await;
+    match &result {
+        Ok(_) => {
+            // It would end with its session, but only once the server has seen that end: who syncs again at once would be
+            // told that somebody else does.
+            let unlocking = async { Ok(db::vendors::unlock_sync(&mut session, vendor_id).await?) };
+            if let Err(error) = context.within(TRANSACTION_DEADLINE, unlocking).await {
+                tracing::debug!(vendor = %vendor_id, %error, "the lock of a sync ends with its session");
+            }
+        }
+        Err(error) => {
+            span.fail(error);
+            note_failure(context, vendor_id, error).await;
+        }
     }
-    // The lock ends with its session.
-    drop(session);
     result
 }
 
