@@ -280,8 +280,8 @@ impl Committer {
             Err(Insert::Refused(error)) => {
                 let order = by_order.keys().next();
                 let trace = order.and_then(|order| traces.get(order));
-                let trace_id = trace.map(|trace| trace.trace_id.to_string());
-                tracing::error!(?order, trace_id, %error, "an order cannot be inserted");
+                traces::for_log(trace)
+                    .in_scope(|| tracing::error!(?order, %error, "an order cannot be inserted"));
                 refuse(by_order, &NotAccepted::Bug(error));
             }
         }

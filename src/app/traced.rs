@@ -2,6 +2,7 @@
 
 use crate::domain::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use crate::mq::{HeaderValue, Headers};
+use crate::traces;
 
 /// The headers that pass a context on; none without one.
 #[must_use]
@@ -27,10 +28,10 @@ pub fn context_of(headers: &Headers) -> Option<TraceContext> {
     TraceContext::parse(text(TRACEPARENT)?, text(TRACESTATE))
 }
 
-/// The id of the trace that a message belongs to, for the log.
+/// The trace that a message belongs to, for the lines of the log about it.
 #[must_use]
-pub fn trace_id_of(headers: &Headers) -> Option<String> {
-    Some(context_of(headers)?.trace_id.to_string())
+pub fn for_log(headers: &Headers) -> tracing::Span {
+    traces::for_log(context_of(headers).as_ref())
 }
 
 /// The contexts of several messages, each once.

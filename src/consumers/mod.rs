@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use chrono::{SecondsFormat, Utc};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::app::relay::Relay;
 use crate::app::{Context, Error, Kind, dead_letters, traced};
 use crate::db::updates::DeadLetter;
-use crate::domain::ids::UpdateId;
+use crate::domain::ids::{OrderId, UpdateId};
 use crate::domain::messages::{
     DEAD_ATTEMPTS, DEAD_CAUSE, DEAD_ERROR, DEAD_REASON, DEAD_TIME, RETRY_COUNT,
 };
@@ -29,6 +30,8 @@ use crate::shutdown::Shutdown;
 
 /// The longest error text in a header; a frame has room for more, a person's screen does not.
 const ERROR_CHARS_MAX: usize = 1000;
+/// A line of the log names this many orders.
+const ORDERS_TOLD_MAX: usize = 20;
 /// Deliveries are held while a store is away, and handed back after this: the broker closes a channel that holds one
 /// for 30 minutes.
 const HOLD_MAX: Duration = Duration::from_secs(120);
@@ -213,18 +216,20 @@ impl Door {
             Queue::Webhooks => (Queue::WebhooksDlq, webhooks::retry_queue(verdict)),
             _ => (Queue::OrdersDlq, Queue::OrdersRetry),
         };
+        let span = traced::for_log(&delivery.headers);
         match verdict {
             Verdict::Ack => true,
             Verdict::Retry { retry_count } => {
-                tracing::info!(
-                    queue = from.base_name(),
-                    message_id = delivery.message_id,
-                    order = subject.order(),
-                    update = subject.update(),
-                    trace_id = traced::trace_id_of(&delivery.headers),
-                    retry_count,
-                    "to be retried"
-                );
+                span.in_scope(|| {
+                    tracing::info!(
+                        queue = from.base_name(),
+                        message_id = delivery.message_id,
+                        order = subject.order(),
+                        update = subject.update(),
+                        retry_count,
+                        "to be retried"
+                    )
+                });
                 let headers = headers_again(from, delivery, *retry_count);
                 let is_copied = self.copy_to(retry_queue, delivery, &headers, until).await;
                 if is_copied {
@@ -239,16 +244,17 @@ impl Door {
                 is_copied
             }
             Verdict::DeadLetter { code, error, cause } => {
-                tracing::warn!(
-                    queue = from.base_name(),
-                    message_id = delivery.message_id,
-                    order = subject.order(),
-                    update = subject.update(),
-                    trace_id = traced::trace_id_of(&delivery.headers),
-                    code,
-                    error,
-                    "dead-lettered"
-                );
+                span.in_scope(|| {
+                    tracing::warn!(
+                        queue = from.base_name(),
+                        message_id = delivery.message_id,
+                        order = subject.order(),
+                        update = subject.update(),
+                        code,
+                        error,
+                        "dead-lettered"
+                    )
+                });
                 // The copy first: an order that says it failed must have a letter to be replayed from.
                 let is_copied = self
                     .copy_to(
@@ -261,7 +267,7 @@ impl Door {
                 if is_copied {
                     MESSAGES.dead_lettered(from.base_name(), code).inc();
                 }
-                is_copied && self.note_dead(subject, code, until).await
+                is_copied && self.note_dead(subject, code, until).instrument(span).await
             }
         }
     }
@@ -277,8 +283,10 @@ impl Door {
                     dead_letters::fail_order(&self.context, order, code, Utc::now()).await
                 }
                 Subject::Updates(ids) => {
-                    dead_letters::mark_updates(&self.context, ids, DeadLetter::Written, Utc::now())
+                    let written = DeadLetter::Written;
+                    dead_letters::mark_updates(&self.context, ids, written, Utc::now())
                         .await
+                        .map(|orders| tell_of(&orders, subject))
                 }
             };
             let Err(error) = noted else { return true };
@@ -320,6 +328,20 @@ impl Door {
             tokio::time::sleep(PROBE_INTERVAL).await;
         }
     }
+}
+
+/// Names the orders whose updates an operator has in hand now: their message names none.
+fn tell_of(orders: &[OrderId], subject: &Subject<'_>) {
+    if orders.is_empty() {
+        return;
+    }
+    let told = orders.iter().take(ORDERS_TOLD_MAX).map(ToString::to_string);
+    tracing::warn!(
+        update = subject.update(),
+        orders = told.collect::<Vec<_>>().join(" "),
+        count = orders.len(),
+        "the vendor has not confirmed the updates of these orders; they wait for an operator"
+    );
 }
 
 impl Door {

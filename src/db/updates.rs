@@ -394,7 +394,7 @@ pub enum DeadLetter {
 }
 
 /// Notes of updates without an answer whether their message is in the dead-letter queue, and of their orders that this
-/// happened.
+/// happened. Returns these orders.
 ///
 /// # Errors
 /// See [`Error`].
@@ -403,13 +403,18 @@ pub async fn mark_dead_lettered(
     ids: &[UpdateId],
     letter: DeadLetter,
     now: DateTime<Utc>,
-) -> Result<(), Error> {
+) -> Result<Vec<OrderId>, Error> {
+    #[derive(diesel::QueryableByName)]
+    struct Of {
+        #[diesel(sql_type = SqlUuid)]
+        order_id: Uuid,
+    }
     let event = match letter {
         DeadLetter::Written => "push_failed",
         DeadLetter::Replayed => "push_replayed",
         DeadLetter::Dropped => "push_dropped",
     };
-    prepared(
+    let of: Vec<Of> = prepared(
         diesel::sql_query(
             "WITH open AS (
                  SELECT id FROM stock_updates
@@ -420,16 +425,17 @@ pub async fn mark_dead_lettered(
                  RETURNING u.order_id, u.vendor_id
              )
              INSERT INTO order_events (order_id, at, event, vendor_id)
-             SELECT DISTINCT order_id, $3, $4, vendor_id FROM marked",
+             SELECT DISTINCT order_id, $3, $4, vendor_id FROM marked
+             RETURNING order_id",
         )
         .bind::<Array<SqlUuid>, _>(uuids(ids))
         .bind::<Bool, _>(letter == DeadLetter::Written)
         .bind::<Timestamptz, _>(now)
         .bind::<Text, _>(event),
     )
-    .execute(connection)
+    .load(connection)
     .await?;
-    Ok(())
+    Ok(of.into_iter().map(|row| OrderId(row.order_id)).collect())
 }
 
 /// Locks updates whose message may be lost: without an answer for a time that doubles with each sending, not in the

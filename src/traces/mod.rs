@@ -51,6 +51,16 @@ pub fn within<F: Future>(
     CURRENT.scope(context, future)
 }
 
+/// A context as the log has it: lines within have the trace's id, all in the same place.
+#[must_use]
+pub fn for_log(context: Option<&TraceContext>) -> tracing::Span {
+    match context {
+        // At the level of errors, so that whatever is logged at all has it.
+        Some(context) => tracing::error_span!("traced", trace_id = %context.trace_id),
+        None => tracing::Span::none(),
+    }
+}
+
 /// The part that a span has in an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -144,11 +154,7 @@ impl Span {
     /// The same for the log, whose lines then have the trace's id.
     #[must_use]
     pub fn for_log(&self) -> tracing::Span {
-        match &self.context {
-            // At the level of errors, so that whatever is logged at all has it.
-            Some(context) => tracing::error_span!("traced", trace_id = %context.trace_id),
-            None => tracing::Span::none(),
-        }
+        for_log(self.context.as_ref())
     }
 
     /// Whether it will be exported, so that it is worth while to describe it.

@@ -369,9 +369,7 @@ async fn the_lines_of_the_log_that_belong_to_a_message_name_its_trace_and_its_or
         order["vendorSync"] == "failed"
     })
     .await;
-    let log = working
-        .writes("\"queue\":\"vendor_sync\",\"message_id\"")
-        .await;
+    let log = working.writes("has not confirmed the updates").await;
     let lines: Vec<Value> = log
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok())
@@ -387,8 +385,7 @@ async fn the_lines_of_the_log_that_belong_to_a_message_name_its_trace_and_its_or
         );
     }
     for line in &lines {
-        let trace = [&line["trace_id"], &line["span"]["trace_id"]];
-        assert!(trace.iter().any(|id| **id == TRACE), "{line}");
+        assert_eq!(line["span"]["trace_id"], TRACE, "{line}");
         assert!(line["message_id"].is_string(), "{line}");
     }
     let of_order = lines.iter().find(|line| line["queue"] == "orders_queue");
@@ -402,6 +399,10 @@ async fn the_lines_of_the_log_that_belong_to_a_message_name_its_trace_and_its_or
         updates,
         BTreeSet::from([order["updates"][0]["id"].as_str().expect("an id")])
     );
+    let told = log.lines().last().expect("what was waited for");
+    let told: Value = serde_json::from_str(told).expect("a line");
+    assert_eq!(told["orders"], refused, "{told}");
+    assert_eq!(told["span"]["trace_id"], TRACE, "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

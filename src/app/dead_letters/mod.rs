@@ -25,7 +25,7 @@ use super::save::save;
 use super::{Context, Error, TRANSACTION_DEADLINE, with_deadline};
 use crate::db;
 use crate::db::updates::DeadLetter;
-use crate::domain::ids::UpdateId;
+use crate::domain::ids::{OrderId, UpdateId};
 use crate::domain::order::NewOrder;
 
 /// An order's message is in the dead-letter queue: the order, inserted if only the broker had it, is failed.
@@ -53,7 +53,7 @@ pub async fn fail_order(
     .await
 }
 
-/// Updates whose message is in the dead-letter queue, or (`false`) is no longer.
+/// Notes what has happened to the dead letter of updates. Returns the orders of which that is news.
 ///
 /// # Errors
 /// See [`Error`].
@@ -62,7 +62,7 @@ pub async fn mark_updates(
     ids: &[UpdateId],
     letter: DeadLetter,
     now: DateTime<Utc>,
-) -> Result<(), Error> {
+) -> Result<Vec<OrderId>, Error> {
     with_deadline(TRANSACTION_DEADLINE, &context.database, async {
         let mut connection = context.database.get().await?;
         connection
