@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use amiquip::{Channel, ConsumerMessage, ConsumerOptions};
+use amiquip::{Channel, ConsumerMessage, ConsumerOptions, QueueDeclareOptions};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use tokio::{
     sync::{oneshot, watch},
@@ -20,7 +20,7 @@ use super::{
     link::{dial_any, parse_addresses},
     message::{Delivery, Tag, received},
     queues::{Queue, Settings},
-    trouble::{NOT_FOUND, Trouble},
+    trouble::{NOT_FOUND, RESOURCE_LOCKED, Trouble},
     wire::{TICK, Wire},
 };
 
@@ -33,10 +33,15 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// Messages that a session reads, which bounds its memory, and its length while more come in.
 const READ_MAX: u16 = 10_000;
 
-/// How long a session waits for another to end: two at once would each see a part of the queue and take it for all.
+/// How long a session waits for another to end: two at once would each see a part of the queue and take it for all, and
+/// give it back in another order.
 const ALONE_DEADLINE: Duration = Duration::from_secs(5);
 /// How often it looks. Half of it is random, so that two that wait for each other do not go on so.
 const ALONE_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a session waits to see what it gave back in the queue, before it lets others look.
+const RETURN_DEADLINE: Duration = Duration::from_secs(3);
+const RETURN_PAUSE: Duration = Duration::from_millis(10);
 
 /// How long the broker may take to bring the next message that it says is there.
 const NEXT_DEADLINE: Duration = Duration::from_secs(10);
@@ -185,17 +190,19 @@ fn serve(
             Ok(channel) => channel,
             Err(trouble) => return tell(Err(Error::lost(&address, &trouble))),
         };
-        let refused = match Session::open(&wire, &channel, name) {
+        let (refused, back) = match Session::open(&wire, &channel, name) {
             Ok(session) => {
                 tell(Ok(()));
-                session.serve(inbox);
-                None
+                (None, session.serve(inbox))
             }
-            Err(error) => Some(error),
+            Err(error) => (Some(error), None),
         };
         wire.feed();
         // Everything held goes back with the channel, and with the connection at the latest.
         let _ = channel.close();
+        if let Some(ready) = back {
+            await_return(&mut wire, name, ready);
+        }
         match refused {
             Some(Error::Busy(_)) if Instant::now() < until => {}
             Some(error) => break tell(Err(error)),
@@ -204,6 +211,30 @@ fn serve(
         thread::sleep(ALONE_PAUSE.mul_f64(0.5 + fastrand::f64() / 2.0));
     }
     let _ = wire.close();
+}
+
+/// Waits until a queue has so many messages: the broker answers that a channel is closed before it has taken back what
+/// that held, and whoever looked meanwhile would see the rest and take it for all.
+fn await_return(wire: &mut Wire, name: &str, ready: u32) {
+    let Ok(channel) = wire.open_channel() else {
+        return;
+    };
+    let until = Instant::now() + RETURN_DEADLINE;
+    let is_back = || match channel.queue_declare_passive(name) {
+        Ok(queue) => queue.declared_message_count().unwrap_or_default() >= ready,
+        Err(_) => true,
+    };
+    while !is_back() && Instant::now() < until {
+        wire.feed();
+        thread::sleep(RETURN_PAUSE);
+    }
+    let _ = channel.close();
+}
+
+/// The name of the queue by which a session keeps others out. It is exclusive, so it is one connection's alone, and gone
+/// with it.
+fn lock_of(name: &str) -> String {
+    format!("{name}_session")
 }
 
 /// The messages come by a consumer, not by `basic.get`: to a quorum queue each get is a consumer of its
@@ -217,6 +248,8 @@ struct Session<'a> {
     held: BTreeMap<u64, amiquip::Delivery>,
     unread_max: u16,
     is_reading: bool,
+    /// Messages that came after reading was stopped, and are held like the others.
+    under_way: u32,
 }
 
 /// What the broker says about the queue.
@@ -242,6 +275,22 @@ impl<'a> Session<'a> {
             }
             Err(error) => return Err(lost(error)),
         }
+        // Consumers alone do not tell: one that has read what it works on consumes no more, and of two that began at the
+        // same moment each would have taken a part before it saw the other.
+        let exclusive = QueueDeclareOptions {
+            exclusive: true,
+            ..QueueDeclareOptions::default()
+        };
+        match channel.queue_declare(lock_of(name), exclusive) {
+            Ok(_) => {}
+            Err(amiquip::Error::ServerClosedChannel {
+                code: RESOURCE_LOCKED,
+                ..
+            }) => {
+                return Err(Error::Busy(name.to_owned()));
+            }
+            Err(error) => return Err(lost(error)),
+        }
         channel.qos(0, READ_MAX, false).map_err(lost)?;
         let consumer = channel
             .basic_consume(name, ConsumerOptions::default())
@@ -254,16 +303,18 @@ impl<'a> Session<'a> {
             held: BTreeMap::new(),
             unread_max: READ_MAX,
             is_reading: true,
+            under_way: 0,
         };
-        // Another may have begun at the same moment; then both stand back.
+        // One of an older version may have begun at the same moment; then both stand back.
         match session.waiting()? {
             Some(Waiting { others: 1.., .. }) => Err(Error::Busy(name.to_owned())),
             _ => Ok(session),
         }
     }
 
-    /// Answers commands until the operator is done.
-    fn serve(mut self, inbox: &Receiver<Command>) {
+    /// Answers commands until the operator is done. Returns how many messages the queue has once those that are held are
+    /// back, if that can be told.
+    fn serve(mut self, inbox: &Receiver<Command>) -> Option<u32> {
         loop {
             self.wire.feed();
             match inbox.recv_timeout(TICK) {
@@ -273,7 +324,10 @@ impl<'a> Session<'a> {
             }
         }
         // The connection is closed next in any case.
-        let _ = self.stop_reading();
+        self.stop_reading().ok()?;
+        let held = u32::try_from(self.held.len()).unwrap_or(u32::MAX);
+        let behind = self.waiting().ok()??.ready + self.under_way;
+        Some(behind.saturating_add(held))
     }
 
     fn answer(&mut self, command: Command) {
@@ -283,9 +337,9 @@ impl<'a> Session<'a> {
                 let _ = reply.send(self.next());
             }
             Command::StopReading(reply) => {
-                let left = self.stop_reading().and_then(|under_way| {
+                let left = self.stop_reading().and_then(|()| {
                     let ready = self.waiting()?.map_or(0, |waiting| waiting.ready);
-                    Ok(ready + under_way)
+                    Ok(ready + self.under_way)
                 });
                 let _ = reply.send(left);
             }
@@ -375,17 +429,18 @@ impl<'a> Session<'a> {
         Error::lost(self.wire.address(), &Trouble::from(error))
     }
 
-    /// Cancels the consumer, and returns how many messages were on their way to it.
-    fn stop_reading(&mut self) -> Result<u32, Error> {
+    /// Cancels the consumer, and counts the messages that were on their way to it.
+    fn stop_reading(&mut self) -> Result<(), Error> {
         self.unread_max = 0;
         if !std::mem::take(&mut self.is_reading) {
-            return Ok(0);
+            return Ok(());
         }
         self.consumer.cancel().map_err(|error| self.lost(error))?;
         let under_way = until_cancelled(&self.consumer)
             .into_iter()
             .filter(|message| matches!(message, ConsumerMessage::Delivery(_)))
             .count();
-        Ok(u32::try_from(under_way).unwrap_or(u32::MAX))
+        self.under_way = u32::try_from(under_way).unwrap_or(u32::MAX);
+        Ok(())
     }
 }

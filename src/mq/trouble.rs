@@ -2,6 +2,8 @@
 
 /// AMQP's reply code for a queue that does not exist.
 pub(super) const NOT_FOUND: u16 = 404;
+/// AMQP's reply code for a queue that is another connection's alone.
+pub(super) const RESOURCE_LOCKED: u16 = 405;
 /// AMQP's reply code for a declaration that differs from what exists.
 pub(super) const PRECONDITION_FAILED: u16 = 406;
 

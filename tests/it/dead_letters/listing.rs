@@ -2,12 +2,12 @@
 
 use serde_json::json;
 use stockctl::domain::dead_letter::LETTERS_MAX;
-use stockctl::mq::{Consumer, Queue};
+use stockctl::mq::{self, Consumer, DeadLetters, Queue};
 
 use super::{dlq, impatient_shop, letter, listed};
 use crate::support::amqp_proxy::{BASIC_CONSUME, QUEUE_DECLARE, StoppingProxy};
 use crate::support::messages::{drain, ids, producer, publish, publish_raw, until_ready};
-use crate::support::{Ended, Process, Shop};
+use crate::support::{DEADLINE, Ended, Process, Shop};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listing_loses_and_reorders_nothing_also_when_it_is_killed_in_the_middle() {
@@ -85,6 +85,40 @@ async fn a_queue_that_another_session_holds_is_not_shown_as_empty() {
     holding.kill().await;
     until_ready(&broker, Queue::OrdersDlq, 1).await;
     assert_eq!(listed(&shop, &["orders_dlq"]).await, ["one"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_works_on_what_was_read_keeps_others_out_and_what_is_given_back_keeps_its_place() {
+    let shop = Shop::new().await;
+    let broker = shop.broker();
+    let publisher = producer(&broker).await;
+    let numbered: Vec<String> = (0..60).map(|n| format!("letter-{n}")).collect();
+    let letter = |id: &String| letter(Queue::OrdersDlq, id, "invalid_message", "{}");
+    publish(&publisher, numbered.iter().map(letter).collect()).await;
+    let open = || DeadLetters::open(&broker, Queue::OrdersDlq, DEADLINE);
+
+    let mut working = open().await.expect("opened");
+    for _ in 0..3 {
+        working.next().await.expect("read").expect("a letter");
+    }
+    // It consumes no more, and holds everything still.
+    let left = working.stop_reading().await.expect("stopped");
+    assert_eq!(left, 57);
+    let late = "late".to_owned();
+    publish(&publisher, vec![letter(&late)]).await;
+    until_ready(&broker, Queue::OrdersDlq, 1).await;
+    let refused = open().await.err().expect("refused");
+    assert!(matches!(refused, mq::Error::Busy(_)), "{refused}");
+    working.close().await;
+
+    // Whoever comes next sees all of it at once, in its order.
+    let expected: Vec<&str> = numbered.iter().chain([&late]).map(String::as_str).collect();
+    let mut next = open().await.expect("opened");
+    for id in expected {
+        let read = next.next().await.expect("read").expect("a letter");
+        assert_eq!(read.message_id.as_deref(), Some(id));
+    }
+    next.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
