@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text, Timestamptz};
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 
 use super::vendor_id;
 use crate::domain::ids::VendorId;
@@ -244,7 +244,7 @@ pub async fn try_lock_sync(
     Ok(row.locked)
 }
 
-/// Gives the lock of a vendor's sync back, if this session has it.
+/// Gives the lock of a vendor's sync back, if this session has it, whatever else the session was about to do.
 ///
 /// # Errors
 /// See [`Error`].
@@ -252,9 +252,13 @@ pub async fn unlock_sync(
     connection: &mut AsyncPgConnection,
     vendor: &VendorId,
 ) -> Result<(), Error> {
-    diesel::sql_query("SELECT pg_advisory_unlock(hashtextextended('stockctl sync ' || $1, 0))")
-        .bind::<Text, _>(vendor.as_str())
-        .execute(connection)
-        .await?;
+    let unlock =
+        diesel::sql_query("SELECT pg_advisory_unlock(hashtextextended('stockctl sync ' || $1, 0))")
+            .bind::<Text, _>(vendor.as_str());
+    if unlock.clone().execute(connection).await.is_err() {
+        // A transaction that failed takes nothing else.
+        connection.batch_execute("ROLLBACK").await?;
+        unlock.execute(connection).await?;
+    }
     Ok(())
 }

@@ -4,6 +4,7 @@
 mod held;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel_async::{AsyncConnection, AsyncPgConnection};
@@ -85,19 +86,15 @@ pub async fn sync(
         span.note("stockctl.sync.written", summary.written);
         span.note("stockctl.sync.closed", summary.closed);
     }
-    match &result {
-        Ok(_) => {
-            // It would end with its session, but only once the server has seen that end: who syncs again at once would be
-            // told that somebody else does.
-            let unlocking = async { Ok(db::vendors::unlock_sync(&mut session, vendor_id).await?) };
-            if let Err(error) = context.within(TRANSACTION_DEADLINE, unlocking).await {
-                tracing::debug!(vendor = %vendor_id, %error, "the lock of a sync ends with its session");
-            }
-        }
-        Err(error) => {
-            span.fail(error);
-            note_failure(context, vendor_id, error).await;
-        }
+    if let Err(error) = &result {
+        span.fail(error);
+        note_failure(context, vendor_id, error).await;
+    }
+    // It would end with its session, but only once the server has seen that end: who syncs again at once would be told
+    // that somebody else does.
+    let unlocking = async { Ok(db::vendors::unlock_sync(&mut session, vendor_id).await?) };
+    if let Err(error) = context.within(UNLOCK_DEADLINE, unlocking).await {
+        tracing::debug!(vendor = %vendor_id, %error, "the lock of a sync ends with its session");
     }
     result
 }
@@ -321,6 +318,8 @@ fn split_until(applied: &mut Applied, until: Option<&ProductId>) -> Applied {
     here
 }
 
+/// A session that works answers at once; one that does not is closed.
+const UNLOCK_DEADLINE: Duration = Duration::from_secs(1);
 /// Updates looked up in a ledger by one statement, and closed by one transaction, during which no order of their products
 /// can be decided.
 const UPDATES_PER_PAGE: usize = 2000;
@@ -342,7 +341,7 @@ async fn at_vendor_within<T>(
 }
 
 /// A chunk is read in well under a second, unless the vendor has to sort its catalogue first.
-const VENDOR_DEADLINE: std::time::Duration = std::time::Duration::from_secs(60);
+const VENDOR_DEADLINE: Duration = Duration::from_secs(60);
 
 async fn list_unclosed(
     context: &Context,
