@@ -320,15 +320,15 @@ pub async fn insert(
         return Ok(());
     }
     let columns = Columns::new(shelves);
+    let products: BTreeSet<&str> = columns.products.iter().copied().collect();
     prepared(
         diesel::sql_query(
             "WITH inserted AS (
                  INSERT INTO stock (product_id, vendor_id, name, on_hand, open_delta, blocked_run, first_on_hand, first_listed_at)
                  SELECT t.*, t.on_hand, $7
                  FROM unnest($1, $2, $3, $4, $5, $6) AS t(product_id, vendor_id, name, on_hand, open_delta, blocked_run)
-                 RETURNING product_id
              )
-             INSERT INTO events (kind, product_ids, at) SELECT 'stock.changed', array_agg(DISTINCT product_id), $7 FROM inserted",
+             INSERT INTO events (kind, product_ids, at) VALUES ('stock.changed', $8, $7)",
         )
         .bind::<Array<Text>, _>(columns.products)
         .bind::<Array<Text>, _>(columns.vendors)
@@ -336,7 +336,8 @@ pub async fn insert(
         .bind::<Array<BigInt>, _>(columns.on_hand)
         .bind::<Array<BigInt>, _>(columns.open_delta)
         .bind::<Array<Nullable<BigInt>>, _>(columns.blocked_run)
-        .bind::<Timestamptz, _>(now),
+        .bind::<Timestamptz, _>(now)
+        .bind::<Array<Text>, _>(products.into_iter().collect::<Vec<_>>()),
     )
     .execute(connection)
     .await?;

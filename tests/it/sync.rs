@@ -671,6 +671,7 @@ fn broken_rules(order: &str) -> Vec<String> {
         "INSERT INTO stock (product_id, vendor_id, name, on_hand, first_on_hand, first_listed_at)
          VALUES ('', 'vendorA', '', 1, 1, now())".into(),
         "DELETE FROM stock WHERE product_id = 'p1'; DELETE FROM vendors".into(),
+        "UPDATE vendors SET id = 'other' WHERE id = 'vendorA'".into(),
         "UPDATE orders SET status = 'lost'".into(),
         "UPDATE orders SET status = 'confirmed'".into(),
         "UPDATE orders SET status = 'rejected', decided_at = now()".into(),
@@ -727,9 +728,10 @@ async fn the_schema_refuses_what_breaks_its_rules() {
     new row for relation "vendors" violates check constraint "vendors_id_check"
     new row for relation "vendors" violates check constraint "vendors_check"
     new row for relation "vendors" violates check constraint "vendors_check1"
-    insert or update on table "stock" violates foreign key constraint "stock_vendor_id_fkey"
+    product p1 is at vendor nobody, which does not exist
     new row for relation "stock" violates check constraint "stock_product_id_check"
-    update or delete on table "vendors" violates foreign key constraint "stock_vendor_id_fkey" on table "stock"
+    a vendor that has products stays
+    a row of vendors keeps its name
     new row for relation "orders" violates check constraint "orders_status_check"
     new row for relation "orders" violates check constraint "orders_check1"
     new row for relation "orders" violates check constraint "orders_check"

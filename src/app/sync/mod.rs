@@ -548,16 +548,17 @@ impl<'a> Writer<'a> {
             };
             let (here, rest) = listed.split_at(split);
             let close = split_until(&mut acknowledged, end.as_ref());
-            // A look without locks: only a run changes what it compares.
+            // A look without locks: only a run changes what it compares, and adds to it.
             let mut changed = list_differing(self.run, &held, here);
             changed.extend(close.keys().cloned());
+            let listed_here = here
+                .iter()
+                .filter(|product| changed.contains(&product.product_id));
+            let listed_here = listed_here.cloned().collect();
+            // A first sync would look for each product in vain.
+            changed.retain(|id| held.binary_search_by(|(held, _)| held.cmp(id)).is_ok());
             let work = Work {
-                write: Write::Listed(
-                    here.iter()
-                        .filter(|product| changed.contains(&product.product_id))
-                        .cloned()
-                        .collect(),
-                ),
+                write: Write::Listed(listed_here),
                 close: close.into_values().flatten().collect(),
                 products: changed.into_iter().collect(),
             };
@@ -574,7 +575,7 @@ impl<'a> Writer<'a> {
 
     /// One transaction. Returns whether the run is still the current one.
     async fn write(&mut self, work: Work) -> Result<bool, Error> {
-        if work.products.is_empty() {
+        if work.is_nothing() {
             return Ok(true);
         }
         let written = self
@@ -629,11 +630,21 @@ impl<'a> Writer<'a> {
 
 /// What one transaction of a run is about.
 struct Work {
-    /// The products whose stock it locks.
+    /// The products whose stock it locks: those that we hold.
     products: Vec<ProductId>,
     /// The updates that it closes.
     close: Vec<UpdateId>,
     write: Write,
+}
+
+impl Work {
+    fn is_nothing(&self) -> bool {
+        let lists_nothing = match &self.write {
+            Write::Nothing => true,
+            Write::Listed(listed) => listed.is_empty(),
+        };
+        lists_nothing && self.products.is_empty() && self.close.is_empty()
+    }
 }
 
 /// What becomes of the stock on hand.
