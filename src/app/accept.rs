@@ -44,6 +44,14 @@ pub enum Accepted {
     ThroughBroker,
 }
 
+impl Accepted {
+    /// Whether it is known to be decided, or failed, already.
+    #[must_use]
+    pub fn is_decided(&self) -> bool {
+        matches!(self, Self::Replayed(order) if order.status != Status::Pending)
+    }
+}
+
 /// Why an order was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotAccepted {

@@ -1,11 +1,12 @@
 //! `/admin`: what an operator asks for.
 
-use actix_web::web::Data;
+use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::body::{Nothing, read_nothing};
 use super::problem::Problem;
 use super::{State, answer, detached};
 use crate::app::Error;
@@ -28,9 +29,15 @@ struct SyncResponse {
 /// Sync all vendors now
 #[utoipa::path(
     post, path = "/admin/sync", tag = "operations",
+    request_body(content = Nothing, description = "None, or an empty object", example = json!({})),
     responses((status = 202, description = "Asked for; the sync loop does it", body = SyncResponse, example = json!({"requested": ["vendorA", "vendorB"]})))
 )]
-pub(super) async fn sync(state: Data<State>) -> Result<HttpResponse, Problem> {
+pub(super) async fn sync(
+    request: HttpRequest,
+    payload: Payload,
+    state: Data<State>,
+) -> Result<HttpResponse, Problem> {
+    read_nothing(&request, payload).await?;
     let vendors = state.context.vendor_ids();
     state
         .context

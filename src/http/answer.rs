@@ -108,26 +108,29 @@ pub(super) fn version(content: &[u8]) -> String {
     )
 }
 
-/// Whether the reader takes gzip: it says so, and not with a weight of 0.
+/// Whether the reader takes gzip: it says so, and not with a weight of 0. What it says of gzip counts before what it says of
+/// any other coding.
 pub(super) fn takes_gzip(headers: &HeaderMap) -> bool {
-    headers
+    let mut of_any = false;
+    let codings = headers
         .get_all(ACCEPT_ENCODING)
         .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|coding| {
-            let mut parts = coding.split(';').map(str::trim);
-            let name = parts.next().unwrap_or_default();
-            let is_refused = parts.any(|parameter| {
-                parameter
-                    .strip_prefix("q=")
-                    .and_then(|weight| weight.parse::<f32>().ok())
-                    == Some(0.0)
-            });
-            ["gzip", "x-gzip", "*"]
-                .iter()
-                .any(|known| name.eq_ignore_ascii_case(known))
-                && !is_refused
-        })
+        .flat_map(|value| value.split(','));
+    for coding in codings {
+        let mut parts = coding.split(';').map(str::trim);
+        let name = parts.next().unwrap_or_default();
+        let is_taken = !parts.any(|parameter| {
+            parameter
+                .strip_prefix("q=")
+                .and_then(|weight| weight.parse::<f32>().ok())
+                == Some(0.0)
+        });
+        if name.eq_ignore_ascii_case("gzip") || name.eq_ignore_ascii_case("x-gzip") {
+            return is_taken;
+        }
+        of_any |= name == "*" && is_taken;
+    }
+    of_any
 }
 
 /// Quickly: it is on a thread that serves others too.
@@ -167,6 +170,10 @@ mod tests {
             ("br", false),
             ("gzip;q=0", false),
             ("gzip;q=0.000, br", false),
+            ("gzip;q=0, *", false),
+            ("*, gzip;q=0", false),
+            ("*;q=0, gzip", true),
+            ("*;q=0", false),
             ("identity", false),
             ("", false),
         ] {

@@ -12,7 +12,9 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::body::{parse, read_json};
-use super::orders::{OrderRequest, OrderResponse, check_key, load_updates, new_order};
+use super::orders::{
+    IDEMPOTENCY_KEY, OrderRequest, OrderResponse, check_key, load_updates, new_order,
+};
 use super::problem::{BUSY, Problem, ProblemBody, UNAVAILABLE};
 use super::request_id::RequestId;
 use super::{State, answer, auth};
@@ -139,6 +141,11 @@ pub(super) async fn place_all(
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
     let caller = auth::caller(&request)?;
+    if request.headers().contains_key(IDEMPOTENCY_KEY) {
+        // One for all would have to hold for each subset of them that was accepted.
+        let detail = "is of one order: give each order of a batch an idempotencyKey of its own";
+        return Err(Problem::invalid_parameter("Idempotency-Key", detail));
+    }
     let body: BatchRequest = read_json(&request, payload, BATCH_BODY_BYTES_MAX).await?;
     let count = body.orders.len();
     if count == 0 || count > ORDERS_MAX {

@@ -6,15 +6,17 @@ use actix_web::http::header::{
 };
 use actix_web::web::{BytesMut, Payload};
 use futures_util::StreamExt;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
+use utoipa::ToSchema;
 
-use super::SEND_DEADLINE;
 use super::plain::plainly;
 use super::problem::{
     BODY_TOO_LARGE, INCOMPLETE_BODY, MALFORMED_JSON, Problem, REQUEST_TIMEOUT,
     UNSUPPORTED_MEDIA_TYPE,
 };
+use super::{BODY_BYTES_MAX, SEND_DEADLINE};
 use crate::domain::object::Object;
 use crate::domain::order::Invalid;
 
@@ -25,16 +27,39 @@ pub(super) async fn read_json<T: DeserializeOwned>(
     bytes_max: usize,
 ) -> Result<T, Problem> {
     check_content_type(request.headers())?;
+    parse(&read_within(request, payload, bytes_max).await?)
+}
+
+/// A body that says nothing: what is asked for stands in the address.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
+
+/// Reads the body of a request that needs none: nothing, or an empty object, which some clients send always. Whoever says
+/// more means something that would not be done.
+pub(super) async fn read_nothing(request: &HttpRequest, payload: Payload) -> Result<(), Problem> {
+    let body = read_within(request, payload, BODY_BYTES_MAX).await?;
+    if body.is_empty() {
+        return Ok(());
+    }
+    check_content_type(request.headers())?;
+    parse(&body).map(|Nothing {}| ())
+}
+
+async fn read_within(
+    request: &HttpRequest,
+    payload: Payload,
+    bytes_max: usize,
+) -> Result<BytesMut, Problem> {
     check_length(request.headers(), bytes_max)?;
-    let body = tokio::time::timeout(SEND_DEADLINE, read(payload, bytes_max))
+    tokio::time::timeout(SEND_DEADLINE, read(payload, bytes_max))
         .await
         .map_err(|_| {
             Problem::new(
                 REQUEST_TIMEOUT,
                 format!("the body took over {} s", SEND_DEADLINE.as_secs()),
             )
-        })??;
-    parse(&body)
+        })?
 }
 
 /// One type, that of JSON in UTF-8, as it is: what two readers could take for two things is none.

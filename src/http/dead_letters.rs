@@ -78,7 +78,7 @@ impl ActRequest {
         } else if !selects && !self.all {
             errors.push(Invalid::new(
                 "",
-                "select letters by id, ids, reason, order or limit, or say \"all\": true",
+                "must select letters by id, ids, reason, order or limit, or say \"all\": true",
             ));
         }
         // An empty list would mean any letter, and so all of them.

@@ -8,11 +8,11 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use actix_web::body::BoxBody;
-use actix_web::dev::{Service, ServiceRequest, ServiceResponse};
+use actix_web::dev::{Payload, Service, ServiceRequest, ServiceResponse};
 use actix_web::error::InternalError;
 use actix_web::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue, REFERRER_POLICY,
-    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    CACHE_CONTROL, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, HeaderMap, HeaderName, HeaderValue,
+    REFERRER_POLICY, TRANSFER_ENCODING, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use actix_web::http::{ConnectionType, Uri};
 use actix_web::{Error, HttpMessage, HttpResponse, ResponseError};
@@ -93,12 +93,16 @@ impl Edge {
     /// Handles a request with all that is around it.
     pub(super) fn around<S>(
         &self,
-        request: ServiceRequest,
+        mut request: ServiceRequest,
         routes: &S,
     ) -> impl Future<Output = Result<ServiceResponse<BoxBody>, Error>> + use<S>
     where
         S: Service<ServiceRequest, Response = ServiceResponse<BoxBody>, Error = Error>,
     {
+        let asks_to_upgrade = request.head().upgrade();
+        if asks_to_upgrade {
+            without_tunnel(&mut request);
+        }
         let origin = self.0.cors.origin(request.headers());
         let is_asking = origin.is_some() && is_preflight(request.method(), request.headers());
         let is_foreign = self
@@ -131,6 +135,12 @@ impl Edge {
         let edge = self.clone();
         async move {
             let mut answer = answering.await?;
+            if asks_to_upgrade {
+                // Else the server would answer `Connection: upgrade`, which a client takes for a connection that goes on,
+                // and close it.
+                let head = answer.response_mut().head_mut();
+                head.set_connection_type(ConnectionType::Close);
+            }
             if !edge.0.rates.is_off() {
                 let standing = answer.request().extensions().get::<Standing>().copied();
                 if let Some(standing) = standing {
@@ -145,6 +155,17 @@ impl Edge {
             }
             Ok(answer)
         }
+    }
+}
+
+/// Another protocol is an offer, which no route here takes up. The server takes what follows the head of such a request
+/// for its body, though no header says that there is one.
+fn without_tunnel(request: &mut ServiceRequest) {
+    let has_body = [CONTENT_LENGTH, TRANSFER_ENCODING]
+        .iter()
+        .any(|name| request.headers().contains_key(name));
+    if !has_body {
+        request.set_payload(Payload::None);
     }
 }
 

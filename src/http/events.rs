@@ -52,6 +52,7 @@ struct ListenQuery {
     get, path = "/events", tag = "operations",
     params(ListenQuery, ("Last-Event-ID" = Option<String>, Header, description = "The id up to which you have heard all", example = "7301-42-0")),
     responses((status = 200, description = "Events, for as long as the connection is there; `data` is an Event, or, of the types `reset` and `dropped`, an EventNotice",
+        headers(("X-Accel-Buffering" = String, description = "`no`: a proxy in between passes events on as they come")),
         body = String, content_type = "text/event-stream",
         example = "retry: 1000\nid: 7301-0-0\n\nid: 7301-42-0\nevent: order.confirmed\ndata: {\"type\":\"order.confirmed\",\"at\":\"2026-11-26T01:42:16.696737Z\",\"order\":{\"id\":\"01a21584-8706-763e-b5e8-dd1039028028\",\"status\":\"confirmed\",\"lines\":[{\"productId\":\"p2\",\"quantity\":18}],\"acceptedAt\":\"2026-11-26T01:42:16.582834Z\"}}\n\n"))
 )]

@@ -25,8 +25,12 @@ use super::problem::{self, CODES, Code, ProblemBody};
             is all of them. Each caller sees and repeats only its own orders.\n\
             - Where the installation limits how much a caller may ask for, `RateLimit` says how it stands, and more is answered \
             429 with `Retry-After`; a batch counts as its orders.\n\
-            - Fields that are not described are refused. Times are RFC 3339, in UTC.\n\
-            - Lists come in pages: `limit` is 1 to 200, and `nextCursor` leads to the next one, also as `Link: <…>; rel=\"next\"`.\n\
+            - Fields and parameters that are not described are refused. Times are RFC 3339, in UTC.\n\
+            - A field without a value is left out, unless it is described as `null`.\n\
+            - Every answer has `X-Content-Type-Options`, `X-Frame-Options`, `Referrer-Policy` and `Content-Security-Policy` \
+            for browsers, and, for pages of the origins that may call (`http.cors_origins`), `Access-Control-Allow-Origin` and \
+            `Access-Control-Expose-Headers`.\n\
+            - Lists that grow come in pages: `limit` is 1 to 200, and `nextCursor` leads to the next one, also as `Link: <…>; rel=\"next\"`.\n\
             - Bodies of requests have at most 64 KiB, unless an operation says otherwise. Answers to GET of 1 KiB and more \
             are compressed with gzip if `Accept-Encoding` takes it.",
     ),
@@ -177,6 +181,11 @@ fn parameters() -> Value {
             "The trace that the request belongs to (W3C Trace Context); its parts here, in messages and at the vendors belong to it too. One that cannot be read is none",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         ),
+        "tracestate": parameter(
+            "tracestate",
+            "What tracing systems say of that trace; it is passed on with it",
+            "shop=7",
+        ),
     })
 }
 
@@ -269,6 +278,9 @@ fn what_cannot_be_derived(document: &mut Value) {
     for path in ["/orders", "/webhooks"] {
         let operation = &mut document["paths"][path]["post"];
         set_parameter(operation, "Idempotency-Key", &key);
+    }
+    for path in ["/orders/{id}/cancel", "/admin/sync"] {
+        document["paths"][path]["post"]["requestBody"]["required"] = json!(false);
     }
     let dead_letter_queues =
         json!({ "type": "string", "enum": ["orders_dlq", "vendor_sync_dlq", "webhooks_dlq"] });
@@ -365,6 +377,10 @@ fn links(document: &mut Value) {
             document["paths"][path][method]["responses"][*status]["links"] = of_one.clone();
         }
     }
+    document["paths"]["/webhooks"]["post"]["responses"]["201"]["links"] = json!({
+        "theWebhook": to("getWebhooksById", "$response.body#/id"),
+        "itsEnd": to("deleteWebhooksById", "$response.body#/id"),
+    });
     document["paths"]["/orders"]["get"]["responses"]["200"]["links"] =
         json!({ "theNewest": to("getOrdersById", "$response.body#/orders/0/id") });
     document["paths"]["/products"]["get"]["responses"]["200"]["links"] =
@@ -454,7 +470,8 @@ fn complete(path: &str, method: &str, needs: Needs, operation: &mut Value) {
         if needs != Needs::Nothing {
             names.extend(["RateLimit", "RateLimit-Policy"]);
         }
-        if method == "get" && status.starts_with('2') {
+        // Events leave as they come.
+        if method == "get" && status.starts_with('2') && path != "/events" {
             names.push("Content-Encoding");
         }
         for name in names {
@@ -471,7 +488,7 @@ fn complete(path: &str, method: &str, needs: Needs, operation: &mut Value) {
             }
         }
     }
-    let of_all = ["X-Request-Id", "traceparent"]
+    let of_all = ["X-Request-Id", "traceparent", "tracestate"]
         .map(|name| json!({ "$ref": format!("#/components/parameters/{name}") }));
     match operation["parameters"].as_array_mut() {
         Some(parameters) => parameters.extend(of_all),
@@ -791,7 +808,7 @@ mod tests {
                     "{what}: what is {name}?"
                 );
             }
-            for name in ["X-Request-Id", "traceparent"] {
+            for name in ["X-Request-Id", "traceparent", "tracestate"] {
                 assert!(names.contains(name), "{what} does not take {name}");
             }
         }
@@ -817,7 +834,9 @@ mod tests {
                 let codes = &response["content"]["application/problem+json"]["schema"];
                 let codes = codes["properties"]["code"]["enum"].as_array();
                 let may_be = |code: Code| codes.is_some_and(|all| all.contains(&json!(code.code)));
-                let is_read = what.starts_with("get ") && status.starts_with('2');
+                let is_read = what.starts_with("get ")
+                    && status.starts_with('2')
+                    && !what.starts_with("get /events");
                 for (name, is_there) in [
                     ("X-Request-Id", true),
                     ("Cache-Control", true),

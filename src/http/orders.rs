@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::body::read_json;
+use super::body::{Nothing, read_json, read_nothing};
 use super::prefer::Wait;
 use super::problem::{NOT_YET_VISIBLE, Problem};
 use super::query::read_query;
@@ -92,9 +92,12 @@ impl OrderRequest {
     }
 }
 
+/// The header by which a caller names a request.
+pub(super) const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
 /// The value of `Idempotency-Key`, quoted as a structured-field string or bare.
 pub(super) fn idempotency_key(request: &HttpRequest) -> Result<Option<String>, Problem> {
-    let mut values = request.headers().get_all("idempotency-key");
+    let mut values = request.headers().get_all(IDEMPOTENCY_KEY);
     let Some(value) = values.next() else {
         return Ok(None);
     };
@@ -177,7 +180,7 @@ pub(super) fn new_order(
             "updates": [{"id": "01a21584-878a-705c-8fe2-9b7561195789", "vendorId": "vendorA", "productId": "p2", "delta": -18, "state": "open"}],
             "acceptedAt": "2026-11-26T01:42:16.582834Z", "decidedAt": "2026-11-26T01:42:16.696737Z",
             "history": [{"at": "2026-11-26T01:42:16.582834Z", "event": "accepted"}, {"at": "2026-11-26T01:42:16.696737Z", "event": "confirmed", "updates": ["01a21584-878a-705c-8fe2-9b7561195789"]}]})),
-        (status = 202, description = "Accepted, and not decided yet", body = OrderResponse,
+        (status = 202, description = "Accepted. It is not decided yet, unless it had been accepted before: then it is shown as it is now", body = OrderResponse,
         headers(
             ("Location" = String, description = "Where the order is: /orders/{id}"),
             ("Idempotent-Replayed" = Option<String>, description = "`true` if this order had been accepted before"),
@@ -201,6 +204,7 @@ pub(super) async fn place(
     // Only what is in PostgreSQL can be waited for.
     let wait = wait.filter(|_| !matches!(accepted, Accepted::ThroughBroker));
     let waited = match wait {
+        Some(wait) if accepted.is_decided() => Some((wait, Waited::Decided)),
         Some(wait) => Some((wait, state.outcomes.wait(id, wait.until()).await)),
         None => None,
     };
@@ -482,10 +486,12 @@ fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, OrderId), Problem> {
 
 /// Cancel an order
 ///
-/// A pending, failed or confirmed order is taken back, and its stock is returned.
+/// A pending, failed or confirmed order is taken back whole, and its stock is returned. One that is cancelled stays so, and
+/// is answered the same: it is safe to repeat.
 #[utoipa::path(
     post, path = "/orders/{id}/cancel", tag = "orders",
     params(("id" = OrderId, Path, description = "The order's id")),
+    request_body(content = Nothing, description = "None, or an empty object", example = json!({})),
     responses((status = 200, description = "Cancelled", body = OrderResponse, example = json!({
         "id": "01a21584-8706-763e-b5e8-dd1039028028", "status": "cancelled", "vendorSync": "none",
         "lines": [{"productId": "p2", "quantity": 18}], "updates": [],
@@ -494,11 +500,13 @@ fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, OrderId), Problem> {
 )]
 pub(super) async fn cancel(
     request: HttpRequest,
+    payload: Payload,
     id: Path<String>,
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
     let caller = auth::caller(&request)?;
     let id = order_id(&id)?;
+    read_nothing(&request, payload).await?;
     let cancel = || {
         let (context, caller) = (state.context.clone(), caller.clone());
         detached(async move { use_case::cancel(&context, id, &caller, Utc::now()).await })

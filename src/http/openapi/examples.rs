@@ -74,6 +74,7 @@ fn of_header(path: &str, name: &str) -> Value {
         "Location" if path.starts_with("/webhooks") => json!(format!("/webhooks/{WEBHOOK}")),
         "Location" => json!(format!("/orders/{ORDER}")),
         "Idempotent-Replayed" => json!("true"),
+        "X-Accel-Buffering" => json!("no"),
         "Preference-Applied" => json!("wait=5"),
         "ETag" => version(path),
         "Link" => {

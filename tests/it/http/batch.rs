@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use reqwest::Method;
 use serde_json::json;
 
 use super::outage::serve_without;
-use super::{Answer, order_with_key, orders_written, post_bytes, text};
+use super::{Answer, JSON, ask, order_with_key, orders_written, post_bytes, text};
 use crate::support::Shop;
 
 const BATCH: &str = "/orders/batch";
@@ -176,4 +177,18 @@ async fn a_batch_that_no_store_takes_is_no_success() {
     503 unavailable neither PostgreSQL nor RabbitMQ takes orders now; nothing was accepted
     422 validation_failed /orders/1/quantity: must be 1 to 1000000, is 0
     ");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_for_a_whole_batch_is_refused() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let orders = r#"{"orders":[{"productId":"p1","quantity":1}]}"#;
+    let key = ("idempotency-key", "nightly-42");
+    let refused = ask(&shop, Method::POST, BATCH, &[JSON, key], orders).await;
+    assert_eq!(
+        refused.problem(),
+        "400 invalid_parameter \"Idempotency-Key\" is of one order: give each order of a batch an idempotencyKey of its own"
+    );
+    assert_eq!(orders_written(&shop).await, 0);
 }

@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{Answer, ask, text};
+use super::{Answer, JSON, ask, text};
 use crate::support::{Shop, ShopOptions, eventually};
 
 async fn cancel(shop: &Shop, id: &str) -> Answer {
@@ -206,5 +206,34 @@ async fn what_cannot_be_cancelled_is_told_why() {
     shop.knows_what_is_unknown().await;
     for unknown in ["0191b6c4-d1b8-7b0e-a0b9-d3f7c9c9a001", "x"] {
         assert_eq!(cancel(&shop, unknown).await.problem(), "404 not_found");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_for_by_an_address_is_refused_with_a_body_that_means_more() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let id = shop.order(&[("p1", 3)]).await;
+    let order = format!("/orders/{id}/cancel");
+    let partly = r#"{"lines":[{"productId":"p1","quantity":1}]}"#;
+    for path in [order.as_str(), "/admin/sync"] {
+        let refused = ask(&shop, Method::POST, path, &[JSON], partly).await;
+        assert_eq!(
+            refused.problem(),
+            "422 validation_failed \"/lines\" unknown field `lines`, there are no fields",
+            "{path}"
+        );
+        let refused = ask(&shop, Method::POST, path, &[JSON], "{").await;
+        assert_eq!(refused.body["code"], "malformed_json", "{path}");
+        let text = [("content-type", "text/plain")];
+        let refused = ask(&shop, Method::POST, path, &text, "please").await;
+        assert_eq!(refused.body["code"], "unsupported_media_type", "{path}");
+    }
+    let (_, shown) = shop.get(&format!("/orders/{id}")).await;
+    assert_eq!(shown["status"], "pending");
+    // Some clients always send an object.
+    for (path, status) in [(order.as_str(), 200), ("/admin/sync", 202)] {
+        let done = ask(&shop, Method::POST, path, &[JSON], "{}").await;
+        assert_eq!(done.status, status, "{path}: {}", done.body);
     }
 }

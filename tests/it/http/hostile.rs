@@ -165,6 +165,50 @@ async fn a_request_that_could_be_read_in_two_ways_is_refused_and_the_connection_
     assert_eq!(orders_written(&shop).await, 0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_offers_another_protocol_is_answered_in_this_one_and_told_that_the_connection_ends() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let order = r#"{"productId":"p1","quantity":1}"#;
+    let with_body = format!(
+        "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{order}",
+        order.len()
+    );
+    // The server would wait for what no header announces.
+    let without = "Content-Type: application/json\r\n\r\n";
+    // As Java's client does by itself over plain HTTP, and `curl --http2`.
+    let h2c = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n";
+    let websocket = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+    let mut accepted = 0;
+    for offer in [h2c, websocket] {
+        for (line, rest, expected) in [
+            ("GET /vendors", "\r\n", 200),
+            ("POST /orders", with_body.as_str(), 202),
+            ("POST /orders", without, 400),
+        ] {
+            let request = format!("{line} HTTP/1.1\r\nHost: localhost\r\n{offer}{rest}");
+            let answer = tokio::time::timeout(LONG_ENOUGH, send_raw(&shop, request.as_bytes()))
+                .await
+                .unwrap_or_else(|_| panic!("{request}: the connection was kept"));
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {expected} ")),
+                "{request}: {answer}"
+            );
+            assert_eq!(answer.matches("HTTP/1.").count(), 1, "{request}: {answer}");
+            let head = answer.to_ascii_lowercase();
+            assert!(
+                head.contains("\r\nconnection: close\r\n"),
+                "{request}: {answer}"
+            );
+            accepted += i64::from(expected == 202);
+        }
+    }
+    assert_eq!(
+        shop.count("SELECT count(*) AS n FROM orders").await,
+        accepted
+    );
+}
+
 /// Texts that would be code where they were put into SQL, a page, a header or a path as they are.
 const CODE: [&str; 7] = [
     "'; DROP TABLE orders; --",

@@ -307,9 +307,9 @@ async fn an_act_on_dead_letters_that_is_not_valid_moves_nothing() {
     insta::assert_snapshot!(said, @r#"
     : 400 malformed_json
     []: 422 validation_failed "" must be an object, is a list
-    {}: 422 validation_failed "" select letters by id, ids, reason, order or limit, or say "all": true
-    {"dryRun":true}: 422 validation_failed "" select letters by id, ids, reason, order or limit, or say "all": true
-    {"all":false}: 422 validation_failed "" select letters by id, ids, reason, order or limit, or say "all": true
+    {}: 422 validation_failed "" must select letters by id, ids, reason, order or limit, or say "all": true
+    {"dryRun":true}: 422 validation_failed "" must select letters by id, ids, reason, order or limit, or say "all": true
+    {"all":false}: 422 validation_failed "" must select letters by id, ids, reason, order or limit, or say "all": true
     {"all":true,"limit":1}: 422 validation_failed "/all" means every letter, so it stands without id, ids, reason, order and limit
     {"limit":0}: 422 validation_failed "/limit" must be 1 to 200, is 0
     {"limit":201}: 422 validation_failed "/limit" must be 1 to 200, is 201

@@ -72,6 +72,18 @@ async fn who_waits_is_answered_once_the_order_is_decided_by_whatever_process() {
         "{}",
         several[0].body
     );
+    // There is nothing to wait for any more, however short the wait.
+    let body = json!({"productId": "p1", "quantity": 1}).to_string();
+    let repeated = |wait| {
+        let headers = [JSON, ("idempotency-key", "again"), ("prefer", wait)];
+        let (shop, body) = (&shop, body.clone());
+        async move { ask(shop, Method::POST, "/orders", &headers, body).await }
+    };
+    for wait in ["wait=30", "wait=0"] {
+        let answer = repeated(wait).await;
+        let expected = (200, "confirmed".to_owned(), Some(wait));
+        assert_eq!(outcome(&answer), expected, "{}", answer.body);
+    }
     // What is decided is not waited for.
     let again = ask(&shop, Method::GET, &path, &[("prefer", "wait=99")], "").await;
     assert_eq!(outcome(&again), (200, "confirmed".to_owned(), applied));
