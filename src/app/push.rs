@@ -73,6 +73,19 @@ pub async fn push(
     Ok(pushed)
 }
 
+/// Looks whether a vendor's API is there, without sending it anything. Whatever it answers, it is, unless that says that it
+/// cannot serve.
+///
+/// # Errors
+/// It is down.
+pub async fn look(context: &Context, vendor_id: &VendorId) -> Result<(), Error> {
+    let looked = context.vendor(vendor_id)?.api.look().await;
+    match looked.map_err(Error::from) {
+        Err(error) if error.is_vendor_down() => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Calls the vendor's API, and counts what comes of it.
 async fn call(
     vendor: &Vendor,

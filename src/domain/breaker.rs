@@ -55,6 +55,9 @@ pub struct Breaker {
     failures: u32,
     /// How often it was opened since the vendor last answered.
     openings: u32,
+    /// When the last call failed, or was looked whether the vendor is back since.
+    failed_at: Option<Instant>,
+    sight: Sight,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,6 +70,17 @@ enum State {
     Probing,
 }
 
+/// What looks have told while nothing was to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Sight {
+    #[default]
+    Unseen,
+    /// It is there. Whether it takes what it is sent, the next call shows, which is a probe.
+    There,
+    /// It was there, and took nothing all the same: looks tell nothing of it.
+    Deceptive,
+}
+
 impl Breaker {
     /// What may be done now. [`Leave::Probe`] is given once, until its outcome is told.
     pub fn leave(&mut self, now: Instant) -> Leave {
@@ -77,6 +91,33 @@ impl Breaker {
                 Leave::Probe
             }
             State::Open { .. } | State::Probing => Leave::Wait,
+        }
+    }
+
+    /// Whether to look if a vendor is there for which nothing waits: it failed, and that it is back would show with its next
+    /// message only, whenever that comes. Given once, until its outcome is told.
+    pub fn is_to_look(&mut self, now: Instant) -> bool {
+        if self.sight != Sight::Unseen {
+            return false;
+        }
+        match self.state {
+            State::Open { until } if now >= until => {
+                self.state = State::Probing;
+                true
+            }
+            State::Closed if self.failed_at.is_some_and(|at| now >= at + OPEN_MAX) => {
+                self.failed_at = Some(now);
+                true
+            }
+            State::Closed | State::Open { .. } | State::Probing => false,
+        }
+    }
+
+    /// A look has found the vendor there.
+    pub fn seen(&mut self, now: Instant) {
+        self.sight = Sight::There;
+        if self.state == State::Probing {
+            self.state = State::Open { until: now };
         }
     }
 
@@ -94,6 +135,10 @@ impl Breaker {
         jitter: f64,
     ) -> Option<Duration> {
         self.failures = self.failures.saturating_add(1);
+        self.failed_at = Some(now);
+        if self.sight == Sight::There {
+            self.sight = Sight::Deceptive;
+        }
         // A vendor that says when to come again is taken at its word at once.
         if self.state == State::Closed && self.failures < OPEN_AFTER && retry_after.is_none() {
             return None;
@@ -120,6 +165,7 @@ impl Breaker {
     pub fn phase(&self) -> Phase {
         match self.state {
             State::Closed => Phase::Ok,
+            State::Open { .. } if self.sight == Sight::There => Phase::Ok,
             State::Open { .. } => Phase::Open,
             State::Probing => Phase::Probing,
         }
@@ -136,6 +182,40 @@ mod tests {
             .take(5)
             .find_map(|pause| pause)
             .expect("open after five")
+    }
+
+    #[test]
+    fn a_vendor_for_which_nothing_waits_is_looked_for_and_the_next_call_is_a_probe_still() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        assert!(!breaker.is_to_look(now + OPEN_MAX), "it never failed");
+        // One that is called still is looked for once it was quiet for a while.
+        breaker.failed(now, None, 1.0);
+        assert!(!breaker.is_to_look(now));
+        assert!(breaker.is_to_look(now + OPEN_MAX));
+        assert!(
+            !breaker.is_to_look(now + OPEN_MAX),
+            "that look is under way"
+        );
+        breaker.answered();
+        open(&mut breaker, now);
+        let over = now + OPEN_MIN;
+        assert!(!breaker.is_to_look(now) && breaker.is_to_look(over));
+        assert!(!breaker.is_to_look(over) && breaker.leave(over) == Leave::Wait);
+        // In vain: it is left alone for longer.
+        let pause = breaker.failed(over, None, 1.0).expect("open still");
+        assert_eq!(pause, OPEN_MIN * 2);
+        let over = over + pause;
+        assert!(breaker.is_to_look(over));
+        breaker.seen(over);
+        assert_eq!(breaker.phase(), Phase::Ok);
+        assert!(!breaker.is_to_look(over + OPEN_MAX));
+        assert_eq!(breaker.leave(over), Leave::Probe);
+        // What answers looks and takes nothing is judged by calls alone.
+        breaker.failed(over, None, 1.0);
+        assert_eq!(breaker.phase(), Phase::Open);
+        assert!(!breaker.is_to_look(over + OPEN_MAX * 2));
+        breaker.answered();
+        assert_eq!(breaker, Breaker::default());
     }
 
     #[test]

@@ -110,18 +110,12 @@ impl Client {
     /// # Errors
     /// The vendor has no usable answer; see [`Error`].
     pub async fn send(&self, source: &str, updates: &[Update]) -> Result<Answers, Error> {
-        let unreachable = |error: reqwest::Error| Error::Unreachable {
-            url: self.shown_url.clone(),
-            problem: outgoing::with_sources(&error.without_url()),
-        };
+        let unreachable = |error| self.unreachable(error);
         let request = UpdatesRequest {
             source: Some(source.to_owned()),
             updates: updates.iter().map(UpdateItem::from).collect(),
         };
-        let mut call = self.http.post(&self.url).json(&request);
-        if let Some(authorization) = &self.authorization {
-            call = call.header(AUTHORIZATION, authorization.clone());
-        }
+        let mut call = self.authorized(self.http.post(&self.url)).json(&request);
         if let Some(context) = traces::current() {
             call = call.header(TRACEPARENT, context.traceparent());
             if let Some(state) = context.tracestate() {
@@ -130,14 +124,7 @@ impl Client {
         }
         let mut response = call.send().await.map_err(unreachable)?;
         let status = response.status();
-        // Only these say by it when to come again; a redirection says something else.
-        let retry_after = match status {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => response
-                .headers()
-                .get(RETRY_AFTER)
-                .and_then(|value| retry_after(value.to_str().ok()?, Utc::now())),
-            _ => None,
-        };
+        let retry_after = asked_pause(&response);
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if body.len() + chunk.len() > ANSWER_BYTES_MAX {
@@ -157,10 +144,54 @@ impl Client {
         vendor_answer::read(&sent, &body).map_err(|problem| self.nonsense(problem))
     }
 
+    /// Looks whether the vendor's API is there, by HEAD, which changes nothing anywhere.
+    ///
+    /// # Errors
+    /// It cannot be reached, or has answered something other than 200, which need not mean that it is down.
+    pub async fn look(&self) -> Result<(), Error> {
+        let call = self.authorized(self.http.head(&self.url));
+        let response = call.send().await.map_err(|error| self.unreachable(error))?;
+        if response.status() == StatusCode::OK {
+            return Ok(());
+        }
+        Err(Error::Status {
+            url: self.shown_url.clone(),
+            status: response.status().as_u16(),
+            body: String::new(),
+            retry_after: asked_pause(&response),
+        })
+    }
+
+    fn authorized(&self, call: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        match &self.authorization {
+            Some(authorization) => call.header(AUTHORIZATION, authorization.clone()),
+            None => call,
+        }
+    }
+
+    fn unreachable(&self, error: reqwest::Error) -> Error {
+        Error::Unreachable {
+            url: self.shown_url.clone(),
+            problem: outgoing::with_sources(&error.without_url()),
+        }
+    }
+
     fn nonsense(&self, problem: String) -> Error {
         Error::Nonsense {
             url: self.shown_url.clone(),
             problem,
         }
+    }
+}
+
+/// How long the vendor asks not to be called.
+fn asked_pause(response: &reqwest::Response) -> Option<Duration> {
+    match response.status() {
+        // Only these say by it when to come again; a redirection says something else.
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| retry_after(value.to_str().ok()?, Utc::now())),
+        _ => None,
     }
 }

@@ -373,3 +373,36 @@ async fn a_log_that_nobody_reads_holds_up_nothing() {
     order_until_more_is_lost(lost().await).await;
     assert_eq!(serve.terminate().await, Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vendor_that_is_there_again_is_seen_though_nothing_waits_for_it() {
+    // It says that it cannot serve what it is sent, and answers whoever only looks.
+    let vendor = StubVendor::start(|_| Some((503, json!({}))));
+    let mut shop = Shop::with(ShopOptions {
+        config: "[vendor_sync]\nretries_max = 0\n".to_owned(),
+        ..ShopOptions::default()
+    })
+    .await;
+    let ours = shop.vendor_address().to_string();
+    let stub = vendor.address.to_string();
+    shop.reconfigure(|text| text.replace(&ours, &stub));
+    shop.sync().await;
+    let api = shop.serve().await;
+    let work = shop.work();
+    let id = shop.order(&[("p1", 1)]).await;
+    shop.dead_letters("vendor_sync_dlq", 1).await;
+    let shown = || async { shop.get("/vendors").await.1["vendors"][0]["pushState"].clone() };
+    eventually("its failure is shown", || async {
+        (shown().await == "failing").then_some(())
+    })
+    .await;
+    eventually("it is shown as there again", || async {
+        (shown().await == "ok").then_some(())
+    })
+    .await;
+    assert_eq!(vendor.calls().len(), 1, "nothing was sent to find that out");
+    let (_, order) = shop.get(&format!("/orders/{id}")).await;
+    assert_eq!(order["vendorSync"], "failed");
+    work.stop().await;
+    api.stop().await;
+}

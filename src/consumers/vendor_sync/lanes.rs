@@ -18,6 +18,9 @@ const SLOW_AFTER: Duration = Duration::from_millis(200);
 /// What has waited in a lane for longer is put off. With the longest call and the time that a store may be away, it is
 /// far from the 10 minutes for which a message may be held.
 const WAIT_MAX: Duration = Duration::from_secs(60);
+/// A vendor is looked for once its lane was empty for this long: messages that come back from the retry queue meanwhile are
+/// probes themselves.
+const QUIET_AFTER: Duration = Duration::from_secs(60);
 /// Messages that a probe carries: each has an attempt less afterwards, and a vendor that comes back is not met by a
 /// crowd.
 const PROBE_MESSAGES_MAX: usize = 10;
@@ -26,6 +29,8 @@ const PROBE_MESSAGES_MAX: usize = 10;
 pub(super) enum Started {
     /// Send these to their vendor.
     Call(VendorId, Vec<Addressed>),
+    /// Look whether the vendor is there.
+    Look(VendorId),
     /// Copy these to the retry queue as they are.
     PutOff(Vec<Addressed>),
 }
@@ -37,6 +42,8 @@ struct Lane {
     breaker: Breaker,
     /// The call under way: how many messages it has in hand, and since when.
     call: Option<(usize, Instant)>,
+    /// When the last message came.
+    came: Option<Instant>,
 }
 
 impl Lane {
@@ -78,6 +85,7 @@ impl Lanes {
         let Some(lane) = self.lanes.get_mut(vendor_id) else {
             return Some(one);
         };
+        lane.came = Some(one.arrived);
         lane.waiting.push_back(one);
         None
     }
@@ -101,6 +109,12 @@ impl Lanes {
                 .take_while(|one| now >= one.arrived + WAIT_MAX)
                 .count();
             put_off.extend(lane.waiting.drain(..late));
+            let is_quiet =
+                lane.waiting.is_empty() && lane.came.is_some_and(|came| now >= came + QUIET_AFTER);
+            if lane.call.is_none() && is_quiet && lane.breaker.is_to_look(now.into_std()) {
+                lane.call = Some((0, now));
+                started.push(Started::Look(vendor_id.clone()));
+            }
             if lane.call.is_none() && !lane.waiting.is_empty() {
                 let messages_max = match lane.breaker.leave(now.into_std()) {
                     Leave::Call => share,
@@ -149,6 +163,12 @@ impl Lanes {
                 if lane.breaker.phase() == Phase::Open {
                     self.states.show(vendor_id, Phase::Open, None);
                 }
+            }
+            Said::There => {
+                tracing::info!(vendor = %vendor_id, "the vendor is there again");
+                VENDORS.breaker(vendor_id.as_str()).set(0);
+                lane.breaker.seen(now);
+                self.states.show(vendor_id, Phase::Ok, None);
             }
             Said::Answer { fault } => {
                 if lane.breaker.phase() != Phase::Ok {
@@ -264,6 +284,7 @@ mod tests {
         for started in lanes.start(now) {
             match started {
                 Started::Call(id, batch) => calls.push((id.to_string(), batch.len())),
+                Started::Look(_) => {}
                 Started::PutOff(messages) => put_off += messages.len(),
             }
         }
@@ -305,6 +326,38 @@ mod tests {
         assert_eq!(start(&mut lanes, now), (vec![("b".into(), 1)], 10));
         let over = now + Duration::from_secs(1);
         fill(&mut lanes, "a", 15, over);
+        assert_eq!(start(&mut lanes, over).0, [("a".to_owned(), 10)]);
+        lanes.ended(&vendor("a"), Vec::new(), &Said::Answer { fault: None });
+        assert_eq!(start(&mut lanes, over), (vec![("a".into(), 5)], 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vendor_that_is_down_is_looked_for_while_nothing_waits_for_it() {
+        let (mut lanes, now) = (two_lanes(), Instant::now());
+        let looks = |lanes: &mut Lanes, now| {
+            let started = lanes.start(now);
+            started
+                .iter()
+                .filter(|s| matches!(s, Started::Look(_)))
+                .count()
+        };
+        fill(&mut lanes, "a", 1, now);
+        for _ in 0..5 {
+            assert_eq!(start(&mut lanes, now).0.len(), 1);
+            lanes.ended(&vendor("a"), vec![addressed(1, now)], &down());
+        }
+        assert_eq!(
+            start(&mut lanes, now),
+            (vec![], 1),
+            "nothing waits any more"
+        );
+        let over = now + QUIET_AFTER;
+        let soon = now + Duration::from_secs(1);
+        assert_eq!((looks(&mut lanes, soon), looks(&mut lanes, over)), (0, 1));
+        // What comes meanwhile waits for that.
+        fill(&mut lanes, "a", 15, over);
+        assert_eq!(start(&mut lanes, over), (vec![], 0));
+        lanes.ended(&vendor("a"), Vec::new(), &Said::There);
         assert_eq!(start(&mut lanes, over).0, [("a".to_owned(), 10)]);
         lanes.ended(&vendor("a"), Vec::new(), &Said::Answer { fault: None });
         assert_eq!(start(&mut lanes, over), (vec![("a".into(), 5)], 0));

@@ -4,7 +4,8 @@
 //! What the broker hands out ahead is shared by all vendors, so no lane may keep more than its part of it while its
 //! vendor is slow, and none at all while its vendor is down. What a lane cannot keep is *put off*: it goes to the retry
 //! queue as it came, with the same `x-retry-count`, and costs its message nothing. An attempt, which is counted, is a
-//! call that carried the message's updates, and nothing else.
+//! call that carried the message's updates, and nothing else. A vendor that failed and for which nothing waits is looked for
+//! now and then, so that what is shown of it is true.
 
 mod lanes;
 mod step;
@@ -191,6 +192,12 @@ impl Parts {
                     self.spawn(Some(whose), batch.len(), async move {
                         vendor.step(&vendor_id, batch).await
                     });
+                }
+                Started::Look(vendor_id) => {
+                    let vendor = self.vendor.clone();
+                    let whose = vendor_id.clone();
+                    let look = async move { vendor.look(&vendor_id).await };
+                    self.spawn(Some(whose), 0, look);
                 }
                 Started::PutOff(waiting) => {
                     let vendor = self.vendor.clone();

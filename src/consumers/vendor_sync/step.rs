@@ -41,6 +41,8 @@ pub(super) enum Said {
     Nothing,
     /// It answers, if only with an error about what it was sent, whose kind is told then.
     Answer { fault: Option<String> },
+    /// It is there again, as far as can be told without sending it anything.
+    There,
     /// It cannot be reached, or says itself that it cannot serve.
     Down {
         error: String,
@@ -130,6 +132,18 @@ impl Vendor {
             door,
             updates_per_call_max,
             source: Arc::default(),
+        }
+    }
+
+    /// Looks whether the vendor is there, for which nothing waits.
+    pub(super) async fn look(&self, vendor_id: &VendorId) -> Step {
+        let said = match push::look(&self.door.context, vendor_id).await {
+            Ok(()) => Said::There,
+            Err(error) => Said::by(&error),
+        };
+        Step {
+            said,
+            ..Step::default()
         }
     }
 
