@@ -64,11 +64,14 @@ pub async fn watch(
         };
         violations += report.violations();
         failures += report.failures();
-        super::say(&if json {
+        let text = if json {
             document(&report)?
         } else {
             line(&report)
-        });
+        };
+        if !super::is_read(&text) {
+            break;
+        }
         tokio::select! {
             () = shutdown.begun() => break,
             () = tokio::time::sleep(every) => {}

@@ -278,6 +278,12 @@ async fn watch_queues(mut link: tokio::sync::watch::Receiver<Link>) -> Failure {
 
 /// Writes for the user. Whoever closed the pipe does not want to read it.
 pub fn say(text: &str) {
+    let _ = is_read(text);
+}
+
+/// Writes for the user, and returns whether somebody may still read: who writes again and again has an end then.
+fn is_read(text: &str) -> bool {
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+    let written = writeln!(out, "{text}").and_then(|()| out.flush());
+    !matches!(written, Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
 }

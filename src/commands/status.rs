@@ -57,11 +57,14 @@ pub async fn run(
             // Clears the screen, and begins at its top.
             super::say("\x1b[2J\x1b[H");
         }
-        show(&report, json)?;
+        let is_read = show(&report, json)?;
         if !json && !std::io::stdout().is_terminal() {
             super::say("");
         }
         needs = report.needs;
+        if !is_read {
+            break;
+        }
         tokio::select! {
             () = shutdown.begun() => break,
             () = tokio::time::sleep(every) => {}
@@ -124,14 +127,14 @@ fn verdict(needs: &[String]) -> Result<(), Failure> {
     }
 }
 
-fn show(report: &Report, json: bool) -> Result<(), Failure> {
+/// Returns whether somebody may still read.
+fn show(report: &Report, json: bool) -> Result<bool, Failure> {
     let text = if json {
         serde_json::to_string(report).map_err(Failure::bug)?
     } else {
         text(report)
     };
-    super::say(&text);
-    Ok(())
+    Ok(super::is_read(&text))
 }
 
 fn text(report: &Report) -> String {

@@ -162,7 +162,7 @@ fn of_queue(queue: &Queue, needs: &mut Vec<String>) {
             "{name} has no consumer: start `stockctl work`"
         )),
         (Purpose::Dead, Some(Messages { ready, .. })) if ready > 0 => needs.push(format!(
-            "{name} has {}: see why with `stockctl dlq list {name}`, put it right, then `stockctl dlq replay {name}`",
+            "{name} has {}: see why with `stockctl dlq list {name}`, put it right, then `stockctl dlq replay {name} --all`",
             counted(ready.into(), "letter", "letters")
         )),
         _ => {}
@@ -385,7 +385,7 @@ mod tests {
         1 message waits in the outbox, the oldest for 5 min: RabbitMQ is away or refuses messages; look whether serve or work runs
         orders_queue does not exist: start `stockctl serve` or `stockctl work`, which declare it
         orders_queue has no consumer: start `stockctl work`
-        orders_dlq has 2 letters: see why with `stockctl dlq list orders_dlq`, put it right, then `stockctl dlq replay orders_dlq`
+        orders_dlq has 2 letters: see why with `stockctl dlq list orders_dlq`, put it right, then `stockctl dlq replay orders_dlq --all`
         a consumer of orders_queue finishes nothing although messages wait: look for a transaction that holds locks for long (pg_stat_activity); it ends by itself after work.stalled_after_ms
         the stock of vendorA was never read, so nothing is rejected for good: look whether `stockctl sync` runs
         the stock of vendorA was last read 5 min ago: look whether `stockctl sync` runs: no such table

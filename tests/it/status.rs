@@ -77,7 +77,7 @@ async fn status_tells_from_the_first_start_to_a_dead_letter_what_needs_a_hand() 
         (code == Some(5)).then_some(document)
     })
     .await;
-    insta::assert_snapshot!(needs(&document), @"orders_dlq has 1 letter: see why with `stockctl dlq list orders_dlq`, put it right, then `stockctl dlq replay orders_dlq`");
+    insta::assert_snapshot!(needs(&document), @"orders_dlq has 1 letter: see why with `stockctl dlq list orders_dlq`, put it right, then `stockctl dlq replay orders_dlq --all`");
     let Ended {
         code,
         stdout,
@@ -103,7 +103,7 @@ async fn status_tells_from_the_first_start_to_a_dead_letter_what_needs_a_hand() 
         .collect();
     insta::assert_snapshot!(without_times.join("\n"), @"
     needs a hand  [time]
-      - orders_dlq has 1 letter: see why with `stockctl dlq list orders_dlq`, put it right, then `stockctl dlq replay orders_dlq`
+      - orders_dlq has 1 letter: see why with `stockctl dlq list orders_dlq`, put it right, then `stockctl dlq replay orders_dlq --all`
 
     PostgreSQL  up    [address]
     RabbitMQ    up    [address]

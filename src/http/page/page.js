@@ -154,13 +154,15 @@ function doing(work, tell = say) {
   return async (event) => {
     event.preventDefault();
     const button = event.submitter ?? event.currentTarget;
-    button.disabled = true;
+    // One that is disabled would lose the focus, and whoever works by keyboard their place.
+    if (button.getAttribute('aria-disabled')) return;
+    button.setAttribute('aria-disabled', 'true');
     try {
       await work(event);
     } catch (error) {
       tell(error.name === 'TimeoutError' ? 'The server has not answered in time. What it had begun it goes on with.' : error.message);
     } finally {
-      button.disabled = false;
+      button.removeAttribute('aria-disabled');
       acted = true;
       look();
     }
@@ -341,13 +343,13 @@ function overviewPage() {
     const asked = turn % QUEUES_EVERY === 0 ? get('/admin/queues').then((answer) => { depths = answer.queues; }).catch((error) => { depths = error; }) : null;
     const [overview, { vendors }] = await Promise.all([get('/admin/overview'), get('/vendors')]);
     await asked;
-    showOrders(place, overview);
+    showOrders(place, overview, depths instanceof Error ? [] : depths);
     put(place.vendors, vendorTable(vendors, overview.vendors));
     put(place.queues, queueTable(depths, overview.outbox));
   };
 }
 
-function showOrders(place, overview) {
+function showOrders(place, overview, depths) {
   const { orders, decision } = overview;
   const figures = (pairs) => h('dl', { class: 'figures' }, pairs.map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value))));
   if (decision.p95Ms !== null) {
@@ -358,7 +360,7 @@ function showOrders(place, overview) {
   const key = (kind) => h('li', {}, h('svg', { viewBox: '0 0 1 1', 'aria-hidden': 'true' }, h('rect', { class: kind, width: 1, height: 1 })), kind);
   put(place.orders,
     figures([['per second', number(overview.acceptedPerSecond.toFixed(1))], ['confirmed', number(orders.confirmed)], ['rejected', number(orders.rejected)], ['cancelled', number(orders.cancelled)], ['pending', number(overview.pending.orders)], ['failed', number(overview.failed.orders)]]),
-    standing(overview),
+    standing(overview, depths),
     bars(overview.buckets, overview.bucketSeconds),
     h('ul', { class: 'legend' }, ['confirmed', 'rejected', 'failed', 'pending', 'cancelled'].map(key)),
     note(total > 0 ? `Of the last ${counted(total, 'order')}, accepted within ${overview.spanSeconds} s; pending and failed are those of now.`
@@ -369,15 +371,17 @@ function showOrders(place, overview) {
 }
 
 // What waits for somebody, however long ago it was accepted.
-function standing({ pending, failed }) {
+function standing({ pending, failed }, depths) {
+  const untold = depths.find((queue) => queue.name === 'vendor_sync_dlq')?.ready ?? 0;
   return h('ul', { class: 'standing' },
     pending.orders > 0 && pending.oldestSeconds >= PENDING_LATE && h('li', {}, badge('late', 'warn'), ` ${counted(pending.orders, 'order')} pending, the oldest for ${age(pending.oldestSeconds)}.`),
-    failed.orders > 0 && h('li', {}, badge('failed', 'bad'), ` Processing gave up on ${counted(failed.orders, 'order')}. `, h('a', { href: '#/dead-letters/orders_dlq' }, 'Their dead letters'), ' say why.'));
+    failed.orders > 0 && h('li', {}, badge('failed', 'bad'), ` Processing gave up on ${counted(failed.orders, 'order')}. `, h('a', { href: '#/dead-letters/orders_dlq' }, 'Their dead letters'), ' say why.'),
+    untold > 0 && h('li', {}, badge('not told', 'bad'), ` ${counted(untold, 'message')} to vendors could not be delivered. `, h('a', { href: '#/dead-letters/vendor_sync_dlq' }, untold === 1 ? 'The dead letter' : 'The dead letters'), untold === 1 ? ' says why.' : ' say why.'));
 }
 
 function vendorTable(vendors, lags) {
   if (vendors.length === 0) return note('No vendor is configured: add a section [vendors.<id>] to the configuration.');
-  return table('What each vendor’s database and API say', [['Vendor'], ['Last sync'], ['Open updates', 'number'], ['Unanswered', 'number'], ['Lag', 'number'], ['Takes updates']], vendors.map((vendor) => {
+  return table('What each vendor’s database and API say; nobody waits for an answer to a dead letter, whose updates stay open', [['Vendor'], ['Last sync'], ['Open updates', 'number'], ['Unanswered', 'number'], ['Lag', 'number'], ['Takes updates']], vendors.map((vendor) => {
     const { unanswered = 0, lagSeconds = 0 } = lags.find((lag) => lag.id === vendor.id) ?? {};
     return [
       h('b', {}, vendor.id),
@@ -423,7 +427,7 @@ function queueTable(depths, outbox) {
     return [
       dead ? h('a', { href: `#/dead-letters/${queue.name}` }, queue.name) : queue.name,
       dead && queue.ready > 0 ? badge(number(queue.ready), 'bad') : number(queue.ready),
-      rate === 0 ? '–' : `${rate > 0 ? '+' : '−'}${number(Math.abs(rate).toFixed(1))}/s`,
+      Math.abs(rate) < 0.05 ? '–' : `${rate > 0 ? '+' : '−'}${number(Math.abs(rate).toFixed(1))}/s`,
       number(queue.consumers),
     ];
   });
@@ -512,7 +516,7 @@ function orderPage(id) {
       letter = found?.deadLetters[0] ?? null;
     }
     put(place,
-      h('p', {}, badge(order.status, STATUS[order.status]), ' ', linesOf(order), order.reference ? ` (${order.reference})` : null),
+      h('p', {}, badge(order.status, STATUS[order.status]), ' ', order.vendorSync === 'failed' ? [badge('a vendor could not be told', 'bad'), ' '] : null, linesOf(order), order.reference ? ` (${order.reference})` : null),
       order.reason && !(letter && order.status === 'failed') ? h('p', { class: 'problem' }, reasonOf(order.reason)) : null,
       letter ? h('p', { class: 'problem' }, `${order.status === 'failed' ? 'Processing gave up' : `${letter.body?.vendorId ?? 'A vendor'} could not be told`} (${words(letter.reason ?? 'no reason')}): `, letter.error ?? 'no error is noted') : null,
       letters ? h('p', {}, 'Mend the cause, then replay ', h('a', { href: `#/dead-letters/${letters}/${order.id}` }, 'its dead letter'), '.') : null,
@@ -542,17 +546,23 @@ const DROPPED = {
   webhooks_dlq: 'They are taken out for good and kept in the database. What they tell is never told to their receivers.',
 };
 
-function deadLettersPage(queue = 'orders_dlq', order = '') {
+function deadLettersPage(named, order = '') {
+  const queue = named || 'orders_dlq';
   const rows = awaited(), actions = h('div', { class: 'row' }), rest = h('div', { class: 'row' });
   // Letters by their id, and whole groups by their reason: those without an id and those that are not shown are in these only.
   const chosen = new Set(), groups = new Set();
   const opened = new Map(); // whole letters by id; null until they have come
   let letters = [], behind = 0, pages = 1;
-  const tabs = Object.keys(DROPPED).map((name) => h('a', { href: `#/dead-letters/${name}`, 'aria-current': name === queue ? 'page' : null }, name));
+  const tabs = h('nav', { 'aria-label': 'Queues' });
+  const showTabs = (depths) => put(tabs, Object.keys(DROPPED).map((name) => {
+    const ready = depths.find((depth) => depth.name === name)?.ready ?? 0;
+    return h('a', { href: `#/dead-letters/${name}`, 'aria-current': name === queue ? 'page' : null }, name, ready > 0 ? ` (${number(ready)})` : null);
+  }));
+  showTabs([]);
   const act = (name, word, kind) => h('button', { type: 'button', class: kind, id: `${name}-chosen`, onclick: doing(() => rehearse(name, word, kind)) }, `${word} the chosen…`);
   actions.append(act('replay', 'Replay', 'main'), act('drop', 'Drop', 'danger'));
   const more = h('button', { type: 'button', id: 'more-letters', onclick: doing(async () => { pages += 1; }) }, `Show ${LETTERS} more`);
-  main.replaceChildren(card('Dead letters', h('nav', { 'aria-label': 'Queues' }, tabs),
+  main.replaceChildren(card('Dead letters', tabs,
     order ? note('Those of order ', orderLink(order), '. ', h('a', { href: `#/dead-letters/${queue}` }, 'Show all')) : null, actions, rows, rest));
 
   const post = (name, body) => call('POST', `/admin/dead-letters/${queue}/${name}`, order ? { ...body, order } : body, {}, ACT_WITHIN);
@@ -702,6 +712,12 @@ function deadLettersPage(queue = 'orders_dlq', order = '') {
     // A look takes the letters out and puts them back, and one session looks at a time.
     if (turn % LETTERS_EVERY !== 0 && !acted) return;
     acted = false;
+    // Before the look, which holds the letters meanwhile.
+    const { queues } = await get('/admin/queues').catch(() => ({ queues: [] }));
+    showTabs(queues);
+    const full = Object.keys(DROPPED).find((name) => queues.some((depth) => depth.name === name && depth.ready > 0));
+    // Whoever has named no queue is led to where there is something.
+    if (!named && full && full !== queue) { location.replace(`#/dead-letters/${full}`); return; }
     const found = [];
     let answer = { notLookedAt: 0 };
     for (let at = 0; at < pages; at += 1) {
@@ -729,8 +745,13 @@ function deadLettersPage(queue = 'orders_dlq', order = '') {
 let page = null, turn = 0, timer, looking = false, acted = false;
 let seen = null; // when what is shown was asked for
 
+// What was typed by hand may be no encoding of anything; then it names nothing that there is.
+function decoded(part) {
+  try { return decodeURIComponent(part); } catch { return part; }
+}
+
 function route() {
-  const [name = '', ...rest] = location.hash.replace(/^#\//, '').split('/').map(decodeURIComponent);
+  const [name = '', ...rest] = location.hash.replace(/^#\//, '').split('/').map(decoded);
   const pages = { '': overviewPage, products: productsPage, orders: rest[0] ? orderPage : ordersPage, 'dead-letters': deadLettersPage };
   for (const link of document.querySelectorAll('header nav a')) {
     if (link.getAttribute('href') === `#/${name}`) link.setAttribute('aria-current', 'page');

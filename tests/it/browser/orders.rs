@@ -114,8 +114,12 @@ async fn an_order_is_placed_by_keyboard_and_followed_to_its_end_without_reloadin
     page.shows(".figures", "cancelled").await;
     page.shows("main", "Of the last 5 orders").await;
     page.looks_well("overview").await;
+    // What is no encoding of anything is no order either.
+    page.go("#/orders/%zz").await;
+    page.shows("main", "no order can have that id").await;
     // An id that is none, and one of no order, were answered as the callers' mistakes.
-    page.close(&["/orders/01a21584-0000", "/orders/4711"]).await;
+    page.close(&["/orders/01a21584-0000", "/orders/4711", "/orders/%25zz"])
+        .await;
     for part in parts {
         part.stop().await;
     }

@@ -18,7 +18,7 @@ pub(super) const TAB: &str = "\u{E004}";
 pub(super) const ENTER: &str = "\u{E007}";
 
 /// A desktop's window, and a phone's.
-const WINDOWS: [(&str, u32, u32); 2] = [("wide", 1280, 800), ("phone", 390, 844)];
+const WINDOWS: [(&str, u32, u32); 2] = [("wide", 1280, 800), ("phone", 360, 780)];
 
 /// Between two looks at what the page shows.
 const ASK_EVERY: Duration = Duration::from_millis(50);
