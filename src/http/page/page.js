@@ -565,7 +565,16 @@ function deadLettersPage(named, order = '') {
   main.replaceChildren(card('Dead letters', tabs,
     order ? note('Those of order ', orderLink(order), '. ', h('a', { href: `#/dead-letters/${queue}` }, 'Show all')) : null, actions, rows, rest));
 
-  const post = (name, body) => call('POST', `/admin/dead-letters/${queue}/${name}`, order ? { ...body, order } : body, {}, ACT_WITHIN);
+  // What is done holds the letters, and a look would only wait for it.
+  let under = 0;
+  const post = async (name, body) => {
+    under += 1;
+    try {
+      return await call('POST', `/admin/dead-letters/${queue}/${name}`, order ? { ...body, order } : body, {}, ACT_WITHIN);
+    } finally {
+      under -= 1;
+    }
+  };
   const none = () => ({ done: [], orders: [], kept: new Map(), notFound: [], notLookedAt: 0 });
   const add = (all, report) => {
     all.done.push(...(report.replayed ?? report.dropped));
@@ -710,7 +719,7 @@ function deadLettersPage(named, order = '') {
   let before = '';
   return async (turn) => {
     // A look takes the letters out and puts them back, and one session looks at a time.
-    if (turn % LETTERS_EVERY !== 0 && !acted) return;
+    if ((turn % LETTERS_EVERY !== 0 && !acted) || under > 0) return;
     acted = false;
     // Before the look, which holds the letters meanwhile.
     const { queues } = await get('/admin/queues').catch(() => ({ queues: [] }));

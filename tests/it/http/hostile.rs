@@ -180,12 +180,13 @@ async fn who_offers_another_protocol_is_answered_in_this_one_and_told_that_the_c
     let h2c = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n";
     let websocket = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
     let mut accepted = 0;
-    for offer in [h2c, websocket] {
-        for (line, rest, expected) in [
+    let ordered = ("POST /orders", with_body.as_str(), 202);
+    for (offer, order) in [(h2c, Some(ordered)), (websocket, None)] {
+        let others = [
             ("GET /vendors", "\r\n", 200),
-            ("POST /orders", with_body.as_str(), 202),
             ("POST /orders", without, 400),
-        ] {
+        ];
+        for (line, rest, expected) in others.into_iter().chain(order) {
             let request = format!("{line} HTTP/1.1\r\nHost: localhost\r\n{offer}{rest}");
             let answer = tokio::time::timeout(LONG_ENOUGH, send_raw(&shop, request.as_bytes()))
                 .await
