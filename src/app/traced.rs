@@ -2,7 +2,6 @@
 
 use crate::domain::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use crate::mq::{HeaderValue, Headers};
-use crate::traces;
 
 /// The headers that pass a context on; none without one.
 #[must_use]
@@ -26,12 +25,6 @@ pub fn context_of(headers: &Headers) -> Option<TraceContext> {
         HeaderValue::Int(_) => None,
     };
     TraceContext::parse(text(TRACEPARENT)?, text(TRACESTATE))
-}
-
-/// The trace that a message belongs to, for the lines of the log about it.
-#[must_use]
-pub fn for_log(headers: &Headers) -> tracing::Span {
-    traces::for_log(context_of(headers).as_ref())
 }
 
 /// The contexts of several messages, each once.

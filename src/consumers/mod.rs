@@ -27,6 +27,7 @@ use crate::domain::retry::{self, Verdict};
 use crate::metrics::MESSAGES;
 use crate::mq::{Delivery, HeaderValue, Headers, Link, Message, Publisher, Queue};
 use crate::shutdown::Shutdown;
+use crate::traces;
 
 /// The longest error text in a header; a frame has room for more, a person's screen does not.
 const ERROR_CHARS_MAX: usize = 1000;
@@ -216,7 +217,13 @@ impl Door {
             Queue::Webhooks => (Queue::WebhooksDlq, webhooks::retry_queue(verdict)),
             _ => (Queue::OrdersDlq, Queue::OrdersRetry),
         };
-        let span = traced::for_log(&delivery.headers);
+        // One that came without a trace has begun one, which its copies stay in.
+        let context = traced::context_of(&delivery.headers).unwrap_or_else(traces::root);
+        let span = traces::for_log(Some(&context));
+        let within = |mut headers: Headers| {
+            headers.extend(traced::headers_of(Some(&context)));
+            headers
+        };
         match verdict {
             Verdict::Ack => true,
             Verdict::Retry { retry_count } => {
@@ -230,7 +237,7 @@ impl Door {
                         "to be retried"
                     )
                 });
-                let headers = headers_again(from, delivery, *retry_count);
+                let headers = within(headers_again(from, delivery, *retry_count));
                 let is_copied = self.copy_to(retry_queue, delivery, &headers, until).await;
                 if is_copied {
                     // One that comes again with as many retries as it had was not tried to its end.
@@ -256,14 +263,8 @@ impl Door {
                     )
                 });
                 // The copy first: an order that says it failed must have a letter to be replayed from.
-                let is_copied = self
-                    .copy_to(
-                        dlq,
-                        delivery,
-                        &dead_letter_headers(delivery, code, error, cause.as_deref()),
-                        until,
-                    )
-                    .await;
+                let headers = dead_letter_headers(delivery, code, error, cause.as_deref());
+                let is_copied = self.copy_to(dlq, delivery, &within(headers), until).await;
                 if is_copied {
                     MESSAGES.dead_lettered(from.base_name(), code).inc();
                 }

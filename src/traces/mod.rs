@@ -51,6 +51,25 @@ pub fn within<F: Future>(
     CURRENT.scope(context, future)
 }
 
+/// The context of what nobody has begun a trace for.
+#[must_use]
+pub fn root() -> TraceContext {
+    new_root(|trace_id| {
+        let tracer = TRACER.get();
+        tracer.is_some_and(|tracer| trace_id.is_within(tracer.sample_ratio))
+    })
+}
+
+fn new_root(is_sampled: impl FnOnce(TraceId) -> bool) -> TraceContext {
+    // Ids name, and keep no secret, so a fast generator will do.
+    let trace_id = TraceId::of(fastrand::u128(..));
+    TraceContext::root(
+        trace_id,
+        SpanId::of(fastrand::u64(..)),
+        is_sampled(trace_id),
+    )
+}
+
 /// A context as the log has it: lines within have the trace's id, all in the same place.
 #[must_use]
 pub fn for_log(context: Option<&TraceContext>) -> tracing::Span {
@@ -119,13 +138,17 @@ impl Span {
         Self::default()
     }
 
-    /// Begins a span that was caused by all of `parents`; without any, it may be the first of a trace.
+    /// Begins a span that was caused by all of `parents`; without any, it is the first of a trace.
     #[must_use]
     pub fn begin(name: &str, kind: Kind, parents: &[TraceContext]) -> Self {
         match TRACER.get() {
             Some(tracer) => tracer.begin(name, kind, parents),
+            // Nobody sees a span of its own, but the log names the trace.
             None => Self {
-                context: shared(parents).cloned(),
+                context: Some(match shared(parents) {
+                    Some(parent) => parent.clone(),
+                    None => new_root(|_| false),
+                }),
                 recording: None,
             },
         }
@@ -230,20 +253,14 @@ struct Tracer {
 
 impl Tracer {
     fn begin(&self, name: &str, kind: Kind, parents: &[TraceContext]) -> Span {
-        // Ids name, and keep no secret, so a fast generator will do.
-        let span_id = SpanId::of(fastrand::u64(..));
         let parent = shared(parents);
         let context = match parent {
-            Some(parent) => parent.child(span_id),
-            None => {
-                let trace_id = TraceId::of(fastrand::u128(..));
+            Some(parent) => parent.child(SpanId::of(fastrand::u64(..))),
+            None => new_root(|trace_id| match parents {
+                [] => trace_id.is_within(self.sample_ratio),
                 // Whoever looks at one of the traces that it is for finds it by its link.
-                let is_sampled = match parents {
-                    [] => trace_id.is_within(self.sample_ratio),
-                    _ => parents.iter().any(TraceContext::is_sampled),
-                };
-                TraceContext::root(trace_id, span_id, is_sampled)
-            }
+                _ => parents.iter().any(TraceContext::is_sampled),
+            }),
         };
         let recording = context.is_sampled().then(|| {
             let to_link = match parent {
@@ -369,7 +386,14 @@ mod tests {
         let inside = span.around(async { Span::child("b", Kind::Client).context().cloned() });
         assert_eq!(inside.await, Some(one.clone()));
         assert_eq!(current(), None);
-        let of_two = Span::begin("a", Kind::Consumer, &[one, context(2, 1, true)]);
-        assert_eq!(of_two.context(), None, "it is of neither trace");
+        let two = context(2, 1, true);
+        let traces = [one.trace_id, two.trace_id];
+        for parents in [vec![one, two], vec![]] {
+            let span = Span::begin("a", Kind::Consumer, &parents);
+            let own = span.context().expect("for the log");
+            assert!(!traces.contains(&own.trace_id), "it is of neither trace");
+            assert!(!own.is_sampled(), "nobody has its span");
+            assert!(!span.is_recorded());
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::{Value, json};
+use stockctl::domain::trace::TraceContext;
 use stockctl::mq::Queue;
 
 use crate::support::scrape::Scrape;
@@ -341,8 +342,18 @@ async fn where_nothing_is_exported_a_trace_comes_to_the_vendor_as_it_was() {
         .into_iter()
         .map(|came| (came.traceparent, came.tracestate))
         .collect();
-    let passed_on = (Some(not_sampled), Some("shop=7".to_owned()));
-    assert_eq!(came, [passed_on, (None, None), (None, None), (None, None)]);
+    let (passed_on, own) = came.split_first().expect("four calls");
+    assert_eq!(*passed_on, (Some(not_sampled), Some("shop=7".to_owned())));
+    // Each of the others has begun a trace of its own, which nobody records.
+    let mut traces = BTreeSet::new();
+    for (traceparent, tracestate) in own {
+        let traceparent = traceparent.as_deref().expect("a trace begins here");
+        let context = TraceContext::parse(traceparent.as_bytes(), None).expect("a well-formed one");
+        assert!(!context.is_sampled(), "{traceparent}");
+        assert_eq!(*tracestate, None);
+        traces.insert(context.trace_id);
+    }
+    assert_eq!(traces.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -403,6 +414,61 @@ async fn the_lines_of_the_log_that_belong_to_a_message_name_its_trace_and_its_or
     let told: Value = serde_json::from_str(told).expect("a line");
     assert_eq!(told["orders"], refused, "{told}");
     assert_eq!(told["span"]["trace_id"], TRACE, "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_without_a_trace_has_one_in_the_log_and_in_its_letter() {
+    let shop = Shop::with(ShopOptions {
+        config: "[orders]\nretries_max = 1\nretry_delay_ms = 200\n[log]\nformat = \"json\"\n"
+            .into(),
+        ..ShopOptions::default()
+    })
+    .await;
+    let _api = shop.serve().await;
+    let working = shop.start(&["work"]);
+    // One by somebody who knows nothing of traces, and one that cannot be decided before the first sync.
+    let producer = messages::producer(&shop.broker()).await;
+    let message = messages::message(Queue::Orders, "by-hand", "no JSON");
+    messages::publish(&producer, vec![message]).await;
+    let order = shop.order(&[("p1", 1)]).await;
+    shop.order_with_status(&order, "failed").await;
+    let mut traces = BTreeSet::new();
+    for id in ["by-hand", &order] {
+        let (status, letter) = shop
+            .get(&format!("/admin/dead-letters/orders_dlq/{id}"))
+            .await;
+        assert_eq!(status, 200, "{letter}");
+        let carried = letter["headers"]["traceparent"].as_str();
+        let context = TraceContext::parse(carried.expect("a trace").as_bytes(), None);
+        traces.insert(context.expect("a well-formed one").trace_id.to_string());
+    }
+    assert_eq!(traces.len(), 2, "each has its own: {traces:?}");
+    let log = working.writes("dead-lettered").await;
+    let lines = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|line| {
+            ["dead-lettered", "to be retried"]
+                .iter()
+                .any(|said| line["message"] == *said)
+        });
+    let told: Vec<String> = lines
+        .map(|line| {
+            let trace = line["span"]["trace_id"].as_str().unwrap_or_default();
+            assert!(traces.contains(trace), "{line} is of none of {traces:?}");
+            format!(
+                "{}: {}",
+                line["message_id"].as_str().unwrap_or_default(),
+                line["message"]
+            )
+        })
+        .collect();
+    let expected = ["dead-lettered", "to be retried"].map(|said| format!("{order}: \"{said}\""));
+    assert!(expected.iter().all(|line| told.contains(line)), "{told:?}");
+    assert!(
+        told.contains(&"by-hand: \"dead-lettered\"".to_owned()),
+        "{told:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
