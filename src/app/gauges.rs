@@ -28,6 +28,33 @@ pub const CONSUMER_SILENCE_MAX: Duration = Duration::from_secs(30);
 /// What has finished nothing for this long although messages wait is called stalled; a slow vendor's call is over by then.
 pub const CONSUMER_STALLED_AFTER: Duration = Duration::from_secs(90);
 
+/// Who consumes says it every few seconds how fast; after this it is no longer so.
+pub const RATE_SILENCE_MAX: Duration = Duration::from_secs(15);
+
+/// How many messages of each queue go in a second: of a work queue, those that are finished; of another, those that
+/// consumers send there.
+#[derive(Debug, Clone)]
+pub struct QueueRates(pub Vec<db::queue_rates::OfQueue>);
+
+impl QueueRates {
+    /// Those of a queue.
+    #[must_use]
+    pub fn of(&self, queue: mq::Queue) -> f64 {
+        let name = queue.base_name();
+        let told = self.0.iter().find(|of| of.queue == name);
+        told.map_or(0.0, |of| of.per_second)
+    }
+}
+
+/// How fast messages go, unless our database does not answer.
+pub async fn queue_rates(context: &Context) -> Option<QueueRates> {
+    let reading = context.with_connection(async |connection| {
+        Ok(db::queue_rates::list(connection, RATE_SILENCE_MAX).await?)
+    });
+    let read = tokio::time::timeout(DATABASE_DEADLINE, reading).await;
+    Some(QueueRates(read.ok()?.ok()?))
+}
+
 /// Where the figures are read.
 pub struct Gauges {
     context: Context,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::gauges::{CONSUMER_SILENCE_MAX, CONSUMER_STALLED_AFTER};
+use super::gauges::{CONSUMER_SILENCE_MAX, CONSUMER_STALLED_AFTER, QueueRates, RATE_SILENCE_MAX};
 use super::{Context, Error};
 use crate::db;
 use crate::domain::status::{Messages, Purpose, Queue, Seen, Store, Vendor, Waiting};
@@ -18,6 +18,7 @@ struct OfDatabase {
     pending: Waiting,
     outbox: Waiting,
     stalled: Vec<String>,
+    rates: QueueRates,
     vendors: Vec<Vendor>,
     /// Whether somebody is to be told of events.
     has_webhooks: bool,
@@ -46,9 +47,7 @@ pub async fn look(
     let (database, depths) = tokio::join!(reading, mq::depths(broker, DEADLINE));
     let (database, database_problem) = apart(database);
     let (depths, broker_problem) = apart(depths.map_err(|error| error.to_string()));
-    let stalled = database.as_ref().map(|of| of.stalled.as_slice());
-    let has_webhooks = database.as_ref().is_some_and(|of| of.has_webhooks);
-    let queues = depths.map(|depths| queues(&depths, stalled, has_webhooks));
+    let queues = depths.map(|depths| queues(&depths, database.as_ref()));
     Seen {
         postgresql: Store {
             address: context.database.settings().address(),
@@ -72,7 +71,8 @@ fn apart<T>(result: Result<T, String>) -> (Option<T>, Option<String>) {
     }
 }
 
-fn queues(depths: &[Depth], stalled: Option<&[String]>, has_webhooks: bool) -> Vec<Queue> {
+fn queues(depths: &[Depth], database: Option<&OfDatabase>) -> Vec<Queue> {
+    let has_webhooks = database.is_some_and(|of| of.has_webhooks);
     let queue = |queue: mq::Queue| {
         let name = queue.base_name();
         let found = depths.iter().find(|depth| depth.queue == queue);
@@ -87,7 +87,8 @@ fn queues(depths: &[Depth], stalled: Option<&[String]>, has_webhooks: bool) -> V
                 ready: depth.messages_ready,
                 consumers: depth.consumers,
             }),
-            is_stalled: stalled.map(|stalled| stalled.iter().any(|of| of == name)),
+            per_second: database.map(|of| of.rates.of(queue)),
+            is_stalled: database.map(|of| of.stalled.iter().any(|of| of == name)),
         }
     };
     // Those of webhooks are there only once somebody has subscribed to events; then they have to be.
@@ -139,6 +140,7 @@ async fn read_database(context: &Context) -> Result<OfDatabase, Error> {
         })
         .collect();
     Ok(OfDatabase {
+        rates: QueueRates(db::queue_rates::list(connection, RATE_SILENCE_MAX).await?),
         pending,
         outbox,
         has_webhooks: webhooks.active + webhooks.failing > 0,

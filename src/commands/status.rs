@@ -162,12 +162,17 @@ fn text(report: &Report) -> String {
         waiting(seen.outbox, "to be published")
     ));
     lines.push(String::new());
-    lines.push(format!("{:20}{:>8}{:>11}", "QUEUE", "READY", "CONSUMERS"));
+    lines.push(format!(
+        "{:20}{:>8}{:>10}{:>11}",
+        "QUEUE", "READY", "RATE", "CONSUMERS"
+    ));
     match &seen.queues {
         None => lines.push("not known while RabbitMQ is away".into()),
         Some(queues) => lines.extend(queues.iter().map(|queue| {
             let figures = match queue.messages {
-                Some(Messages { ready, consumers }) => format!("{ready:>8}{consumers:>11}"),
+                Some(Messages { ready, consumers }) => {
+                    format!("{ready:>8}{:>10}{consumers:>11}", rate(queue.per_second))
+                }
                 None => "  does not exist".into(),
             };
             let stalled = if queue.is_stalled == Some(true) {
@@ -184,6 +189,14 @@ fn text(report: &Report) -> String {
         Some(vendors) => table_of(vendors, &mut lines),
     }
     lines.join("\n")
+}
+
+fn rate(per_second: Option<f64>) -> String {
+    match per_second {
+        None => "?".to_owned(),
+        Some(rate) if rate < 0.05 => "-".to_owned(),
+        Some(rate) => format!("{rate:.1}/s"),
+    }
 }
 
 fn table_of(vendors: &[Vendor], lines: &mut Vec<String>) {

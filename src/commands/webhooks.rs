@@ -115,7 +115,7 @@ impl Parts {
         let consumer = Consumer::start(broker.clone(), Queue::Webhooks, config.prefetch);
         let watchdog = Watchdog::new(
             self.context.clone(),
-            publisher.link(),
+            publisher.clone(),
             vec![(Queue::Webhooks, consumer.pulse())],
             self.config.work.stalled_after,
         );

@@ -97,7 +97,7 @@ pub async fn run(
     say_what_is_worked_on(&pulses, works_on_webhooks, supervisor);
     let watchdog = Watchdog::new(
         context.clone(),
-        publisher.link(),
+        publisher.clone(),
         pulses,
         config.work.stalled_after,
     );

@@ -7,13 +7,13 @@
 
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::app::Context;
 use crate::db;
 use crate::metrics::{FAULTS, Fault};
-use crate::mq::{Beat, Link, Pulse, Queue};
+use crate::mq::{Beat, Link, Publisher, Pulse, Queue};
 use crate::shutdown::Shutdown;
 use crate::supervisor::Supervisor;
 
@@ -44,6 +44,34 @@ pub struct Stalled {
     pub stalled_for: Duration,
 }
 
+/// How fast the messages of one queue go.
+#[derive(Debug)]
+struct Pace {
+    queue: Queue,
+    counted: u64,
+    /// Whether somebody was told that they go.
+    is_told: bool,
+}
+
+impl Pace {
+    fn of(queue: Queue) -> Self {
+        Self {
+            queue,
+            counted: 0,
+            is_told: false,
+        }
+    }
+
+    /// Takes in how many there were in all, and returns how many in a second that are since the last look; nothing while
+    /// nothing goes, once that was told.
+    fn look(&mut self, counted: u64, since: Duration) -> Option<f64> {
+        let new = counted.saturating_sub(self.counted);
+        self.counted = counted;
+        let was_told = std::mem::replace(&mut self.is_told, new > 0);
+        (new > 0 || was_told).then(|| new as f64 / since.as_secs_f64().max(f64::EPSILON))
+    }
+}
+
 /// What one consumer was seen to do.
 #[derive(Debug, Default)]
 struct Progress {
@@ -71,21 +99,28 @@ impl Progress {
 /// Watches consumers.
 pub struct Watchdog {
     context: Context,
-    publisher: watch::Receiver<Link>,
+    publisher: Publisher,
     consumers: Vec<(Queue, Pulse, Progress)>,
+    paces: Vec<Pace>,
+    looked_at: Instant,
     stalled_after: Duration,
     instance: Uuid,
 }
 
 impl Watchdog {
-    /// Prepares to watch; `publisher` is the line on which copies of messages leave.
+    /// Prepares to watch; `publisher` is what copies of messages leave by.
     #[must_use]
     pub fn new(
         context: Context,
-        publisher: watch::Receiver<Link>,
+        publisher: Publisher,
         consumers: Vec<(Queue, Pulse)>,
         stalled_after: Duration,
     ) -> Self {
+        let queues = consumers.iter().map(|(queue, _)| *queue);
+        let paces = queues
+            .flat_map(|queue| std::iter::once(queue).chain(queue.beside().iter().copied()))
+            .map(Pace::of)
+            .collect();
         let consumers = consumers
             .into_iter()
             .map(|(queue, pulse)| (queue, pulse, Progress::default()))
@@ -94,6 +129,8 @@ impl Watchdog {
             context,
             publisher,
             consumers,
+            paces,
+            looked_at: Instant::now(),
             stalled_after,
             instance: Uuid::new_v4(),
         }
@@ -117,6 +154,7 @@ impl Watchdog {
                 () = tokio::time::sleep(wait) => {}
             }
             let looked = self.look(wait).await;
+            self.tell_paces().await;
             watching.moved();
             wait = interval;
             if let Some(stalled) = looked {
@@ -126,7 +164,8 @@ impl Watchdog {
             }
         };
         let goodbye = self.context.with_connection(async |connection| {
-            Ok(db::consumers::forget(connection, self.instance).await?)
+            db::consumers::forget(connection, self.instance).await?;
+            Ok(db::queue_rates::forget(connection, self.instance).await?)
         });
         // Otherwise it is seen by its silence.
         let _ = tokio::time::timeout(GOODBYE_DEADLINE, goodbye).await;
@@ -134,7 +173,7 @@ impl Watchdog {
     }
 
     async fn look(&mut self, interval: Duration) -> Option<Stalled> {
-        let copies_leave = *self.publisher.borrow() == Link::Up;
+        let copies_leave = *self.publisher.link().borrow() == Link::Up;
         let mut stalled = None;
         for (queue, pulse, progress) in &mut self.consumers {
             let beat = pulse.beat();
@@ -179,6 +218,35 @@ impl Watchdog {
         }
         stalled
     }
+
+    /// Lets others see how fast messages go.
+    async fn tell_paces(&mut self) {
+        let since = std::mem::replace(&mut self.looked_at, Instant::now()).elapsed();
+        let mut rates = Vec::new();
+        for pace in &mut self.paces {
+            let consumed = self
+                .consumers
+                .iter()
+                .find(|(queue, ..)| *queue == pace.queue);
+            let counted = match consumed {
+                Some((_, pulse, _)) => pulse.beat().finished,
+                None => self.publisher.confirmed(pace.queue),
+            };
+            rates.extend(
+                pace.look(counted, since)
+                    .map(|rate| (pace.queue.base_name(), rate)),
+            );
+        }
+        if rates.is_empty() {
+            return;
+        }
+        let told = self.context.with_connection(async |connection| {
+            Ok(db::queue_rates::note(connection, self.instance, &rates).await?)
+        });
+        if let Err(error) = told.await {
+            tracing::debug!(%error, "could not say how fast messages go; the next look will");
+        }
+    }
 }
 
 #[cfg(test)]
@@ -211,6 +279,16 @@ mod tests {
         );
         let away = Link::Connecting { error: None };
         assert!(!progress.is_suspicious(&beat(1, Some(1), away)));
+    }
+
+    #[test]
+    fn a_pace_is_told_while_messages_go_and_once_when_they_do_not() {
+        let mut pace = Pace::of(Queue::Orders);
+        let told = [0, 10, 15, 15, 15, 16].map(|counted| pace.look(counted, TICK));
+        assert_eq!(
+            told,
+            [None, Some(2.0), Some(1.0), Some(0.0), None, Some(0.2)]
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod movements;
 pub mod orders;
 pub mod outbox;
 pub mod overview;
+pub mod queue_rates;
 pub mod stock;
 pub mod suspects;
 pub mod updates;

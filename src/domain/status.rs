@@ -30,7 +30,7 @@ pub struct Waiting {
 }
 
 /// A queue, as the broker sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Queue {
     /// Its name, without the prefix of the installation.
@@ -40,6 +40,9 @@ pub struct Queue {
     pub purpose: Purpose,
     /// Messages that wait, and who consumes it; none where it does not exist yet.
     pub messages: Option<Messages>,
+    /// How many messages in a second: of a work queue those that are finished, of another those that consumers send
+    /// there. Not known without PostgreSQL.
+    pub per_second: Option<f64>,
     /// Whether its consumers finish nothing although messages wait. Not known without PostgreSQL.
     pub is_stalled: Option<bool>,
 }
@@ -261,6 +264,7 @@ mod tests {
                 ready: 0,
                 consumers,
             }),
+            per_second: Some(0.0),
             is_stalled: Some(false),
         };
         Seen {

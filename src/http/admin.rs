@@ -10,6 +10,7 @@ use super::body::{Nothing, read_nothing};
 use super::problem::Problem;
 use super::{State, answer, detached};
 use crate::app::Error;
+use crate::app::gauges;
 use crate::app::overview::BUCKET;
 use crate::db;
 use crate::db::gauges::Waiting;
@@ -53,12 +54,16 @@ pub(super) async fn sync(
 
 /// A queue.
 #[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 #[schema(as = Queue)]
 struct QueueResponse {
     name: &'static str,
     /// Messages that wait; one may hold a hundred orders that were accepted together.
     ready: u32,
     consumers: u32,
+    /// How many messages in a second, over the last seconds: of a queue that is worked on those that were finished, of
+    /// another those that consumers sent there. Null while PostgreSQL, which keeps it, does not answer.
+    per_second: Option<f64>,
 }
 
 /// The queues.
@@ -71,12 +76,14 @@ struct QueuesResponse {
 /// What waits in the queues
 #[utoipa::path(
     get, path = "/admin/queues", tag = "operations",
-    responses((status = 200, description = "All queues", body = QueuesResponse, example = json!({"queues": [{"name": "orders_queue", "ready": 0, "consumers": 1}]})))
+    responses((status = 200, description = "All queues", body = QueuesResponse, example = json!({"queues": [{"name": "orders_queue", "ready": 0, "consumers": 1, "perSecond": 12.5}]})))
 )]
 pub(super) async fn queues(state: Data<State>) -> Result<HttpResponse, Problem> {
-    let depths = mq::depths(&state.broker, DEPTHS_DEADLINE)
-        .await
-        .map_err(Error::from)?;
+    let (depths, rates) = tokio::join!(
+        mq::depths(&state.broker, DEPTHS_DEADLINE),
+        gauges::queue_rates(&state.context)
+    );
+    let depths = depths.map_err(Error::from)?;
     Ok(HttpResponse::Ok().json(QueuesResponse {
         queues: depths
             .into_iter()
@@ -84,6 +91,7 @@ pub(super) async fn queues(state: Data<State>) -> Result<HttpResponse, Problem> 
                 name: depth.queue.base_name(),
                 ready: depth.messages_ready,
                 consumers: depth.consumers,
+                per_second: rates.as_ref().map(|rates| rates.of(depth.queue)),
             })
             .collect(),
     }))

@@ -57,6 +57,22 @@ impl Queue {
         Queue::WebhooksRetry4,
     ];
 
+    /// Where the messages of a work queue go that could not be handled.
+    pub fn beside(self) -> &'static [Queue] {
+        match self {
+            Queue::Orders => &[Queue::OrdersRetry, Queue::OrdersDlq],
+            Queue::VendorSync => &[Queue::VendorSyncRetry, Queue::VendorSyncDlq],
+            Queue::Webhooks => &[
+                Queue::WebhooksRetry1,
+                Queue::WebhooksRetry2,
+                Queue::WebhooksRetry3,
+                Queue::WebhooksRetry4,
+                Queue::WebhooksDlq,
+            ],
+            _ => &[],
+        }
+    }
+
     /// Whether the queue is there only once somebody has subscribed to events.
     pub fn is_of_webhooks(self) -> bool {
         matches!(self, Queue::WebhooksDlq | Queue::Webhooks) || Self::WEBHOOKS_RETRY.contains(&self)

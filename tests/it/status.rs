@@ -93,6 +93,14 @@ async fn status_tells_from_the_first_start_to_a_dead_letter_what_needs_a_hand() 
             true => "needs a hand  [time]".to_owned(),
             false => line.to_owned(),
         })
+        .map(
+            |line| match line.split_whitespace().collect::<Vec<_>>()[..] {
+                [queue, ready, rate, consumers] if rate == "-" || rate.ends_with("/s") => {
+                    format!("{queue:20}{ready:>8}{:>10}{consumers:>11}", "[rate]")
+                }
+                _ => line,
+            },
+        )
         .map(|line| match line.split_once(" ago ") {
             Some((vendor, after)) => {
                 let id = vendor.split(' ').next().unwrap_or_default();
@@ -110,13 +118,13 @@ async fn status_tells_from_the_first_start_to_a_dead_letter_what_needs_a_hand() 
     orders      none pending
     outbox      none to be published
 
-    QUEUE                  READY  CONSUMERS
-    orders_dlq                 1          0
-    orders_queue               0          1
-    orders_retry_queue         0          0
-    vendor_sync_dlq            0          0
-    vendor_sync                0          1
-    vendor_sync_retry          0          0
+    QUEUE                  READY      RATE  CONSUMERS
+    orders_dlq                 1    [rate]          0
+    orders_queue               0    [rate]          1
+    orders_retry_queue         0    [rate]          0
+    vendor_sync_dlq            0    [rate]          0
+    vendor_sync                0    [rate]          1
+    vendor_sync_retry          0    [rate]          0
 
     VENDOR      LAST SYNC    OPEN  UNANSWERED   OLDEST  API
     vendorA [time] ago       1           0        -  ok

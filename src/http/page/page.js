@@ -411,29 +411,23 @@ function pushState(vendor) {
   }
 }
 
-const lastDepths = new Map();
-
 // As messages go: those of work, those that wait to be tried again, those that are dead.
 const QUEUES = ['orders_queue', 'orders_retry_queue', 'orders_dlq', 'vendor_sync', 'vendor_sync_retry', 'vendor_sync_dlq', 'webhooks', 'webhooks_retry_1', 'webhooks_retry_2', 'webhooks_retry_3', 'webhooks_retry_4', 'webhooks_dlq'];
 
 function queueTable(depths, outbox) {
   const trouble = depths instanceof Error && h('p', { class: 'problem' }, `The queues cannot be looked at: ${depths.message}`);
-  const now = Date.now();
   const rows = (trouble ? [] : [...depths]).sort((a, b) => QUEUES.indexOf(a.name) - QUEUES.indexOf(b.name)).map((queue) => {
     const dead = queue.name.endsWith('_dlq');
-    const before = lastDepths.get(queue.name);
-    if (!before || before.ready !== queue.ready || now - before.at > 10000) lastDepths.set(queue.name, { at: now, ready: queue.ready, rate: before ? (queue.ready - before.ready) / ((now - before.at) / 1000) : 0 });
-    const rate = lastDepths.get(queue.name).rate;
     return [
       dead ? h('a', { href: `#/dead-letters/${queue.name}` }, queue.name) : queue.name,
       dead && queue.ready > 0 ? badge(number(queue.ready), 'bad') : number(queue.ready),
-      Math.abs(rate) < 0.05 ? '–' : `${rate > 0 ? '+' : '−'}${number(Math.abs(rate).toFixed(1))}/s`,
+      queue.perSecond === null ? '?' : queue.perSecond < 0.05 ? '–' : `${number(queue.perSecond.toFixed(1))}/s`,
       number(queue.consumers),
     ];
   });
   // PostgreSQL knows it, whatever has become of RabbitMQ.
-  rows.push(['outbox (PostgreSQL)', number(outbox.messages), outbox.messages ? `oldest ${age(outbox.oldestSeconds)}` : '–', '–']);
-  return [trouble, table('Messages that wait; one may hold a hundred orders', [['Queue'], ['Waiting', 'number'], ['Change', 'number'], ['Consumers', 'number']], rows)];
+  rows.push(['outbox (PostgreSQL)', outbox.messages ? `${number(outbox.messages)}, oldest ${age(outbox.oldestSeconds)}` : '0', '–', '–']);
+  return [trouble, table('Messages; one may hold a hundred orders. The rate: those that are finished, or that come to be retried or to the dead letters', [['Queue'], ['Waiting', 'number'], ['Rate', 'number'], ['Consumers', 'number']], rows)];
 }
 
 function productsPage() {

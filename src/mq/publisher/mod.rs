@@ -7,7 +7,10 @@ mod session;
 
 use std::{
     io,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,7 +21,11 @@ use tokio::{
 };
 
 use self::batch::Batch;
-use super::{link::Link, message::Message, queues::Settings};
+use super::{
+    link::Link,
+    message::Message,
+    queues::{Queue, Settings},
+};
 use crate::metrics::{MESSAGES, Published};
 
 /// Messages that may wait for their turn to be sent, over all callers. At full speed that is a third of
@@ -52,6 +59,7 @@ pub struct Publisher {
     closes: Sender<Instant>,
     room: Arc<Semaphore>,
     link: watch::Receiver<Link>,
+    confirmed: Arc<[AtomicU64; Queue::ALL.len()]>,
 }
 
 /// Messages to be sent in order, and where their results go.
@@ -92,6 +100,7 @@ impl Publisher {
             closes,
             room: Arc::new(Semaphore::new(WAITING_MAX as usize)),
             link,
+            confirmed: Arc::default(),
         }
     }
 
@@ -104,9 +113,20 @@ impl Publisher {
         messages: Vec<Message>,
         deadline: Duration,
     ) -> Vec<Result<(), PublishError>> {
+        let queues: Vec<Queue> = messages.iter().map(|message| message.queue).collect();
         let results = self.results_of(messages, deadline).await;
         count(&results);
+        for (queue, result) in queues.into_iter().zip(&results) {
+            if result.is_ok() {
+                self.confirmed[queue as usize].fetch_add(1, Ordering::Relaxed);
+            }
+        }
         results
+    }
+
+    /// How many messages the broker has taken for a queue since this was started.
+    pub fn confirmed(&self, queue: Queue) -> u64 {
+        self.confirmed[queue as usize].load(Ordering::Relaxed)
     }
 
     async fn results_of(

@@ -1,6 +1,7 @@
 //! What an operator asks for, and what a supervisor does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -113,6 +114,74 @@ async fn shop_with_a_broken_product() -> Shop {
     shop.run_here("ALTER TABLE stock_updates ADD CONSTRAINT broken CHECK (product_id <> 'p3')")
         .await;
     shop
+}
+
+/// How many messages of each queue go in a second.
+async fn rates(shop: &Shop) -> BTreeMap<String, f64> {
+    let (status, answer) = shop.get("/admin/queues").await;
+    assert_eq!(status, 200, "{answer}");
+    let queues = answer["queues"].as_array().expect("a list");
+    let rates = queues.iter().map(|queue| {
+        let rate = queue["perSecond"].as_f64();
+        (
+            text(&queue["name"]).to_owned(),
+            rate.expect("PostgreSQL answers"),
+        )
+    });
+    rates.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_queues_are_listed_with_how_fast_messages_go_through_them() {
+    let shop = shop_with_a_broken_product().await;
+    let _parts = shop.open().await;
+    assert!(rates(&shop).await.values().all(|rate| *rate == 0.0));
+    let told = shop.order(&[("p1", 1)]).await;
+    let dead = shop.order(&[("p3", 1)]).await;
+    // What one process says every few seconds; a look of its own may fall between two queues.
+    let moved = Mutex::new(BTreeMap::<String, f64>::new());
+    eventually(
+        "every queue that a message went through has moved",
+        || async {
+            let rates = rates(&shop).await;
+            let mut moved = moved.lock().expect("whole");
+            moved.extend(rates.into_iter().filter(|(_, rate)| *rate > 0.0));
+            let through = [
+                "orders_dlq",
+                "orders_queue",
+                "orders_retry_queue",
+                "vendor_sync",
+            ];
+            moved.keys().eq(through).then_some(())
+        },
+    )
+    .await;
+    shop.order_told(&told).await;
+    shop.order_with_status(&dead, "failed").await;
+    shop.order(&[("p1", 1)]).await;
+    eventually("something moves again", || async {
+        (rates(&shop).await["orders_queue"] > 0.0).then_some(())
+    })
+    .await;
+    let (code, status) = {
+        let ended = shop.run(&["status", "--json"]).await;
+        let status: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+        (ended.code, status)
+    };
+    let in_status = status["queues"].as_array().expect("a list");
+    let of_orders = in_status
+        .iter()
+        .find(|queue| queue["name"] == "orders_queue");
+    let rate = of_orders.and_then(|queue| queue["perSecond"].as_f64());
+    assert_eq!((code, rate.map(|rate| rate > 0.0)), (Some(5), Some(true)));
+    eventually("all has come to rest", || async {
+        rates(&shop)
+            .await
+            .values()
+            .all(|rate| *rate == 0.0)
+            .then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

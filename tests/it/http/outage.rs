@@ -87,6 +87,15 @@ async fn orders_are_accepted_through_the_broker_while_postgresql_cannot_be_reach
         assert_eq!(answer.problem(), "503 unavailable", "{path}");
         assert!(answer.header("retry-after").is_some());
     }
+    // What RabbitMQ knows is told, without what PostgreSQL keeps of it.
+    let (status, answer) = shop.get("/admin/queues").await;
+    assert_eq!(status, 200, "{answer}");
+    let queues = answer["queues"].as_array().expect("a list");
+    assert!(
+        queues
+            .iter()
+            .all(|queue| queue["perSecond"].is_null() && queue["ready"].is_number())
+    );
     let bad = post_bytes(&shop, "/orders", r#"{"productId":"p1","quantity":0}"#).await;
     assert_eq!(bad.status, 422, "{}", bad.body);
     // The worker that can reach PostgreSQL inserts it, once.
