@@ -122,6 +122,31 @@ async fn who_works_on_what_was_read_keeps_others_out_and_what_is_given_back_keep
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_ends_before_it_has_read_anything_leaves_the_queue_in_its_order() {
+    let shop = Shop::new().await;
+    let broker = shop.broker();
+    let publisher = producer(&broker).await;
+    let letter = |id: &String| letter(Queue::OrdersDlq, id, "invalid_message", "{}");
+    let mut expected: Vec<String> = (0..300).map(|n| format!("letter-{n}")).collect();
+    publish(&publisher, expected.iter().map(letter).collect()).await;
+    for round in 0..6 {
+        let open = || DeadLetters::open(&broker, Queue::OrdersDlq, DEADLINE);
+        // The broker is about to bring it everything.
+        drop(open().await.expect("opened"));
+        let late = format!("late-{round}");
+        publish(&publisher, vec![letter(&late)]).await;
+        expected.push(late);
+        let mut next = open().await.expect("opened");
+        let mut read = Vec::new();
+        while let Some(delivery) = next.next().await.expect("read") {
+            read.extend(delivery.message_id);
+        }
+        next.close().await;
+        assert_eq!(read, expected, "in round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 #[expect(clippy::too_many_lines, reason = "most of it is the text")]
 async fn what_is_listed_and_shown_for_people_and_for_programs() {
     let shop = Shop::new().await;
