@@ -97,7 +97,7 @@ impl DeadLetters {
         Ok(DeadLetters { commands, ended })
     }
 
-    /// The next message, not removed. `None` when the queue has no more, or when 10 000 were read: what
+    /// The next message, not removed. `None` when all were read that were there when the session began, or 10 000: what
     /// comes in meanwhile never makes a session endless.
     pub async fn next(&mut self) -> Result<Option<Delivery>, Error> {
         self.ask(Command::Next).await
@@ -255,6 +255,8 @@ struct Session<'a> {
     held: BTreeMap<u64, amiquip::Delivery>,
     /// Messages that were there when it began and were not removed since: nobody else takes any.
     left_at_least: u32,
+    /// Whether that is known: a busy broker says 0.
+    is_counted: bool,
     unread_max: u16,
     is_reading: bool,
     /// Messages that came after reading was stopped, and are held like the others.
@@ -301,7 +303,14 @@ impl<'a> Session<'a> {
             Err(error) => return Err(lost(error)),
         }
         let there = channel.queue_declare_passive(name).map_err(lost)?;
-        channel.qos(0, READ_MAX, false).map_err(lost)?;
+        let there = there.declared_message_count().unwrap_or_default();
+        // As many as there are, so that none of those that come meanwhile is on its way when the consumer is cancelled: a
+        // quorum queue takes such a one back by itself, and was seen to put it before all that the channel holds.
+        let unread_max = match u16::try_from(there) {
+            Ok(0) | Err(_) => READ_MAX,
+            Ok(there) => there.min(READ_MAX),
+        };
+        channel.qos(0, unread_max, false).map_err(lost)?;
         let consumer = channel
             .basic_consume(name, ConsumerOptions::default())
             .map_err(lost)?;
@@ -311,8 +320,9 @@ impl<'a> Session<'a> {
             consumer,
             name,
             held: BTreeMap::new(),
-            left_at_least: there.declared_message_count().unwrap_or_default(),
-            unread_max: READ_MAX,
+            left_at_least: there,
+            is_counted: there > 0,
+            unread_max,
             is_reading: true,
             under_way: 0,
         };
@@ -338,7 +348,7 @@ impl<'a> Session<'a> {
         self.stop_reading().ok()?;
         let held = u32::try_from(self.held.len()).unwrap_or(u32::MAX);
         let behind = self.waiting().ok()??.ready + self.under_way;
-        // Of one that ends as it has begun, the broker may hold messages that it had not brought yet.
+        // Of one that ends as it has begun, the broker may have messages that it had not brought yet.
         Some(behind.saturating_add(held).max(self.left_at_least))
     }
 
@@ -400,7 +410,9 @@ impl<'a> Session<'a> {
                         Some(Waiting { others: 1.., .. }) => {
                             return Err(Error::Busy(self.name.to_owned()));
                         }
-                        Some(Waiting { ready: 0, .. }) if self.consumer.receiver().is_empty() => {
+                        Some(Waiting { ready: 0, .. })
+                            if !self.is_counted && self.consumer.receiver().is_empty() =>
+                        {
                             self.unread_max = 0;
                             return Ok(None);
                         }
@@ -444,16 +456,41 @@ impl<'a> Session<'a> {
 
     /// Cancels the consumer, and counts the messages that were on their way to it.
     fn stop_reading(&mut self) -> Result<(), Error> {
-        self.unread_max = 0;
-        if !std::mem::take(&mut self.is_reading) {
+        if !self.is_reading {
             return Ok(());
         }
+        self.take_under_way()?;
+        self.unread_max = 0;
+        self.is_reading = false;
         self.consumer.cancel().map_err(|error| self.lost(error))?;
         let under_way = until_cancelled(&self.consumer)
             .into_iter()
             .filter(|message| matches!(message, ConsumerMessage::Delivery(_)))
             .count();
-        self.under_way = u32::try_from(under_way).unwrap_or(u32::MAX);
+        self.under_way += u32::try_from(under_way).unwrap_or(u32::MAX);
+        Ok(())
+    }
+
+    /// Waits for what the broker has for the consumer already, so that none of it is on its way when that is cancelled.
+    fn take_under_way(&mut self) -> Result<(), Error> {
+        if !self.is_counted {
+            while let Some(delivery) = self.next()? {
+                self.held.remove(&delivery.tag.number);
+                self.under_way += 1;
+            }
+            return Ok(());
+        }
+        let held = u32::try_from(self.held.len()).unwrap_or(u32::MAX);
+        let until = Instant::now() + NEXT_DEADLINE;
+        while held + self.under_way < self.left_at_least.min(READ_MAX.into()) {
+            self.wire.feed();
+            match self.consumer.receiver().recv_timeout(ARRIVAL_PAUSE) {
+                Ok(ConsumerMessage::Delivery(_)) => self.under_way += 1,
+                Err(RecvTimeoutError::Timeout) if Instant::now() < until => {}
+                // The cancellation will tell.
+                _ => break,
+            }
+        }
         Ok(())
     }
 }

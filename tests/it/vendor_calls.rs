@@ -168,7 +168,7 @@ async fn a_vendor_whose_only_call_has_failed_is_shown_as_failing_until_one_does_
         let work = shop.work();
         let shown = pushes_are(&shop, "vendorA", "failing").await;
         assert_eq!(shown["lastPushError"], error, "{shown}");
-        assert_eq!(vendor.calls().len(), 1);
+        assert_eq!(vendor.calls().len(), 1, "{:?}", vendor.calls());
         let since = shown["pushStateSince"].clone();
         eventually("its update is given up", || async {
             (count_dead(&shop).await == 1).then_some(())
