@@ -33,7 +33,7 @@ use crate::domain::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use crate::traces::{Kind, Span};
 
 /// What an answer has unless it says otherwise itself: it is data, for whoever asked, at that moment.
-const UNLESS_SAID: [(HeaderName, &str); 5] = [
+pub(super) const UNLESS_SAID: [(HeaderName, &str); 5] = [
     (X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (X_FRAME_OPTIONS, "DENY"),
     (REFERRER_POLICY, "no-referrer"),

@@ -31,6 +31,7 @@ mod request_id;
 mod routes;
 mod stream;
 mod tls;
+mod unparsed;
 mod unread;
 mod vendors;
 mod webhooks;
@@ -185,7 +186,7 @@ pub fn server(
         .listen_uds("the side door", side_door, move || {
             let drain = for_side_door.drain.clone();
             fn_service(move |stream: UnixStream| {
-                let stream = Stream::Local(stream, drain.connection());
+                let stream = Stream::of_side_door(stream, drain.connection());
                 async move { Ok((stream, None)) }
             })
             .and_then(for_side_door.service())

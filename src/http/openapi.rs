@@ -27,9 +27,6 @@ use super::problem::{self, CODES, Code, ProblemBody};
             429 with `Retry-After`; a batch counts as its orders.\n\
             - Fields and parameters that are not described are refused. Times are RFC 3339, in UTC.\n\
             - A field without a value is left out, unless it is described as `null`.\n\
-            - Every answer has `X-Content-Type-Options`, `X-Frame-Options`, `Referrer-Policy` and `Content-Security-Policy` \
-            for browsers, and, for pages of the origins that may call (`http.cors_origins`), `Access-Control-Allow-Origin` and \
-            `Access-Control-Expose-Headers`.\n\
             - Lists that grow come in pages: `limit` is 1 to 200, and `nextCursor` leads to the next one, also as `Link: <…>; rel=\"next\"`.\n\
             - Bodies of requests have at most 64 KiB, unless an operation says otherwise. Answers to GET of 1 KiB and more \
             are compressed with gzip if `Accept-Encoding` takes it.",
@@ -129,6 +126,19 @@ pub fn document() -> Value {
     document
 }
 
+/// The headers that every answer has; the last two, and `Vary`, where that is so.
+const OF_ALL: [&str; 9] = [
+    "X-Request-Id",
+    "Cache-Control",
+    "X-Content-Type-Options",
+    "X-Frame-Options",
+    "Referrer-Policy",
+    "Content-Security-Policy",
+    "Vary",
+    "Access-Control-Allow-Origin",
+    "Access-Control-Expose-Headers",
+];
+
 /// What many answers have.
 fn headers() -> Value {
     let header = |description: &str, example: &str| {
@@ -147,6 +157,21 @@ fn headers() -> Value {
         "Vary": header(
             "What the answer depends on: `Accept-Encoding` where it may be compressed, `Origin` where pages of other origins may call",
             "Accept-Encoding",
+        ),
+        "X-Content-Type-Options": header("For browsers: it is what its `Content-Type` says", "nosniff"),
+        "X-Frame-Options": header("For browsers: no page may show it within itself", "DENY"),
+        "Referrer-Policy": header("For browsers: who is called from here is not told where from", "no-referrer"),
+        "Content-Security-Policy": header(
+            "For browsers: what it may load and run, which for all but our pages is nothing",
+            "default-src 'none'; frame-ancestors 'none'",
+        ),
+        "Access-Control-Allow-Origin": header(
+            "For pages of the origins that may call (`http.cors_origins`): theirs",
+            "https://shop.example",
+        ),
+        "Access-Control-Expose-Headers": header(
+            "For the same pages: which headers they may read",
+            "ETag, Link, Location, Retry-After",
         ),
         "Content-Encoding": header("`gzip`, where the answer is compressed", "gzip"),
         "RateLimit": header(
@@ -466,7 +491,7 @@ fn complete(path: &str, method: &str, needs: Needs, operation: &mut Value) {
         .cloned();
     let responses = operation["responses"].as_object_mut();
     for (status, response) in responses.into_iter().flatten() {
-        let mut names = vec!["X-Request-Id", "Cache-Control", "Vary"];
+        let mut names = OF_ALL.to_vec();
         if needs != Needs::Nothing {
             names.extend(["RateLimit", "RateLimit-Policy"]);
         }
@@ -517,6 +542,9 @@ fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'
     .any(|ours| path == "/" || path.starts_with(ours));
     let mut codes = vec![
         p::TLS_REQUIRED,
+        p::MALFORMED_REQUEST,
+        p::REQUEST_TIMEOUT,
+        p::HEADERS_TOO_LARGE,
         p::METHOD_NOT_ALLOWED,
         p::NOT_ACCEPTABLE,
         p::URI_TOO_LONG,
@@ -837,10 +865,10 @@ mod tests {
                 let is_read = what.starts_with("get ")
                     && status.starts_with('2')
                     && !what.starts_with("get /events");
+                for name in OF_ALL {
+                    assert!(headers.contains_key(name), "{what}: {name}");
+                }
                 for (name, is_there) in [
-                    ("X-Request-Id", true),
-                    ("Cache-Control", true),
-                    ("Vary", true),
                     ("Content-Encoding", is_read),
                     ("Allow", status == "405"),
                     ("Retry-After", ["429", "503"].contains(&status.as_str())),

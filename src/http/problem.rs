@@ -50,6 +50,8 @@ macro_rules! codes {
 codes! {
     MALFORMED_JSON = 400 "malformed_json", "The body is not valid JSON",
         "Mend the body; the pointer says how far it could be read.";
+    MALFORMED_REQUEST = 400 "malformed_request", "The request is not valid HTTP",
+        "Mend the program that sent it, or use another HTTP client; nothing was done.";
     INCOMPLETE_BODY = 400 "incomplete_body", "The body did not arrive whole",
         "Send it again; nothing was done.";
     INVALID_PARAMETER = 400 "invalid_parameter", "A parameter is not valid",
@@ -90,6 +92,8 @@ codes! {
         "Mend the fields that the pointers name.";
     IDEMPOTENCY_CONFLICT = 422 "idempotency_conflict", "The idempotency key belongs to another request",
         "Use a new key for a new request.";
+    HEADERS_TOO_LARGE = 431 "headers_too_large", "The headers are too large",
+        "Send fewer or shorter headers: 96, and 128 KiB in all, are allowed.";
     RATE_LIMITED = 429 "rate_limited", "Too many requests of this caller",
         "Nothing was done; repeat it after Retry-After, and more slowly.";
     INTERNAL = 500 "internal", "Something went wrong here",

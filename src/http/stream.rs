@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -13,8 +13,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::drain::Connection;
-use super::problem::{Problem, TLS_REQUIRED};
-use super::request_id::RequestId;
+use super::problem::TLS_REQUIRED;
+use super::unparsed::{last_answer, refusal_in};
 use super::{SEND_DEADLINE, TAKE_DEADLINE};
 
 /// How each handshake of TLS begins.
@@ -23,22 +23,26 @@ const HANDSHAKE: u8 = 22;
 const READ_OF_NOT_TLS: u64 = 64 * 1024;
 
 /// An open connection.
-pub(super) enum Stream {
+pub(super) struct Stream {
+    socket: Socket,
+    /// Sent in place of what the parser has answered.
+    instead: Option<Instead>,
+    #[expect(dead_code, reason = "counts by being there")]
+    counted: Connection,
+}
+
+enum Socket {
     /// Of the network.
-    Plain(
-        TcpStream,
-        #[expect(dead_code, reason = "counts by being there")] Connection,
-    ),
+    Plain(TcpStream),
     /// Of the network, encrypted.
-    Tls(
-        Box<TlsStream<TcpStream>>,
-        #[expect(dead_code, reason = "counts by being there")] Connection,
-    ),
+    Tls(Box<TlsStream<TcpStream>>),
     /// Of the side door.
-    Local(
-        UnixStream,
-        #[expect(dead_code, reason = "counts by being there")] Connection,
-    ),
+    Local(UnixStream),
+}
+
+struct Instead {
+    answer: Vec<u8>,
+    sent: usize,
 }
 
 impl Stream {
@@ -51,13 +55,14 @@ impl Stream {
         let peer = stream.peer_addr().ok();
         give_up_what_takes_nothing(&stream, TAKE_DEADLINE);
         let Some(tls) = tls else {
-            return Ok((Self::Plain(stream, counted), peer));
+            return Ok((Self::new(Socket::Plain(stream), counted), peer));
         };
         let handshake = async {
             let mut first = [0];
             stream.peek(&mut first).await?;
             if first[0] != HANDSHAKE {
-                stream.write_all(&not_tls()).await?;
+                let answer = last_answer(TLS_REQUIRED, "TLS is spoken here");
+                stream.write_all(&answer).await?;
                 stream.shutdown().await?;
                 let mut rest = stream.take(READ_OF_NOT_TLS);
                 tokio::io::copy(&mut rest, &mut tokio::io::sink()).await?;
@@ -66,23 +71,31 @@ impl Stream {
             tls.accept(stream).await
         };
         let stream = tokio::time::timeout(SEND_DEADLINE, handshake).await??;
-        Ok((Self::Tls(Box::new(stream), counted), peer))
+        Ok((Self::new(Socket::Tls(Box::new(stream)), counted), peer))
+    }
+
+    /// Takes a connection of the side door.
+    pub(super) fn of_side_door(stream: UnixStream, counted: Connection) -> Self {
+        Self::new(Socket::Local(stream), counted)
+    }
+
+    fn new(socket: Socket, counted: Connection) -> Self {
+        Self {
+            socket,
+            instead: None,
+            counted,
+        }
     }
 }
 
-/// What whoever speaks HTTP where TLS is spoken is told, before the connection is closed.
-fn not_tls() -> Vec<u8> {
-    let id = RequestId::new();
-    let problem = Problem::new(TLS_REQUIRED, "TLS is spoken here").of_request(id.clone());
-    let body = serde_json::to_vec(&problem.body()).unwrap_or_default();
-    let mut answer = format!(
-        "HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nX-Request-Id: {id}\r\n\
-         Cache-Control: no-store\r\nConnection: close\r\n\r\n",
-        body.len()
-    )
-    .into_bytes();
-    answer.extend(body);
-    answer
+impl Socket {
+    fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Local(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
 }
 
 /// Lets the kernel close a connection whose peer is there and reads nothing for this long: the server itself would keep
@@ -99,10 +112,10 @@ impl AsyncRead for Stream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream, _) => Pin::new(stream).poll_read(context, buffer),
-            Self::Tls(stream, _) => Pin::new(stream).poll_read(context, buffer),
-            Self::Local(stream, _) => Pin::new(stream).poll_read(context, buffer),
+        match &mut self.get_mut().socket {
+            Socket::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Socket::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+            Socket::Local(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
 }
@@ -113,26 +126,47 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream, _) => Pin::new(stream).poll_write(context, bytes),
-            Self::Tls(stream, _) => Pin::new(stream).poll_write(context, bytes),
-            Self::Local(stream, _) => Pin::new(stream).poll_write(context, bytes),
+        let Self {
+            socket, instead, ..
+        } = self.get_mut();
+        if instead.is_none() {
+            match refusal_in(bytes) {
+                None => return socket.poll_write(context, bytes),
+                Some((at @ 1.., _)) => return socket.poll_write(context, &bytes[..at]),
+                Some((0, code)) => {
+                    *instead = Some(Instead {
+                        answer: last_answer(code, code.advice),
+                        sent: 0,
+                    });
+                }
+            }
         }
+        while let Some(Instead { answer, sent }) = instead
+            && *sent < answer.len()
+        {
+            match ready!(socket.poll_write(context, &answer[*sent..]))? {
+                0 => return Poll::Ready(Ok(0)),
+                more => *sent += more,
+            }
+        }
+        // It was the last answer, and it is all there.
+        *instead = None;
+        Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream, _) => Pin::new(stream).poll_flush(context),
-            Self::Tls(stream, _) => Pin::new(stream).poll_flush(context),
-            Self::Local(stream, _) => Pin::new(stream).poll_flush(context),
+        match &mut self.get_mut().socket {
+            Socket::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Socket::Tls(stream) => Pin::new(stream).poll_flush(context),
+            Socket::Local(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream, _) => Pin::new(stream).poll_shutdown(context),
-            Self::Tls(stream, _) => Pin::new(stream).poll_shutdown(context),
-            Self::Local(stream, _) => Pin::new(stream).poll_shutdown(context),
+        match &mut self.get_mut().socket {
+            Socket::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Socket::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+            Socket::Local(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }

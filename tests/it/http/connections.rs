@@ -172,10 +172,8 @@ async fn a_head_or_a_body_that_does_not_come_is_not_waited_for() {
     for (answer, sent) in futures_util::future::join_all(slow).await {
         assert!(answer.starts_with("HTTP/1.1 408 "), "{sent:?}: {answer}");
         assert_eq!(answer.matches("HTTP/1.").count(), 1, "{sent:?}: {answer}");
-        let is_of_body = sent.contains("\r\n\r\n");
-        assert_eq!(
-            answer.contains("request_timeout"),
-            is_of_body,
+        assert!(
+            answer.contains(r#""code":"request_timeout""#),
             "{sent:?}: {answer}"
         );
     }

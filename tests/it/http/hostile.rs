@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use stockctl::domain::keys::Scope;
 
 use super::keys::{is_let_in, key, require_keys};
@@ -156,10 +156,38 @@ async fn a_request_that_could_be_read_in_two_ways_is_refused_and_the_connection_
             .await
             .unwrap_or_else(|_| panic!("{name}: the connection was kept"));
         assert_eq!(answer.matches("HTTP/1.").count(), 1, "{name}: {answer}");
-        let expected = if request.len() > 1000 { "431" } else { "400" };
+        // Of what is wrong in the body, its reader tells.
+        let (status, codes) = match request.len() > 1000 {
+            true => (431, ["headers_too_large", ""]),
+            false => (400, ["malformed_request", "incomplete_body"]),
+        };
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
         assert!(
-            answer.starts_with(&format!("HTTP/1.1 {expected} ")),
+            head.starts_with(&format!("HTTP/1.1 {status} ")),
             "{name}: {answer}"
+        );
+        let head = head.to_ascii_lowercase();
+        assert!(
+            head.contains("\r\ncontent-type: application/problem+json\r\n"),
+            "{name}: {head}"
+        );
+        assert!(
+            head.contains(&format!("\r\ncontent-length: {}\r\n", body.len())),
+            "{name}: {head}"
+        );
+        let problem: Value = serde_json::from_str(body).expect("a problem");
+        assert_eq!(problem["status"], status, "{name}");
+        let code = problem["code"].as_str().expect("a code");
+        assert!(codes.contains(&code), "{name}: {code}");
+        let id = problem["instance"]
+            .as_str()
+            .expect("a request")
+            .rsplit(':')
+            .next()
+            .expect("an id");
+        assert!(
+            head.contains(&format!("\r\nx-request-id: {id}\r\n")),
+            "{name}: {head}"
         );
     }
     assert_eq!(orders_written(&shop).await, 0);

@@ -94,13 +94,13 @@ async fn the_api_speaks_tls_and_tells_whoever_does_not() {
     let (head, body) = told.split_once("\r\n\r\n").expect("an answer");
     assert!(head.starts_with("HTTP/1.1 400 "), "{told}");
     assert!(
-        head.contains(&format!("Content-Length: {}\r\n", body.len())),
+        head.contains(&format!("content-length: {}\r\n", body.len())),
         "{told}"
     );
     let mut problem: serde_json::Value = serde_json::from_str(body).expect("JSON");
     let id = head
         .lines()
-        .find_map(|line| line.strip_prefix("X-Request-Id: "));
+        .find_map(|line| line.strip_prefix("x-request-id: "));
     let instance = problem["instance"].take();
     assert_eq!(
         Some(instance.as_str().expect("a name")),
