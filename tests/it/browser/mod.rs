@@ -1,5 +1,5 @@
 //! The operator's page in a real browser: what people do there, and what they then see. Chromium, headless, by its
-//! WebDriver. With `SCREENSHOTS=yes`, pictures of what was looked at are left in `target/screenshots`.
+//! WebDriver. Pictures of what was looked at are left in `target/screenshots`.
 
 mod dead_letters;
 mod driver;

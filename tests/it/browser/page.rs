@@ -185,15 +185,17 @@ impl Page {
         panic!("Tab does not come to {selector}");
     }
 
-    /// Looks at all of it as it is now: on a desktop and on a phone, by day and by night, and leaves a picture of each where
-    /// `SCREENSHOTS` asks for them; painting and packing them takes a good part of what a browser does here.
+    /// Looks at all of it as it is now: on a desktop and on a phone, by day and by night, and leaves a picture of the desktop
+    /// by day and of the phone by night; of all four where `SCREENSHOTS` asks for them, since painting and packing them
+    /// takes a good part of what a browser does here.
     /// Every text has the contrast that WCAG AA asks for, nothing is cut off, and everything has a name.
     pub(super) async fn looks_well(&self, name: &str) {
         for (window, width, height) in WINDOWS {
             for scheme in ["light", "dark"] {
                 self.wear(window, scheme).await;
                 let poor = self.js(include_str!("looks.js"), json!([width])).await;
-                if std::env::var_os("SCREENSHOTS").is_some() {
+                let is_kept = matches!((window, scheme), ("wide", "light") | ("phone", "dark"));
+                if is_kept || std::env::var_os("SCREENSHOTS").is_some() {
                     self.picture(&format!("{name}-{window}-{scheme}"), width, height)
                         .await;
                 }
@@ -226,7 +228,7 @@ impl Page {
         let tall = self.js(tall, json!([])).await.as_u64().unwrap_or_default();
         let clip =
             json!({"x": 0, "y": 0, "width": width, "height": tall.max(height.into()), "scale": 1});
-        let parameters = json!({"format": "png", "captureBeyondViewport": true, "clip": clip});
+        let parameters = json!({"format": "png", "captureBeyondViewport": true, "clip": clip, "optimizeForSpeed": true});
         let taken = self
             .browser
             .devtools("Page.captureScreenshot", parameters)

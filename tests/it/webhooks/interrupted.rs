@@ -59,10 +59,21 @@ async fn a_process_that_is_killed_leaves_what_it_had_to_the_next_and_its_log_has
     let log = third.writes("feeds the queue of webhooks").await;
     assert!(!log.contains("C2FVsBQIhrsc"), "{log}");
     assert!(!log.contains("whsec_"), "{log}");
-    // One that stands still, with its connections as they were, does not keep the others from feeding.
-    third.signal(Signal::SIGSTOP);
-    let fourth = shop.start(&["work", "--queue", "webhooks"]);
-    fourth.writes("feeds the queue of webhooks").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_stands_still_with_its_connections_as_they_were_does_not_keep_others_from_feeding()
+ {
+    let receiver = Receiver::start(|_| Reply::Status(200));
+    let mut shop = shop_with("").await;
+    shop.reconfigure(|text| format!("{text}[log]\nlevel = \"debug\"\n"));
+    let _api = shop.serve().await;
+    subscribe(&shop, &receiver.url("/hook"), &[]).await;
+    let stopped = shop.start(&["work", "--queue", "webhooks"]);
+    stopped.writes("feeds the queue of webhooks").await;
+    stopped.signal(Signal::SIGSTOP);
+    let other = shop.start(&["work", "--queue", "webhooks"]);
+    other.writes("feeds the queue of webhooks").await;
 }
 
 fn port(url: &str) -> u16 {
