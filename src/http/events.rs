@@ -7,7 +7,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 
 use super::problem::{Problem, TOO_MANY_LISTENERS};
 use super::query::read_query;
@@ -31,10 +31,28 @@ const CHUNKS_WAITING_MAX: usize = 2;
 struct ListenQuery {
     /// Only events of these types, separated by commas: `order.confirmed`, `order.rejected`, `order.failed`,
     /// `order.cancelled`, `stock.changed`. Without it, all that the key may hear.
-    #[param(example = "order.confirmed,stock.changed")]
+    #[param(
+        pattern = "^(order[.](confirmed|rejected|failed|cancelled)|stock[.]changed)(, *(order[.](confirmed|rejected|failed|cancelled)|stock[.]changed))*$",
+        example = "order.confirmed,stock.changed"
+    )]
     r#type: Option<String>,
     /// Only events about this product: its stock, and orders with a line of it.
     product_id: Option<ProductId>,
+}
+
+/// An event, by the fields with which it is sent.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "a description")]
+struct SentEvent {
+    /// What to go on from, as `Last-Event-ID`.
+    #[schema(example = "7301-42-0")]
+    id: String,
+    /// Its type, that of `data`.
+    #[schema(example = "order.confirmed")]
+    event: String,
+    /// An Event, or, of the types `reset` and `dropped`, an EventNotice.
+    #[schema(content_media_type = "application/json")]
+    data: String,
 }
 
 /// Listen to what happens
@@ -50,10 +68,11 @@ struct ListenQuery {
 /// `dropped` says that the connection was too slow, or its key is no longer good; it is the last one.
 #[utoipa::path(
     get, path = "/events", tag = "operations",
-    params(ListenQuery, ("Last-Event-ID" = Option<String>, Header, description = "The id up to which you have heard all", example = "7301-42-0")),
+    params(ListenQuery, ("Last-Event-ID" = Option<String>, Header, description = "The id up to which you have heard all",
+        pattern = "^((0|[1-9][0-9]{0,17})-(0|[1-9][0-9]{0,17})-(0|[1-9][0-9]{0,8}))?$", example = "7301-42-0")),
     responses((status = 200, description = "Events, for as long as the connection is there; `data` is an Event, or, of the types `reset` and `dropped`, an EventNotice",
         headers(("X-Accel-Buffering" = String, description = "`no`: a proxy in between passes events on as they come")),
-        body = String, content_type = "text/event-stream",
+        body = SentEvent, content_type = "text/event-stream",
         example = "retry: 1000\nid: 7301-0-0\n\nid: 7301-42-0\nevent: order.confirmed\ndata: {\"type\":\"order.confirmed\",\"at\":\"2026-11-26T01:42:16.696737Z\",\"order\":{\"id\":\"01a21584-8706-763e-b5e8-dd1039028028\",\"status\":\"confirmed\",\"lines\":[{\"productId\":\"p2\",\"quantity\":18}],\"acceptedAt\":\"2026-11-26T01:42:16.582834Z\"}}\n\n"))
 )]
 pub(super) async fn listen(
@@ -96,12 +115,13 @@ fn last_event_id(request: &HttpRequest) -> Result<Option<Position>, Problem> {
     let Some(value) = request.headers().get(LAST_EVENT_ID) else {
         return Ok(None);
     };
-    let text = value.to_str().unwrap_or_default().trim();
-    // A browser that has heard no id yet.
-    if text.is_empty() {
-        return Ok(None);
-    }
-    Position::parse(text).map(Some).ok_or_else(|| {
+    let position = match value.to_str().map(str::trim) {
+        // A browser that has heard no id yet.
+        Ok("") => return Ok(None),
+        Ok(text) => Position::parse(text),
+        Err(_) => None,
+    };
+    position.map(Some).ok_or_else(|| {
         let detail = "must be the id of an event as it came, such as 7301-42-0";
         Problem::invalid_parameter("Last-Event-ID", detail)
     })

@@ -485,6 +485,18 @@ fn complete(path: &str, method: &str, needs: Needs, operation: &mut Value) {
     for (status, codes) in of_status {
         add_problems(operation, status, &codes);
     }
+    // A header has no way to be null: it is left out.
+    let parameters = operation["parameters"].as_array_mut();
+    for parameter in parameters.into_iter().flatten() {
+        let Some(kind) = parameter.pointer_mut("/schema/type") else {
+            continue;
+        };
+        if let Some([one, null]) = kind.as_array().map(Vec::as_slice)
+            && null == "null"
+        {
+            *kind = one.clone();
+        }
+    }
     // Who has the page is told of the next one all the same.
     let link = operation["responses"]["200"]["headers"]
         .get("Link")
@@ -831,6 +843,11 @@ mod tests {
                 let name = parameter["name"].as_str().expect("a name");
                 assert!(names.insert(name), "{what}: {name} comes twice");
                 assert!(has_example(parameter), "{what} has no example of {name}");
+                let kind = &parameter["schema"]["type"];
+                assert!(
+                    !kind.is_array(),
+                    "{what}: {name} is {kind}, which cannot be sent"
+                );
                 assert!(
                     parameter["description"].is_string(),
                     "{what}: what is {name}?"

@@ -493,6 +493,11 @@ async fn what_is_asked_for_wrongly_is_told() {
         let answer = ask(&shop, Method::GET, &format!("/events{query}"), &headers, "").await;
         assert_eq!(answer.problem(), expected);
     }
+    // What is no text is no beginning either.
+    let no_text = reqwest::header::HeaderValue::from_bytes(b"\xc2\x84").expect("a header");
+    let asked = shop.http.get(format!("{}/events", shop.url));
+    let answer = asked.header("last-event-id", no_text).send().await;
+    assert_eq!(answer.expect("an answer").status(), 400);
     let json = [("accept", "application/json")];
     let answer = ask(&shop, Method::GET, "/events", &json, "").await;
     assert_eq!(answer.problem(), "406 not_acceptable");
