@@ -1,5 +1,8 @@
 //! Callers that would rather wait for the outcome of an order than ask for it.
 
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::json;
 
@@ -109,6 +112,41 @@ async fn who_waits_is_answered_once_the_order_is_decided_by_whatever_process() {
         (waited.status, text(&waited.body["status"])),
         (202, "pending".to_owned())
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_query_at_a_time_asks_for_all_who_wait() {
+    let shop = Shop::new().await;
+    shop.sync().await;
+    let api = shop.serve().await;
+    assert!(shop.config.database.pool_size > 1, "more could ask at once");
+    // p1 has 10.
+    let waiting = join_all((0..30).map(|_| order(&shop, "wait=30", 1)));
+    let meanwhile = async {
+        eventually("all are accepted", || async {
+            let accepted = shop.count("SELECT count(*) AS n FROM orders").await;
+            (accepted == 30).then_some(())
+        })
+        .await;
+        let held = shop
+            .hold_here("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+            .await;
+        shop.held_up_here().await;
+        // As long as many looks.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let asking = "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database()
+                      AND wait_event_type = 'Lock' AND query LIKE 'SELECT id FROM orders WHERE id = ANY%'";
+        assert_eq!(shop.count(asking).await, 1);
+        held.release().await;
+        shop.work()
+    };
+    let (answers, work) = tokio::join!(waiting, meanwhile);
+    let confirmed = answers
+        .iter()
+        .filter(|answer| text(&answer.body["status"]) == "confirmed");
+    assert_eq!(confirmed.count(), 10);
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    drop((api, work));
 }
 
 #[tokio::test(flavor = "multi_thread")]
