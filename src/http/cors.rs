@@ -11,7 +11,7 @@ use actix_web::http::header::{
 
 /// What a page may send, and what it may read of an answer, beyond what browsers allow by themselves.
 const MAY_SEND: &str = "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Last-Event-ID, Prefer, traceparent, tracestate, X-Request-Id";
-const MAY_READ: &str = "Allow, ETag, Idempotent-Replayed, Link, Location, Preference-Applied, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-Request-Id";
+pub(super) const MAY_READ: &str = "Allow, ETag, Idempotent-Replayed, Link, Location, Preference-Applied, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-Request-Id";
 const METHODS: &str = "GET, HEAD, POST, PUT, DELETE";
 /// A browser asks again after ten minutes.
 const ASK_AGAIN_AFTER_S: &str = "600";

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::auth::Needs;
+use super::cors;
 use super::problem::{self, CODES, Code, ProblemBody};
 
 /// What the handlers say of themselves.
@@ -171,7 +172,7 @@ fn headers() -> Value {
         ),
         "Access-Control-Expose-Headers": header(
             "For the same pages: which headers they may read",
-            "ETag, Link, Location, Retry-After",
+            cors::MAY_READ,
         ),
         "Content-Encoding": header("`gzip`, where the answer is compressed", "gzip"),
         "RateLimit": header(
