@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::{Context, Error};
+use super::{Context, Error, accept};
 use crate::db;
 use crate::db::gauges::{OfVendor, Waiting};
 use crate::db::overview::{Bucket, Waited};
@@ -88,7 +88,7 @@ impl Overviews {
             .with_connection(async |connection| {
                 let buckets =
                     db::overview::list_buckets(connection, ORDERS_MAX, WINDOW, BUCKET).await?;
-                let at = Utc::now();
+                let at = accept::now();
                 let (buckets, accepted_per_second) = judge(buckets, at.timestamp());
                 Ok(Overview {
                     at,

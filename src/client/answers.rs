@@ -21,6 +21,8 @@ pub struct Line {
 pub struct Order {
     /// Its id.
     pub id: Uuid,
+    /// Whose it is, if it was placed with a key.
+    pub caller: Option<String>,
     /// Where it stands.
     pub status: String,
     /// Why it is rejected, failed or cancelled.

@@ -143,7 +143,7 @@ impl Filter {
             message_ids: self.ids.iter().cloned().collect(),
             reason: self.reason.clone(),
             order: self.order.map(OrderId),
-            skip: 0,
+            after: None,
             limit: self.limit.map_or(LETTERS_MAX, usize::from),
             shown: None,
         }

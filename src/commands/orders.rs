@@ -403,6 +403,9 @@ fn whole(order: &Order, is_replayed: bool, ink: Ink) -> String {
     if let Some(reference) = &order.reference {
         facts.push(fact("reference", printable(reference)));
     }
+    if let Some(caller) = &order.caller {
+        facts.push(fact("caller", printable(caller)));
+    }
     facts.push(fact("accepted", moment(order.accepted_at)));
     if let Some(at) = order.decided_at {
         facts.push(fact("decided", moment(at)));

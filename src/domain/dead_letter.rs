@@ -47,6 +47,15 @@ impl Subject {
     }
 }
 
+/// Where a letter stands in its queue. The same message may stand there twice, so its name alone does not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The letter's name.
+    pub name: Uuid,
+    /// How many letters of that name stand before it.
+    pub nth: u32,
+}
+
 /// Which letters an operator means: those for which all that is given holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Selection {
@@ -56,9 +65,9 @@ pub struct Selection {
     pub reason: Option<String>,
     /// Those that concern this order.
     pub order: Option<OrderId>,
-    /// Pass over so many of them, from the front of the queue.
-    pub skip: usize,
-    /// At most so many of the others.
+    /// Those behind this letter, which need not be meant itself.
+    pub after: Option<Place>,
+    /// At most so many of them.
     pub limit: usize,
     /// Those with one of these names: what an operator was shown and has agreed to, and nothing that came later.
     pub shown: Option<BTreeSet<Uuid>>,

@@ -4,6 +4,7 @@ use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
 
 use super::answer;
 use super::body::read_json;
@@ -11,7 +12,7 @@ use super::problem::{LOGGED, Problem, UNAVAILABLE};
 use super::query::read_query;
 use super::{BODY_BYTES_MAX, State, check_limit, detached};
 use crate::app::dead_letters::{self, Act, Dropper, LetterDocument, Report};
-use crate::domain::dead_letter::{LETTERS_MAX, Selection};
+use crate::domain::dead_letter::{LETTERS_MAX, Place, Selection};
 use crate::domain::ids::OrderId;
 use crate::domain::order::Invalid;
 use crate::mq::Queue;
@@ -32,9 +33,9 @@ struct ListQuery {
     /// Letters at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<i64>,
-    /// Letters of those that are meant to pass over, from the front of the queue.
-    #[param(minimum = 0, maximum = 10000, default = 0, example = 200)]
-    skip: Option<usize>,
+    /// The `nextCursor` of the page before. It holds as long as the last letter of that page is in the queue: when that was
+    /// replayed or dropped, the answer is 400, and the list begins anew.
+    cursor: Option<String>,
 }
 
 /// Which letters are meant: all that is given must hold. Or `all`.
@@ -109,7 +110,7 @@ impl ActRequest {
             message_ids,
             reason: self.reason,
             order: self.order,
-            skip: 0,
+            after: None,
             limit,
             shown: None,
         };
@@ -136,12 +137,10 @@ fn dead_letter_queue(name: &str) -> Result<Queue, Problem> {
 struct LettersResponse<'a> {
     dead_letters: Vec<LetterDocument<'a>>,
     /// Letters behind the last of them, whether they are meant or not.
-    #[serde(skip_serializing_if = "is_zero")]
     not_looked_at: u32,
-}
-
-fn is_zero(number: &u32) -> bool {
-    *number == 0
+    /// Where the next page begins, if there may be one.
+    #[schema(required = true)]
+    next_cursor: Option<String>,
 }
 
 /// Dead letters
@@ -150,10 +149,12 @@ fn is_zero(number: &u32) -> bool {
 #[utoipa::path(
     get, path = "/admin/dead-letters/{queue}", tag = "operations",
     params(("queue" = String, Path, description = "`orders_dlq`, `vendor_sync_dlq` or `webhooks_dlq`"), ListQuery),
-    responses((status = 200, description = "Those that are meant", body = LettersResponse, example = json!({"deadLetters": [
+    responses((status = 200, description = "A page",
+        headers(("Link" = Option<String>, description = "`<…>; rel=\"next\"`, if there may be a next page")),
+        body = LettersResponse, example = json!({"deadLetters": [
         {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API at http://127.0.0.1:9/vendors/vendorA/stock-updates cannot be reached: Connection refused (os error 111)", "cause": "api_unreachable",
          "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": "4",
-         "body": {"vendorId": "vendorA", "updates": [{"id": "01a214e7-89a3-73a6-bfc3-f94863a97791", "productId": "p1", "delta": -2}]}}]})))
+         "body": {"vendorId": "vendorA", "updates": [{"id": "01a214e7-89a3-73a6-bfc3-f94863a97791", "productId": "p1", "delta": -2}]}}], "notLookedAt": 0, "nextCursor": null})))
 )]
 pub(super) async fn list(
     request: HttpRequest,
@@ -167,17 +168,17 @@ pub(super) async fn list(
         message_ids: query.id.into_iter().collect(),
         reason: query.reason,
         order: query.order,
-        skip: match query.skip.unwrap_or_default() {
-            skip if skip <= LETTERS_MAX => skip,
-            skip => {
-                let problem = format!("must be 0 to {LETTERS_MAX}, is {skip}");
-                return Err(Problem::invalid_parameter("skip", problem));
-            }
-        },
+        after: query.cursor.as_deref().map(decode_cursor).transpose()?,
         limit: usize::try_from(limit).unwrap_or_default(),
         shown: None,
     };
     let mut found = dead_letters::list(&state.context, &state.broker, queue, &selection).await?;
+    if found.is_place_gone {
+        return Err(Problem::invalid_parameter(
+            "cursor",
+            "the letter at which that page ended is not in the queue any more; begin again without a cursor",
+        ));
+    }
     dead_letters::name_orders(&state.context, &mut found.letters).await;
     let list = LettersResponse {
         dead_letters: found
@@ -186,8 +187,30 @@ pub(super) async fn list(
             .map(|letter| letter.document(false))
             .collect(),
         not_looked_at: found.not_looked_at,
+        next_cursor: found.last.map(encode_cursor),
     };
-    answer::json(&request, &list)
+    let mut answer = answer::json(&request, &list)?;
+    answer::link_next(&request, &mut answer, list.next_cursor.as_deref());
+    Ok(answer)
+}
+
+fn encode_cursor(place: Place) -> String {
+    format!("{}.{}", place.name.simple(), place.nth)
+}
+
+fn decode_cursor(text: &str) -> Result<Place, Problem> {
+    text.split_once('.')
+        .and_then(|(name, nth)| {
+            Some(Place {
+                name: Uuid::try_parse(name).ok()?,
+                nth: nth.parse().ok()?,
+            })
+        })
+        // Spelt as we spell it.
+        .filter(|place| encode_cursor(*place) == text)
+        .ok_or_else(|| {
+            Problem::invalid_parameter("cursor", "must be a nextCursor of an earlier answer")
+        })
 }
 
 /// One dead letter
@@ -340,7 +363,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::body::parse;
-    use super::super::problem::{MALFORMED_JSON, VALIDATION_FAILED};
+    use super::super::problem::{INVALID_PARAMETER, MALFORMED_JSON, VALIDATION_FAILED};
     use super::*;
 
     /// Bytes, and what looks like a selection but for a place or two.
@@ -359,6 +382,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_cursor_is_taken_as_it_was_written_and_in_no_other_spelling(
+            text in "[0-9a-f]{32}\\.[0-9]{1,11}|[0-9a-fA-F-]{30,36}\\.[+-]?0?[0-9]{1,3}|.{0,40}",
+        ) {
+            match decode_cursor(&text) {
+                Ok(place) => prop_assert_eq!(encode_cursor(place), text),
+                Err(problem) => prop_assert_eq!(problem.code(), INVALID_PARAMETER),
+            }
+        }
+
         #[test]
         fn whatever_the_body_nothing_is_done_to_a_whole_queue_unless_it_is_said(body in bodies()) {
             let parsed = parse::<ActRequest>(&body)

@@ -282,7 +282,7 @@ fn routes() -> Vec<At> {
         At::new("/products").get_with_query(AnyKey, products::list),
         At::new("/products/{id}").get(AnyKey, products::show),
         At::new("/products/{id}/movements").get_with_query(ADMIN, movements::list),
-        At::new("/vendors").get(AnyKey, vendors::list),
+        At::new("/vendors").get_with_query(AnyKey, vendors::list),
         At::new("/vendors/{vendor}/products/{id}")
             .get(AnyKey, vendors::show_product)
             .put(STOCK, vendors::put_product),

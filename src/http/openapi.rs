@@ -285,6 +285,10 @@ fn what_cannot_be_derived(document: &mut Value) {
             json!({ "type": "string", "pattern": "^(0|[1-9][0-9]{0,16})\\.[0-9a-f]{32}$" }),
         ),
         (
+            "/admin/dead-letters/{queue}",
+            json!({ "type": "string", "pattern": "^[0-9a-f]{32}\\.(0|[1-9][0-9]{0,9})$" }),
+        ),
+        (
             "/products",
             json!({ "$ref": "#/components/schemas/ProductId" }),
         ),

@@ -24,7 +24,7 @@ use crate::db::orders::{Filter, Order};
 use crate::db::updates::Shown;
 use crate::domain::history::{Entry, Times, history};
 use crate::domain::ids::{OrderId, ProductId, UpdateId, VendorId};
-use crate::domain::keys::Caller;
+use crate::domain::keys::{Caller, LOCAL_CALLER};
 use crate::domain::object::Object;
 use crate::domain::order::{
     IDEMPOTENCY_KEY_CHARS_MAX, Invalid, Line, Lines, NewOrder, Reason, Status, check_reference,
@@ -539,6 +539,10 @@ enum VendorSync {
 #[serde(rename_all = "camelCase")]
 pub(super) struct OrderResponse {
     id: OrderId,
+    /// Whose it is; left out where it was placed without a key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    caller: Option<String>,
     status: Status,
     /// Why it is rejected, failed or cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -609,6 +613,7 @@ impl OrderResponse {
         };
         Self {
             id: order.request.id,
+            caller: Some(order.request.caller).filter(|caller| caller != LOCAL_CALLER),
             status: order.status,
             reason: order.reason.map(shown),
             vendor_sync,

@@ -2,15 +2,13 @@
 //! no sequences and no i64.
 
 use super::LIMIT_MAX;
-use crate::domain::dead_letter::LETTERS_MAX;
 use crate::domain::listing::STOCK_MAX;
 use crate::domain::order::QUANTITY_MAX;
 use crate::domain::vendor_api::DELTA_MAX;
 
 /// What a whole number may be, by the name of its field: the same name means the same everywhere.
-const WHOLE_NUMBERS: [(&str, i64, i64); 5] = [
+const WHOLE_NUMBERS: [(&str, i64, i64); 4] = [
     ("limit", 1, LIMIT_MAX),
-    ("skip", 0, LETTERS_MAX as i64),
     ("quantity", 1, QUANTITY_MAX),
     ("stock", 0, STOCK_MAX),
     ("delta", -DELTA_MAX, DELTA_MAX),

@@ -4,7 +4,7 @@
 use actix_web::dev::ServiceFactory;
 use actix_web::guard::{self, GuardContext};
 use actix_web::http::Method;
-use actix_web::http::header::ACCEPT;
+use actix_web::http::header::{ACCEPT, HeaderValue};
 use actix_web::{FromRequest, Handler, HttpRequest, Resource, Responder, web};
 
 use super::auth::{Needs, admit};
@@ -179,39 +179,41 @@ fn not_served(request: &HttpRequest, methods: &[Method], media_type: &str) -> Pr
 
 /// Whether the caller takes such an answer; without a word about it, any.
 fn is_accepted(context: &GuardContext<'_>, media_type: &str) -> bool {
-    let mut asked = context.head().headers.get_all(ACCEPT).peekable();
-    asked.peek().is_none()
-        || asked
-            // What is no text says nothing that could be kept to.
-            .any(|value| {
-                value
-                    .to_str()
-                    .map_or(true, |text| accepts(text, media_type))
-            })
+    let asked: Result<Vec<&str>, _> = context
+        .head()
+        .headers
+        .get_all(ACCEPT)
+        .map(HeaderValue::to_str)
+        .collect();
+    // What is no text says nothing that could be kept to. Several lines are one list.
+    asked.map_or(true, |asked| accepts(&asked.join(","), media_type))
 }
 
-/// Whether a header `Accept` takes a media type. Ranges are not weighed against each other: there is one form to be had,
-/// which only a weight of 0 refuses.
+/// Whether a header `Accept` takes a media type: the range that names it most exactly counts (RFC 9110, section 12.5.1).
+/// There is one form to be had, so weights are not weighed against each other, and only 0 refuses.
 fn accepts(header: &str, media_type: &str) -> bool {
     let kind = media_type.split('/').next().unwrap_or_default();
-    header.trim().is_empty()
-        || header.split(',').any(|range| {
-            let mut parts = range.split(';').map(str::trim);
-            let essence = parts.next().unwrap_or_default();
-            let is_refused = parts.any(|parameter| {
-                parameter
-                    .strip_prefix("q=")
-                    .and_then(|weight| weight.parse::<f32>().ok())
-                    == Some(0.0)
-            });
-            let is_meant = essence == "*/*"
-                || essence == "*"
-                || essence.eq_ignore_ascii_case(media_type)
-                || essence
-                    .strip_suffix("/*")
-                    .is_some_and(|of| of.eq_ignore_ascii_case(kind));
-            is_meant && !is_refused
-        })
+    let exactness = |essence: &str| match essence {
+        "*/*" | "*" => Some(0),
+        _ if essence.eq_ignore_ascii_case(media_type) => Some(2),
+        _ => essence
+            .strip_suffix("/*")
+            .filter(|of| of.eq_ignore_ascii_case(kind))
+            .map(|_| 1),
+    };
+    let is_refused = |parameter: &str| match parameter.split_once('=') {
+        Some((name, weight)) => {
+            name.eq_ignore_ascii_case("q") && weight.parse::<f32>().is_ok_and(|of| of <= 0.0)
+        }
+        None => false,
+    };
+    let meant = header.split(',').filter_map(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let exactness = exactness(parts.next().unwrap_or_default())?;
+        Some((exactness, !parts.any(is_refused)))
+    });
+    header.split([',', ' ', '\t']).all(str::is_empty)
+        || meant.max().is_some_and(|(_, is_taken)| is_taken)
 }
 
 #[cfg(test)]
@@ -234,6 +236,10 @@ mod tests {
             ("text/html", false),
             ("text/*, application/xml", false),
             ("application/json;q=0", false),
+            ("application/json; Q=0, */*", false),
+            ("*/*, application/*;q=0.000", false),
+            ("application/json, */*;q=0", true),
+            ("*/*;q=0", false),
             ("application/json;q=0.0, text/html", false),
             ("application/jsonp", false),
             ("nonsense", false),

@@ -1,18 +1,23 @@
 //! `/vendors`: the vendors, and the API that a vendor offers for its own stock.
 
+use std::ops::Bound;
+
 use actix_web::http::header::{CACHE_CONTROL, ETAG};
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::answer;
 use super::body::read_json;
 use super::conditions::Conditions;
 use super::problem::{PRECONDITION_FAILED, Problem};
-use super::{BODY_BYTES_MAX, State, UPDATES_BODY_BYTES_MAX, detached, product_id, vendor_id};
+use super::query::read_query;
+use super::{
+    BODY_BYTES_MAX, State, UPDATES_BODY_BYTES_MAX, detached, limit, product_id, vendor_id,
+};
 use crate::app::vendor_stock;
 use crate::db;
 use crate::domain::ids::{ProductId, VendorId};
@@ -26,7 +31,7 @@ use crate::vendors::database::Product;
 #[schema(as = Vendor)]
 #[serde(rename_all = "camelCase")]
 struct VendorResponse {
-    id: String,
+    id: VendorId,
     /// Whether its database has the ledger of handled updates.
     ledger: bool,
     #[schema(required = true)]
@@ -47,24 +52,45 @@ struct VendorResponse {
     last_push_error: Option<String>,
 }
 
-/// The configured vendors.
-#[derive(Serialize, ToSchema)]
-#[schema(as = VendorList)]
-struct ListResponse {
-    vendors: Vec<VendorResponse>,
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    /// Items of one page.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<i64>,
+    /// The `nextCursor` of the page before.
+    cursor: Option<VendorId>,
 }
 
-/// The vendors
+/// A page of the configured vendors.
+#[derive(Serialize, ToSchema)]
+#[schema(as = VendorPage)]
+#[serde(rename_all = "camelCase")]
+struct ListResponse {
+    vendors: Vec<VendorResponse>,
+    /// Where the next page begins, if there may be one.
+    #[schema(required = true)]
+    next_cursor: Option<VendorId>,
+}
+
+/// Vendors, by id
+///
+/// Those that are configured.
 #[utoipa::path(
-    get, path = "/vendors", tag = "vendors",
-    responses((status = 200, description = "All that are configured, by id", body = ListResponse, example = json!({"vendors": [
+    get, path = "/vendors", tag = "vendors", params(ListQuery),
+    responses((status = 200, description = "A page",
+        headers(("Link" = Option<String>, description = "`<…>; rel=\"next\"`, if there may be a next page")),
+        body = ListResponse, example = json!({"vendors": [
         {"id": "vendorA", "ledger": true, "lastSyncAt": "2026-11-26T01:42:15.714631Z", "lastSyncError": null, "openUpdates": 1,
-         "pushState": "ok", "pushStateSince": "2026-11-26T01:42:16.908346Z", "lastPushError": null}]})))
+         "pushState": "ok", "pushStateSince": "2026-11-26T01:42:16.908346Z", "lastPushError": null}], "nextCursor": null})))
 )]
 pub(super) async fn list(
     request: HttpRequest,
     state: Data<State>,
 ) -> Result<HttpResponse, Problem> {
+    let query: ListQuery = read_query(&request)?;
+    let wanted = usize::try_from(limit(query.limit)?).unwrap_or(usize::MAX);
     let (rows, pushes) = state
         .context
         .with_connection(async |connection| {
@@ -74,15 +100,16 @@ pub(super) async fn list(
             ))
         })
         .await?;
-    let vendors = state
-        .context
-        .vendors
-        .iter()
+    let after = query.cursor.map_or(Bound::Unbounded, Bound::Excluded);
+    let mut behind = state.context.vendors.range((after, Bound::Unbounded));
+    let vendors: Vec<VendorResponse> = behind
+        .by_ref()
+        .take(wanted)
         .map(|(id, vendor)| {
             let row = rows.iter().find(|row| row.id == id.as_str());
             let push = pushes.iter().find(|push| push.vendor_id == id.as_str());
             VendorResponse {
-                id: id.to_string(),
+                id: id.clone(),
                 ledger: vendor.has_ledger,
                 last_sync_at: row.and_then(|row| row.last_sync_at),
                 last_sync_error: row.and_then(|row| row.last_sync_error.as_deref()).map(code),
@@ -93,7 +120,18 @@ pub(super) async fn list(
             }
         })
         .collect();
-    answer::json(&request, &ListResponse { vendors })
+    let last = vendors.last().filter(|_| behind.next().is_some());
+    let list = ListResponse {
+        next_cursor: last.map(|vendor| vendor.id.clone()),
+        vendors,
+    };
+    let mut answer = answer::json(&request, &list)?;
+    answer::link_next(
+        &request,
+        &mut answer,
+        list.next_cursor.as_ref().map(VendorId::as_str),
+    );
+    Ok(answer)
 }
 
 /// A code, as this version writes them: an older one wrote the error itself, with hosts and statements.

@@ -1,6 +1,6 @@
 //! A letter as an operator sees it, and the look into a queue that finds those that are meant.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use chrono::Utc;
@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::app::{Context, Error, traced};
 use crate::db;
-use crate::domain::dead_letter::{self, Selection, Subject};
+use crate::domain::dead_letter::{self, Place, Selection, Subject};
 use crate::domain::ids::{OrderId, UpdateId};
 use crate::domain::messages::{DEAD_ATTEMPTS, DEAD_CAUSE, DEAD_ERROR, DEAD_REASON, DEAD_TIME};
 use crate::domain::passwords::masked;
@@ -191,6 +191,10 @@ pub struct Found {
     pub letters: Vec<Letter>,
     /// How many letters stand behind the last one that was read.
     pub not_looked_at: u32,
+    /// The last one that was read, where letters stand behind it.
+    pub last: Option<Place>,
+    /// The letter behind which they were to stand is not there any more, so none was found.
+    pub is_place_gone: bool,
 }
 
 /// Lists letters without moving them.
@@ -282,12 +286,26 @@ pub(super) async fn select(
         opened => opened?,
     };
     let until = Instant::now() + LOOK_DEADLINE;
-    let (mut letters, mut bytes, mut skipped) = (Vec::new(), 0, 0);
+    let (mut letters, mut bytes) = (Vec::new(), 0);
+    let mut times: HashMap<Uuid, u32> = HashMap::new();
+    let mut is_passing = selection.after.is_some();
+    let mut last = None;
     while letters.len() < selection.limit && bytes < SELECTED_BYTES_MAX && Instant::now() < until {
         let Some(delivery) = session.next().await? else {
             break;
         };
         let letter = Letter::read(queue, delivery);
+        let times = times.entry(letter.name).or_default();
+        let place = Place {
+            name: letter.name,
+            nth: *times,
+        };
+        *times += 1;
+        if is_passing {
+            is_passing = selection.after != Some(place);
+            continue;
+        }
+        last = Some(place);
         let reason = letter.reason.as_deref();
         if selection.takes(
             letter.name,
@@ -296,10 +314,6 @@ pub(super) async fn select(
             &letter.subject,
             &updates,
         ) {
-            if skipped < selection.skip {
-                skipped += 1;
-                continue;
-            }
             bytes += letter.bytes();
             letters.push(letter);
         }
@@ -308,6 +322,8 @@ pub(super) async fn select(
     let found = Found {
         letters,
         not_looked_at,
+        last: last.filter(|_| not_looked_at > 0),
+        is_place_gone: is_passing,
     };
     Ok((Some(session), found))
 }

@@ -341,7 +341,7 @@ function overviewPage() {
   let depths = [];
   return async (turn) => {
     const asked = turn % QUEUES_EVERY === 0 ? get('/admin/queues').then((answer) => { depths = answer.queues; }).catch((error) => { depths = error; }) : null;
-    const [overview, { vendors }] = await Promise.all([get('/admin/overview'), get('/vendors')]);
+    const [overview, vendors] = await Promise.all([get('/admin/overview'), everyVendor()]);
     await asked;
     showOrders(place, overview, depths instanceof Error ? [] : depths);
     put(place.vendors, vendorTable(vendors, overview.vendors));
@@ -377,6 +377,17 @@ function standing({ pending, failed }, depths) {
     pending.orders > 0 && pending.oldestSeconds >= PENDING_LATE && h('li', {}, badge('late', 'warn'), ` ${counted(pending.orders, 'order')} pending, the oldest for ${age(pending.oldestSeconds)}.`),
     failed.orders > 0 && h('li', {}, badge('failed', 'bad'), ` Processing gave up on ${counted(failed.orders, 'order')}. `, h('a', { href: '#/dead-letters/orders_dlq' }, 'Their dead letters'), ' say why.'),
     untold > 0 && h('li', {}, badge('not told', 'bad'), ` ${counted(untold, 'message')} to vendors could not be delivered. `, h('a', { href: '#/dead-letters/vendor_sync_dlq' }, untold === 1 ? 'The dead letter' : 'The dead letters'), untold === 1 ? ' says why.' : ' say why.'));
+}
+
+async function everyVendor() {
+  const all = [];
+  for (let cursor = null; ;) {
+    const parameters = new URLSearchParams({ limit: 200, ...(cursor && { cursor }) });
+    const page = await get(`/vendors?${parameters}`);
+    all.push(...page.vendors);
+    cursor = page.nextCursor;
+    if (!cursor) return all;
+  }
 }
 
 function vendorTable(vendors, lags) {
@@ -510,7 +521,7 @@ function orderPage(id) {
       letter = found?.deadLetters[0] ?? null;
     }
     put(place,
-      h('p', {}, badge(order.status, STATUS[order.status]), ' ', order.vendorSync === 'failed' ? [badge('a vendor could not be told', 'bad'), ' '] : null, linesOf(order), order.reference ? ` (${order.reference})` : null),
+      h('p', {}, badge(order.status, STATUS[order.status]), ' ', order.vendorSync === 'failed' ? [badge('a vendor could not be told', 'bad'), ' '] : null, linesOf(order), order.reference ? ` (${order.reference})` : null, order.caller ? `, placed by ${order.caller}` : null),
       order.reason && !(letter && order.status === 'failed') ? h('p', { class: 'problem' }, reasonOf(order.reason)) : null,
       letter ? h('p', { class: 'problem' }, `${order.status === 'failed' ? 'Processing gave up' : `${letter.body?.vendorId ?? 'A vendor'} could not be told`} (${words(letter.reason ?? 'no reason')}): `, letter.error ?? 'no error is noted') : null,
       letters ? h('p', {}, 'Mend the cause, then replay ', h('a', { href: `#/dead-letters/${letters}/${order.id}` }, 'its dead letter'), '.') : null,
@@ -722,17 +733,23 @@ function deadLettersPage(named, order = '') {
     // Whoever has named no queue is led to where there is something.
     if (!named && full && full !== queue) { location.replace(`#/dead-letters/${full}`); return; }
     const found = [];
-    let answer = { notLookedAt: 0 };
+    let answer = { notLookedAt: 0, nextCursor: null };
     for (let at = 0; at < pages; at += 1) {
       const parameters = new URLSearchParams({ limit: LETTERS });
-      if (at > 0) parameters.set('skip', at * LETTERS);
+      if (answer.nextCursor) parameters.set('cursor', answer.nextCursor);
       if (order) parameters.set('order', order);
-      answer = await get(`/admin/dead-letters/${queue}?${parameters}`);
+      try {
+        answer = await get(`/admin/dead-letters/${queue}?${parameters}`);
+      } catch (error) {
+        // The letter at which the page before ended was done with meanwhile; the next look begins anew.
+        if (at === 0 || error.status !== 400) throw error;
+        break;
+      }
       found.push(...answer.deadLetters);
-      if (!answer.notLookedAt) break;
+      if (!answer.nextCursor) break;
     }
     letters = found;
-    behind = answer.notLookedAt ?? 0;
+    behind = answer.notLookedAt;
     // What is gone is not chosen any more.
     const ids = new Set(letters.map((letter) => letter.messageId)), there = new Set(letters.map((letter) => letter.reason));
     for (const id of chosen) if (!ids.has(id)) chosen.delete(id);

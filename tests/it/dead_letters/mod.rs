@@ -13,7 +13,7 @@ use crate::support::messages::message;
 use crate::support::{Ended, Running, Shop, ShopOptions};
 
 /// A letter as a consumer leaves it, always of the same moment.
-fn letter(queue: Queue, id: &str, reason: &str, body: &str) -> Message {
+pub(crate) fn letter(queue: Queue, id: &str, reason: &str, body: &str) -> Message {
     let text = |text: &str| HeaderValue::Text(text.to_owned());
     Message {
         headers: Headers::from([

@@ -508,7 +508,7 @@ async fn a_parameter_that_is_not_allowed_is_named() {
     /products?cursor=%00: 400 invalid_parameter "cursor" must not contain control characters
     /products?status=pending: 400 invalid_parameter "status" unknown parameter `status`, expected one of `q`, `vendor`, `inStock`, `limit`, `cursor`
     /admin/dead-letters/orders_dlq?limit=0: 400 invalid_parameter "limit" must be 1 to 200, is 0
-    /admin/dead-letters/orders_dlq?count=1: 400 invalid_parameter "count" unknown parameter `count`, expected one of `id`, `reason`, `order`, `limit`, `skip`
+    /admin/dead-letters/orders_dlq?count=1: 400 invalid_parameter "count" unknown parameter `count`, expected one of `id`, `reason`, `order`, `limit`, `cursor`
     /orders?productId=5 KB: 400 invalid_parameter "productId" must be at most 200 bytes long, has 5120
     "#);
 }

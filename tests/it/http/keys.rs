@@ -284,7 +284,10 @@ async fn each_caller_sees_cancels_and_repeats_only_what_is_its_own() {
         assert_eq!(answer.body["detail"], format!("there is no order {of_one}"));
     }
     let shown = ask_with(&shop, &admin, Method::GET, &path, "").await;
-    assert_eq!(shown.body["status"], "pending");
+    assert_eq!(
+        (&shown.body["status"], &shown.body["caller"]),
+        (&json!("pending"), &json!("one"))
+    );
 
     // A key that took the place of another is the same caller's.
     let context = shop.context_here();

@@ -7,8 +7,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use stockctl::db::orders::READ_FOR_PAGE_MAX;
 use stockctl::db::stock;
+use stockctl::mq::Queue;
 
 use super::{among_others, ask, send_raw, text};
+use crate::dead_letters::letter;
+use crate::support::messages::{producer, publish};
 use crate::support::{Shop, ShopOptions};
 
 /// Reads all pages, and returns the items of each; the header `Link` leads to the same next page as the cursor.
@@ -438,4 +441,75 @@ async fn a_reader_that_has_the_newest_is_told_so_and_large_answers_are_compresse
     );
     let tiny = head("/products/a", "gzip").await;
     assert!(!tiny.contains("content-encoding"), "{tiny}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vendors_are_listed_in_pages() {
+    let of = |id| (id, vec![("p1", 1)]);
+    let shop = Shop::with(ShopOptions {
+        vendors: ["vendorA", "vendorB", "vendorC"].map(of).into(),
+        ..ShopOptions::default()
+    })
+    .await;
+    let _api = shop.serve().await;
+    for (limit, expected) in [(1, vec![1, 1, 1]), (2, vec![2, 1]), (3, vec![3])] {
+        let pages = pages(&shop, &format!("/vendors?limit={limit}"), "vendors").await;
+        let sizes: Vec<usize> = pages.iter().map(Vec::len).collect();
+        assert_eq!(sizes, expected);
+        let ids: Vec<String> = pages.iter().flatten().map(|v| text(&v["id"])).collect();
+        assert_eq!(ids, ["vendorA", "vendorB", "vendorC"]);
+    }
+    let beyond = ask(&shop, Method::GET, "/vendors?cursor=x", &[], "").await;
+    assert_eq!(beyond.body, json!({"vendors": [], "nextCursor": null}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_listed_in_pages_each_once_also_those_that_are_alike() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let letters = [
+        ("a", "invalid_message"),
+        ("b", "crash_loop"),
+        ("b", "crash_loop"),
+        ("c", "invalid_message"),
+        ("b", "crash_loop"),
+        ("d", "invalid_message"),
+    ];
+    let publisher = producer(&shop.broker()).await;
+    let sent = letters.map(|(id, reason)| letter(Queue::OrdersDlq, id, reason, "{}"));
+    publish(&publisher, sent.into()).await;
+    let queue = "/admin/dead-letters/orders_dlq";
+    let ids = |letters: &[Value]| -> Vec<String> {
+        let ids = letters.iter().map(|letter| text(&letter["messageId"]));
+        ids.collect()
+    };
+    for limit in [1, 2, 4, 6] {
+        let pages = pages(&shop, &format!("{queue}?limit={limit}"), "deadLetters").await;
+        assert_eq!(ids(&pages.concat()), letters.map(|(id, _)| id));
+    }
+    let filtered = format!("{queue}?limit=2&reason=crash_loop");
+    let filtered = pages(&shop, &filtered, "deadLetters").await;
+    assert_eq!(ids(&filtered.concat()), ["b", "b", "b"]);
+
+    // What stood before the place is gone: it goes on at the same place. The place itself is: it is told.
+    let (_, page) = shop.get(&format!("{queue}?limit=4")).await;
+    let behind = format!("{queue}?cursor={}", text(&page["nextCursor"]));
+    let (status, _) = shop
+        .post(&format!("{queue}/drop"), json!({"id": "a"}))
+        .await;
+    assert_eq!(status, 200);
+    let (_, rest) = shop.get(&behind).await;
+    assert_eq!(
+        ids(rest["deadLetters"].as_array().expect("a list")),
+        ["b", "d"]
+    );
+    let (status, _) = shop
+        .post(&format!("{queue}/drop"), json!({"id": "c"}))
+        .await;
+    assert_eq!(status, 200);
+    let gone = ask(&shop, Method::GET, &behind, &[], "").await;
+    insta::assert_snapshot!(gone.problem(), @r#"400 invalid_parameter "cursor" the letter at which that page ended is not in the queue any more; begin again without a cursor"#);
+    let odd = format!("{queue}?cursor=x");
+    let odd = ask(&shop, Method::GET, &odd, &[], "").await;
+    insta::assert_snapshot!(odd.problem(), @r#"400 invalid_parameter "cursor" must be a nextCursor of an earlier answer"#);
 }

@@ -28,6 +28,7 @@ async fn vendors_are_listed_with_their_last_sync() {
     assert_eq!(status, 200);
     insta::assert_json_snapshot!(before, @r#"
     {
+      "nextCursor": null,
       "vendors": [
         {
           "id": "vendorA",
