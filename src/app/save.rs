@@ -16,7 +16,6 @@ pub(super) async fn save(
     changes: &Changes,
     now: DateTime<Utc>,
 ) -> Result<Vec<Waiting>, Error> {
-    db::stock::insert(connection, &changes.new_shelves, now).await?;
     // First, so that what the updates name is looked up before it has a new version.
     db::updates::insert(connection, &changes.new_updates, now).await?;
     db::stock::insert_vendor_changes(connection, &changes.vendor_changes, now).await?;

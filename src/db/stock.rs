@@ -7,7 +7,7 @@ use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, Text, Timestamptz
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 
 use super::{product_id, vendor_id};
-use crate::domain::book::{Place, Shelf, VendorChange};
+use crate::domain::book::{Listed, Place, Shelf, VendorChange};
 use crate::domain::difference::{Buckets, ID_BITS};
 use crate::domain::ids::{ProductId, VendorId};
 use crate::pg::{Error, HashedColumns, Hashes, LONG_READ_DEADLINE, prepared};
@@ -307,37 +307,36 @@ pub async fn save(
     Ok(())
 }
 
-/// Inserts rows that did not exist, and the event that tells of them.
+/// Inserts what a vendor lists and we did not hold yet, and the event that tells of it.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn insert(
     connection: &mut AsyncPgConnection,
-    shelves: &[(Place, Shelf)],
+    vendor: &VendorId,
+    listed: &[Listed],
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
-    if shelves.is_empty() {
+    if listed.is_empty() {
         return Ok(());
     }
-    let columns = Columns::new(shelves);
-    let products: BTreeSet<&str> = columns.products.iter().copied().collect();
+    let products: Vec<&str> = listed.iter().map(|new| new.product_id.as_str()).collect();
+    let names: Vec<&str> = listed.iter().map(|new| new.name.as_str()).collect();
+    let stocks: Vec<i64> = listed.iter().map(|new| new.stock).collect();
     prepared(
         diesel::sql_query(
             "WITH inserted AS (
-                 INSERT INTO stock (product_id, vendor_id, name, on_hand, open_delta, blocked_run, first_on_hand, first_listed_at)
-                 SELECT t.*, t.on_hand, $7
-                 FROM unnest($1, $2, $3, $4, $5, $6) AS t(product_id, vendor_id, name, on_hand, open_delta, blocked_run)
+                 INSERT INTO stock (product_id, vendor_id, name, on_hand, open_delta, first_on_hand, first_listed_at)
+                 SELECT t.product_id, $4, t.name, t.stock, 0, t.stock, $5
+                 FROM unnest($1, $2, $3) AS t(product_id, name, stock)
              )
-             INSERT INTO events (kind, product_ids, at) VALUES ('stock.changed', $8, $7)",
+             INSERT INTO events (kind, product_ids, at) VALUES ('stock.changed', $1, $5)",
         )
-        .bind::<Array<Text>, _>(columns.products)
-        .bind::<Array<Text>, _>(columns.vendors)
-        .bind::<Array<Nullable<Text>>, _>(columns.names)
-        .bind::<Array<BigInt>, _>(columns.on_hand)
-        .bind::<Array<BigInt>, _>(columns.open_delta)
-        .bind::<Array<Nullable<BigInt>>, _>(columns.blocked_run)
-        .bind::<Timestamptz, _>(now)
-        .bind::<Array<Text>, _>(products.into_iter().collect::<Vec<_>>()),
+        .bind::<Array<Text>, _>(products)
+        .bind::<Array<Text>, _>(names)
+        .bind::<Array<BigInt>, _>(stocks)
+        .bind::<Text, _>(vendor.as_str())
+        .bind::<Timestamptz, _>(now),
     )
     .execute(connection)
     .await?;

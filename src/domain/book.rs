@@ -93,33 +93,50 @@ pub struct Listed {
     pub stock: i64,
 }
 
-/// The products of one vendor that [`Book::reconcile`] would change in `run`, by what is held and what is listed, each in the
-/// order of the products. Nearly all are as they were, so this looks at each once and keeps nothing of them.
-#[must_use]
-pub fn list_differing(
-    run: i64,
-    held: &[(ProductId, Shelf)],
-    listed: &[Listed],
-) -> BTreeSet<ProductId> {
-    let is_unblocked = |shelf: &Shelf| shelf.blocked_run.is_some_and(|blocked| blocked < run);
-    let mut differing = BTreeSet::new();
-    let mut listed = listed.iter().peekable();
-    for (product_id, shelf) in held {
-        while let Some(new) = listed.next_if(|listed| listed.product_id < *product_id) {
-            differing.insert(new.product_id.clone());
-        }
-        let differs = match listed.next_if(|listed| listed.product_id == *product_id) {
-            Some(listed) => {
-                shelf.on_hand != listed.stock || shelf.name.as_deref() != Some(listed.name.as_str())
+/// How what a vendor lists differs from what is held of it, in the order of the products.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// The products that are held and that [`Book::reconcile`] has to look at.
+    pub changed: Vec<ProductId>,
+    /// Those of them that are listed.
+    pub listed: Vec<Listed>,
+    /// What is listed and not held. Nothing was ever taken of it, so there is nothing to reconcile.
+    pub new: Vec<Listed>,
+}
+
+impl Difference {
+    /// Compares what is held with what is listed, each in the order of the products, as [`Book::reconcile`] would in `run`.
+    /// Products with updates to be closed differ too. Nearly all are as they were, so this looks at each once and keeps
+    /// nothing of them.
+    #[must_use]
+    pub fn between(
+        run: i64,
+        held: &[(ProductId, Shelf)],
+        listed: Vec<Listed>,
+        is_closing: impl Fn(&ProductId) -> bool,
+    ) -> Self {
+        let is_unblocked = |shelf: &Shelf| shelf.blocked_run.is_some_and(|blocked| blocked < run);
+        let mut difference = Self::default();
+        let mut listed = listed.into_iter().peekable();
+        for (product_id, shelf) in held {
+            while let Some(new) = listed.next_if(|listed| listed.product_id < *product_id) {
+                difference.new.push(new);
             }
-            None => shelf.on_hand != 0,
-        };
-        if differs || is_unblocked(shelf) {
-            differing.insert(product_id.clone());
+            let now = listed.next_if(|listed| listed.product_id == *product_id);
+            let differs = match &now {
+                Some(now) => {
+                    shelf.on_hand != now.stock || shelf.name.as_deref() != Some(now.name.as_str())
+                }
+                None => shelf.on_hand != 0,
+            };
+            if differs || is_unblocked(shelf) || is_closing(product_id) {
+                difference.changed.push(product_id.clone());
+                difference.listed.extend(now);
+            }
         }
+        difference.new.extend(listed);
+        difference
     }
-    differing.extend(listed.map(|new| new.product_id.clone()));
-    differing
 }
 
 /// What a transaction has to write.
@@ -131,8 +148,6 @@ pub struct Changes {
     pub shelves: Vec<(Place, Shelf)>,
     /// Products of which another number is available at one of these shelves.
     pub available: BTreeSet<ProductId>,
-    /// Shelves that no vendor had before.
-    pub new_shelves: Vec<(Place, Shelf)>,
     /// Updates that were loaded and whose state changed.
     pub updates: Vec<Update>,
     /// Updates to insert and to tell the vendors, in the order they were made: a take before its return.
@@ -172,7 +187,6 @@ pub struct Book {
     changed_orders: BTreeSet<OrderId>,
     /// With what was available there before.
     changed_shelves: BTreeMap<Place, i64>,
-    new_shelves: BTreeSet<Place>,
     changed_updates: BTreeSet<UpdateId>,
     new_updates: Vec<UpdateId>,
     vendor_changes: Vec<VendorChange>,
@@ -440,7 +454,7 @@ impl Book {
     /// must not be among them.
     ///
     /// # Errors
-    /// An update in `applied` was not loaded.
+    /// A product in `listed` or an update in `applied` was not loaded.
     pub fn reconcile(
         &mut self,
         vendor: &VendorId,
@@ -449,23 +463,15 @@ impl Book {
         applied: &[UpdateId],
     ) -> Result<(), BookError> {
         for product in listed {
-            let known = self.shelves.entry(product.product_id.clone()).or_default();
             let place = (product.product_id.clone(), vendor.clone());
-            if let Some(shelf) = known.get_mut(vendor) {
-                if shelf.name.as_deref() != Some(product.name.as_str()) {
-                    shelf.name = Some(product.name.clone());
-                    let before = shelf.available();
-                    self.changed_shelves.entry(place).or_insert(before);
-                }
-            } else {
-                known.insert(
-                    vendor.clone(),
-                    Shelf {
-                        name: Some(product.name.clone()),
-                        ..Shelf::default()
-                    },
-                );
-                self.new_shelves.insert(place);
+            let held = self.shelves.get_mut(&product.product_id);
+            let shelf = held
+                .and_then(|at| at.get_mut(vendor))
+                .ok_or_else(|| BookError::NotLoaded(format!("{} at {vendor}", place.0)))?;
+            if shelf.name.as_deref() != Some(product.name.as_str()) {
+                shelf.name = Some(product.name.clone());
+                let before = shelf.available();
+                self.changed_shelves.entry(place).or_insert(before);
             }
         }
         let mut included = BTreeMap::<ProductId, i64>::new();
@@ -488,7 +494,7 @@ impl Book {
             let place = (product_id.clone(), vendor.clone());
             let ours = included.get(product_id).copied().unwrap_or(0);
             let delta = now - shelf.on_hand - ours;
-            if delta != 0 && !self.new_shelves.contains(&place) {
+            if delta != 0 {
                 self.vendor_changes.push(VendorChange {
                     place: place.clone(),
                     run,
@@ -511,10 +517,7 @@ impl Book {
     #[must_use]
     pub fn into_changes(self) -> Changes {
         let shelf = |place: &Place| self.shelves.get(&place.0)?.get(&place.1).cloned();
-        let changed = || {
-            let all = self.changed_shelves.iter();
-            all.filter(|(place, _)| !self.new_shelves.contains(*place))
-        };
+        let changed = || self.changed_shelves.iter();
         Changes {
             orders: self
                 .changed_orders
@@ -529,11 +532,6 @@ impl Book {
                 .collect(),
             shelves: changed()
                 .filter_map(|(place, _)| Some((place.clone(), shelf(place)?)))
-                .collect(),
-            new_shelves: self
-                .new_shelves
-                .iter()
-                .filter_map(|place| Some((place.clone(), shelf(place)?)))
                 .collect(),
             updates: self
                 .changed_updates
@@ -716,6 +714,7 @@ mod tests {
         fn what_differs_is_what_a_reconciliation_changes(
             held in prop::collection::btree_map(0..9_u8, ("[ab]", 0..3_i64, prop::option::of(0..4_i64)), 0..9),
             listed in prop::collection::btree_map(0..9_u8, ("[ab]", 0..3_i64), 0..9),
+            closing in prop::collection::btree_set(0..9_u8, 0..3),
         ) {
             let vendor = VendorId::parse("a").expect("an id");
             let product = |n: u8| ProductId::parse(format!("p{n}")).expect("an id");
@@ -730,15 +729,27 @@ mod tests {
                 .into_iter()
                 .map(|(n, (name, stock))| Listed { product_id: product(n), name, stock })
                 .collect();
+            let is_held = |listed: &Listed| held.iter().any(|(id, _)| *id == listed.product_id);
+            let (known, new): (Vec<Listed>, Vec<Listed>) = listed.iter().cloned().partition(is_held);
             let mut book = Book::new(BTreeSet::from([vendor.clone()]), BTreeSet::new());
             for (product_id, shelf) in &held {
                 book.load_shelf(product_id.clone(), vendor.clone(), shelf.clone());
             }
-            book.reconcile(&vendor, 2, &listed, &[]).expect("loaded");
-            let Changes { shelves, new_shelves, .. } = book.into_changes();
+            book.reconcile(&vendor, 2, &known, &[]).expect("loaded");
             let changed: BTreeSet<ProductId> =
-                shelves.into_iter().chain(new_shelves).map(|((product_id, _), _)| product_id).collect();
-            prop_assert_eq!(list_differing(2, &held, &listed), changed);
+                book.into_changes().shelves.into_iter().map(|((product_id, _), _)| product_id).collect();
+            let is_closing = |id: &ProductId| closing.iter().any(|n| product(*n) == *id);
+            let expected: Vec<ProductId> = held
+                .iter()
+                .map(|(id, _)| id.clone())
+                .filter(|id| changed.contains(id) || is_closing(id))
+                .collect();
+            let listed_of_those =
+                known.into_iter().filter(|listed| expected.contains(&listed.product_id)).collect();
+            prop_assert_eq!(
+                Difference::between(2, &held, listed, is_closing),
+                Difference { changed: expected, listed: listed_of_those, new }
+            );
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel_async::{AsyncConnection, AsyncPgConnection};
+use tokio::task::JoinSet;
 use tracing::Instrument;
 
 use self::held::{Differing, Held, find_differences};
@@ -15,7 +16,7 @@ use super::save::save;
 use super::{Context, Error, TRANSACTION_DEADLINE};
 use crate::db;
 use crate::db::updates::{ListedUpdate, Unclosed};
-use crate::domain::book::{Changes, Listed, list_differing};
+use crate::domain::book::{Difference, Listed};
 use crate::domain::ids::{ProductId, UpdateId, VendorId};
 use crate::domain::update::State;
 use crate::pg;
@@ -168,7 +169,12 @@ async fn run(
     let mut writer = Writer {
         context,
         vendor_id,
-        run: number,
+        run: Run {
+            context: context.clone(),
+            vendor_id: vendor_id.clone(),
+            number,
+        },
+        under_way: JoinSet::new(),
         rows_max: options.chunk_rows,
         held: Held::All(context, vendor_id),
         summary: Summary::default(),
@@ -357,11 +363,17 @@ async fn list_unclosed(
         .await
 }
 
+/// Transactions that one run writes at a time. They are of other products each, so neither waits for the other, and while
+/// one waits for the disk, or for an order that is decided, the other gets on.
+const WRITES_AT_ONCE: usize = 2;
+
 /// Writes chunks of one run.
 struct Writer<'a> {
     context: &'a Context,
     vendor_id: &'a VendorId,
-    run: i64,
+    run: Run,
+    /// What is being written.
+    under_way: JoinSet<Result<Written, Error>>,
     rows_max: usize,
     held: Held<'a>,
     summary: Summary,
@@ -376,8 +388,15 @@ impl<'a> Writer<'a> {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<bool, Error> {
         let (context, vendor_id) = (self.context, self.vendor_id);
-        let mut look = held::begin(context, session, vendor_id, self.run).await?;
-        let finding = find_differences(context, vendor_id, snapshot, &mut look, self.run, progress);
+        let mut look = held::begin(context, session, vendor_id, self.run.number).await?;
+        let finding = find_differences(
+            context,
+            vendor_id,
+            snapshot,
+            &mut look,
+            self.run.number,
+            progress,
+        );
         let differences = finding.await?;
         let listed = differences.listed();
         let looked_at = |read| progress(listed + read);
@@ -393,7 +412,7 @@ impl<'a> Writer<'a> {
         if !buckets.is_empty() {
             // Each side looks through all of its rows for these, so both do it at the same time.
             let listing = async {
-                let begin = snapshot.begin_products(Some((&buckets, self.run)));
+                let begin = snapshot.begin_products(Some((&buckets, self.run.number)));
                 at_vendor_within(vendor_id, begin).await?;
                 at_vendor_within(vendor_id, snapshot.next_chunk()).await
             };
@@ -446,7 +465,7 @@ impl<'a> Writer<'a> {
             self.summary.read += listed.len() as u64;
             // The vendor reads on meanwhile.
             let (is_current, after_next) = tokio::try_join!(
-                self.write_range(&listed, after.as_ref(), until.as_ref(), here),
+                self.write_range(listed, after.as_ref(), until.as_ref(), here),
                 following(vendor_id, snapshot, next.as_ref()),
             )?;
             if !is_current {
@@ -454,7 +473,7 @@ impl<'a> Writer<'a> {
             }
             progress(self.summary.read);
             if next.is_none() {
-                return Ok(true);
+                return self.settle(0).await;
             }
             after = until;
             chunk = std::mem::replace(&mut next, after_next);
@@ -488,7 +507,8 @@ impl<'a> Writer<'a> {
                     .collect(),
                 write: Write::Nothing,
             };
-            if !self.write(work).await? {
+            self.spawn(work);
+            if !self.settle(0).await? {
                 return Ok(false);
             }
             // What stood in the others was closed already or is so now, and stays so: nobody has to look.
@@ -523,11 +543,11 @@ impl<'a> Writer<'a> {
             .await
     }
 
-    /// Brings the products after `after` up to `until` to what the vendor lists. Returns whether the run is still the
-    /// current one.
+    /// Brings the products after `after` up to `until` to what the vendor lists. Some of it may be under way still. Returns
+    /// whether the run is still the current one, as far as that is known.
     async fn write_range(
         &mut self,
-        mut listed: &[Listed],
+        mut listed: Vec<Listed>,
         after: Option<&ProductId>,
         until: Option<&ProductId>,
         mut acknowledged: Applied,
@@ -542,28 +562,30 @@ impl<'a> Writer<'a> {
             } else {
                 held.last().map(|(id, _)| id.clone())
             };
-            let split = match &end {
-                Some(end) => listed.partition_point(|product| product.product_id <= *end),
-                None => listed.len(),
+            let rest = match &end {
+                Some(end) => {
+                    listed.split_off(listed.partition_point(|product| product.product_id <= *end))
+                }
+                None => Vec::new(),
             };
-            let (here, rest) = listed.split_at(split);
             let close = split_until(&mut acknowledged, end.as_ref());
             // A look without locks: only a run changes what it compares, and adds to it.
-            let mut changed = list_differing(self.run, &held, here);
-            changed.extend(close.keys().cloned());
-            let listed_here = here
-                .iter()
-                .filter(|product| changed.contains(&product.product_id));
-            let listed_here = listed_here.cloned().collect();
-            // A first sync would look for each product in vain.
-            changed.retain(|id| held.binary_search_by(|(held, _)| held.cmp(id)).is_ok());
+            let difference = Difference::between(self.run.number, &held, listed, |product_id| {
+                close.contains_key(product_id)
+            });
             let work = Work {
-                write: Write::Listed(listed_here),
+                products: difference.changed,
                 close: close.into_values().flatten().collect(),
-                products: changed.into_iter().collect(),
+                write: Write::Listed {
+                    known: difference.listed,
+                    new: difference.new,
+                },
             };
-            if !self.write(work).await? {
-                return Ok(false);
+            if !work.is_nothing() {
+                if !self.settle(WRITES_AT_ONCE - 1).await? {
+                    return Ok(false);
+                }
+                self.spawn(work);
             }
             if is_last {
                 return Ok(true);
@@ -573,13 +595,46 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// One transaction. Returns whether the run is still the current one.
-    async fn write(&mut self, work: Work) -> Result<bool, Error> {
-        if work.is_nothing() {
-            return Ok(true);
+    fn spawn(&mut self, work: Work) {
+        // Its lines of the log are the run's.
+        let write = self.run.clone().write(work).in_current_span();
+        self.under_way.spawn(write);
+    }
+
+    /// Waits until no more than so many transactions are under way. Returns whether the run is still the current one, as far
+    /// as those that have ended say.
+    async fn settle(&mut self, under_way_max: usize) -> Result<bool, Error> {
+        while self.under_way.len() > under_way_max {
+            let Some(ended) = self.under_way.join_next().await else {
+                break;
+            };
+            match ended.unwrap_or_else(|error| Err(Error::Broken(error.to_string())))? {
+                Written::Rows { written, closed } => {
+                    self.summary.written += written;
+                    self.summary.closed += closed;
+                }
+                Written::Overtaken => return Ok(false),
+            }
         }
-        let written = self
-            .context
+        Ok(true)
+    }
+}
+
+/// A run of a vendor's sync.
+#[derive(Clone)]
+struct Run {
+    context: Context,
+    vendor_id: VendorId,
+    number: i64,
+}
+
+impl Run {
+    /// One transaction.
+    async fn write(self, work: Work) -> Result<Written, Error> {
+        if work.is_nothing() {
+            return Ok(Written::NOTHING);
+        }
+        self.context
             .with_connection(async |connection| {
                 connection
                     .transaction(async |connection| {
@@ -587,15 +642,7 @@ impl<'a> Writer<'a> {
                     })
                     .await
             })
-            .await?;
-        let Some(changes) = written else {
-            return Ok(false);
-        };
-        if let Write::Listed(_) = work.write {
-            self.summary.written += (changes.shelves.len() + changes.new_shelves.len()) as u64;
-        }
-        self.summary.closed += changes.updates.len() as u64;
-        Ok(true)
+            .await
     }
 
     async fn transact(
@@ -603,14 +650,25 @@ impl<'a> Writer<'a> {
         connection: &mut AsyncPgConnection,
         work: &Work,
         now: DateTime<Utc>,
-    ) -> Result<Option<Changes>, Error> {
-        if db::vendors::current_run_for_share(connection, self.vendor_id).await? != self.run {
-            return Ok(None);
+    ) -> Result<Written, Error> {
+        if db::vendors::current_run_for_share(connection, &self.vendor_id).await? != self.number {
+            return Ok(Written::Overtaken);
+        }
+        let mut written = 0;
+        if let Write::Listed { new, .. } = &work.write {
+            db::stock::insert(connection, &self.vendor_id, new, now).await?;
+            written += new.len();
+        }
+        if work.products.is_empty() && work.close.is_empty() {
+            return Ok(Written::Rows {
+                written: written as u64,
+                closed: 0,
+            });
         }
         let mut book = self.context.book();
-        for ((product_id, vendor_id), shelf) in
-            db::stock::load_at_vendor_for_update(connection, self.vendor_id, &work.products).await?
-        {
+        let locked =
+            db::stock::load_at_vendor_for_update(connection, &self.vendor_id, &work.products);
+        for ((product_id, vendor_id), shelf) in locked.await? {
             book.load_shelf(product_id, vendor_id, shelf);
         }
         for update in db::updates::load_for_update(connection, &work.close).await? {
@@ -618,14 +676,35 @@ impl<'a> Writer<'a> {
         }
         match &work.write {
             Write::Nothing => book.fold(&work.close)?,
-            Write::Listed(listed) => {
-                book.reconcile(self.vendor_id, self.run, listed, &work.close)?
+            Write::Listed { known, .. } => {
+                book.reconcile(&self.vendor_id, self.number, known, &work.close)?;
             }
         }
         let changes = book.into_changes();
         save(connection, &changes, now).await?;
-        Ok(Some(changes))
+        if let Write::Listed { .. } = work.write {
+            written += changes.shelves.len();
+        }
+        Ok(Written::Rows {
+            written: written as u64,
+            closed: changes.updates.len() as u64,
+        })
     }
+}
+
+/// What a transaction came to.
+enum Written {
+    /// It has changed so many rows, and closed so many updates.
+    Rows { written: u64, closed: u64 },
+    /// Nothing is written: the run is not the current one any more.
+    Overtaken,
+}
+
+impl Written {
+    const NOTHING: Self = Self::Rows {
+        written: 0,
+        closed: 0,
+    };
 }
 
 /// What one transaction of a run is about.
@@ -639,11 +718,11 @@ struct Work {
 
 impl Work {
     fn is_nothing(&self) -> bool {
-        let lists_nothing = match &self.write {
+        let adds_nothing = match &self.write {
             Write::Nothing => true,
-            Write::Listed(listed) => listed.is_empty(),
+            Write::Listed { new, .. } => new.is_empty(),
         };
-        lists_nothing && self.products.is_empty() && self.close.is_empty()
+        adds_nothing && self.products.is_empty() && self.close.is_empty()
     }
 }
 
@@ -651,8 +730,11 @@ impl Work {
 enum Write {
     /// It takes in the updates that are closed, and nothing else.
     Nothing,
-    /// It becomes what the vendor lists.
-    Listed(Vec<Listed>),
+    /// It becomes what the vendor lists: of products that are locked, and of such that we did not hold yet.
+    Listed {
+        known: Vec<Listed>,
+        new: Vec<Listed>,
+    },
 }
 
 async fn note_failure(context: &Context, vendor_id: &VendorId, error: &Error) {

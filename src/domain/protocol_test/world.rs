@@ -174,7 +174,7 @@ impl World {
         for (id, status, _) in changes.orders {
             self.orders.insert(id, status);
         }
-        for (place, shelf) in changes.shelves.into_iter().chain(changes.new_shelves) {
+        for (place, shelf) in changes.shelves {
             self.shelves.insert(place, shelf);
         }
         for update in changes.updates {
