@@ -5,6 +5,7 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 /// How many there may be. Clones share it, and whoever keeps to it asks anew each time, so that a change counts from the
 /// next batch on.
@@ -49,6 +50,14 @@ pub struct Rate {
     pub per_second: NonZeroU32,
     /// At once, by a caller who was silent before.
     pub burst: NonZeroU32,
+}
+
+impl Rate {
+    /// The time in which so much may be asked for, on average.
+    #[must_use]
+    pub fn time_for(self, amount: u32) -> Duration {
+        Duration::from_secs(1) / self.per_second.get() * amount
+    }
 }
 
 /// The rates of all callers.

@@ -123,7 +123,9 @@ impl<C: Clock + Clone> Counters<C> {
                 remaining: state.remaining_burst_capacity(),
             })),
             Ok(Err(not_until)) => Err(Over::For(
-                not_until.wait_time_from(self.0.clock.now()),
+                // What comes again comes whole: what was counted before, too.
+                not_until.wait_time_from(self.0.clock.now())
+                    + rate.time_for(in_all.get() - amount.get()),
                 // What is left is too little for this one, and said to be nothing.
                 Standing { rate, remaining: 0 },
             )),
@@ -326,6 +328,33 @@ mod tests {
             .expect_err("never");
         assert_eq!(over, Over::Always(rate(1, 5)));
         assert_eq!(over.problem(number(6)).code().status, 422);
+    }
+
+    #[test]
+    fn who_comes_again_after_the_wait_gets_in_with_all_that_comes_at_once() {
+        for (per_second, burst) in [(1, 5), (3, 7), (1000, 500), (7, 500)] {
+            let (counters, _, clock) = counters(of_each(per_second, burst));
+            // A request is counted as one when its head has come, and as the rest when its body has.
+            let come = |n: u32| match counters.count("one", ONE, ONE) {
+                Err(over) => Err(over),
+                Ok(_) if n == 1 => Ok(None),
+                Ok(_) => counters.count("one", number(n - 1), number(n)),
+            };
+            assert_eq!(remaining(come(burst)), Some(0));
+            for n in [burst, 2, burst - 1, 1, burst] {
+                // The head does not say how many come behind it.
+                let mut waits = 0;
+                while let Err(over) = come(n) {
+                    let Over::For(wait, _) = over else {
+                        unreachable!("{n} of {burst} may come at once");
+                    };
+                    clock.advance(wait);
+                    waits += 1;
+                    assert!(waits <= 2, "{n} of {burst}");
+                }
+                assert!(waits >= 1, "{n} of {burst}: nothing was left");
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! How much each caller may ask for.
 
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -152,4 +154,26 @@ async fn the_limits_change_by_a_reload() {
     })
     .await;
     assert_eq!(api.terminate().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_waits_as_long_as_it_is_told_gets_in() {
+    let shop = shop("rate_limit_per_second = 1\nrate_limit_burst = 3").await;
+    let _api = shop.serve().await;
+    let place = || ask(&shop, Method::POST, "/orders/batch", &[JSON], batch(3));
+    assert_eq!(place().await.status, 202);
+    let mut waits = 0;
+    loop {
+        let again = place().await;
+        if again.status == 202 {
+            break;
+        }
+        assert_eq!(again.problem(), "429 rate_limited");
+        waits += 1;
+        // One wait for its head, and one for what the head does not say.
+        assert!(waits <= 2, "{waits} waits, the last: {}", again.body);
+        let seconds = again.header("retry-after").expect("when").parse();
+        tokio::time::sleep(Duration::from_secs(seconds.expect("s"))).await;
+    }
+    assert!(waits >= 1);
 }
