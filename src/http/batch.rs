@@ -1,6 +1,6 @@
 //! `/orders/batch`: many orders in one request, each by itself.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::RETRY_AFTER;
@@ -13,14 +13,12 @@ use utoipa::ToSchema;
 
 use super::body::{parse, read_json};
 use super::orders::{
-    IDEMPOTENCY_KEY, OrderRequest, OrderResponse, check_key, load_updates, new_order,
+    IDEMPOTENCY_KEY, OrderRequest, OrderResponse, check_key, look_up_all, new_order,
 };
 use super::problem::{BUSY, Problem, ProblemBody, UNAVAILABLE};
 use super::request_id::RequestId;
 use super::{State, answer, auth};
 use crate::app::accept::{self, Accepted};
-use crate::db::orders::Order;
-use crate::db::updates::Shown;
 use crate::domain::ids::{OrderId, ProductId};
 use crate::domain::keys::Caller;
 use crate::domain::object::Object;
@@ -97,7 +95,7 @@ struct BatchResult<'a> {
     replayed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    order: Option<OrderResponse>,
+    order: Option<&'a OrderResponse>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     problem: Option<ProblemBody<'a>>,
@@ -168,21 +166,33 @@ pub(super) async fn place_all(
             _ => None,
         })
         .collect();
-    let updates = if replayed.is_empty() {
-        Ok(Vec::new())
-    } else {
-        load_updates(&state, &replayed).await
+    // As they are now, all at one moment.
+    let replayed = match replayed.as_slice() {
+        [] => Ok(BTreeMap::new()),
+        ids => look_up_all(&state, ids)
+            .await
+            .map(|orders| {
+                orders
+                    .into_iter()
+                    .map(|order| (order.id(), order))
+                    .collect()
+            })
+            .map_err(Problem::from),
     };
     let id = request.extensions().get::<RequestId>().cloned();
     let outcomes = outcomes
         .into_iter()
         .map(|outcome| match outcome? {
-            (_, Accepted::Replayed(order)) => {
-                let updates = updates.as_ref().map_err(Clone::clone)?;
-                let of_order = of_order(updates, order.request.id);
-                Ok((*order, of_order, true))
+            (order, Accepted::Replayed(_)) => {
+                let replayed: &BTreeMap<OrderId, OrderResponse> =
+                    replayed.as_ref().map_err(Clone::clone)?;
+                let order = replayed
+                    .get(&order.id)
+                    .cloned()
+                    .ok_or_else(Problem::internal)?;
+                Ok((order, true))
             }
-            (order, _) => Ok((accept::pending(order), Vec::new(), false)),
+            (order, _) => Ok((OrderResponse::new(accept::pending(order), &[]), false)),
         })
         .map(|outcome: Outcome| {
             outcome.map_err(|problem| match &id {
@@ -190,8 +200,8 @@ pub(super) async fn place_all(
                 None => problem,
             })
         })
-        .collect();
-    respond(&request, outcomes)
+        .collect::<Vec<_>>();
+    respond(&request, &outcomes)
 }
 
 /// All ask at once, and so share one transaction, as requests of their own would. Those whose key an earlier one of the
@@ -223,15 +233,10 @@ async fn accept_all(
     outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
-/// An accepted order with its updates, and whether it had been accepted before.
-type Outcome = Result<(Order, Vec<Shown>, bool), Problem>;
+/// An accepted order as it is shown, and whether it had been accepted before.
+type Outcome = Result<(OrderResponse, bool), Problem>;
 
-fn of_order(updates: &[Shown], id: OrderId) -> Vec<Shown> {
-    let mine = updates.iter().filter(|u| u.timed.update.order_id == id);
-    mine.cloned().collect()
-}
-
-fn respond(request: &HttpRequest, outcomes: Vec<Outcome>) -> Result<HttpResponse, Problem> {
+fn respond(request: &HttpRequest, outcomes: &[Outcome]) -> Result<HttpResponse, Problem> {
     let problems = || outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
     let failed = problems().count();
     let accepted = outcomes.len() - failed;
@@ -250,10 +255,10 @@ fn respond(request: &HttpRequest, outcomes: Vec<Outcome>) -> Result<HttpResponse
         results: outcomes
             .iter()
             .map(|outcome| match outcome {
-                Ok((order, updates, replayed)) => BatchResult {
+                Ok((order, replayed)) => BatchResult {
                     status: 202,
                     replayed: *replayed,
-                    order: Some(OrderResponse::new(order.clone(), updates)),
+                    order: Some(order),
                     problem: None,
                 },
                 Err(problem) => BatchResult {

@@ -1,5 +1,7 @@
 //! `/orders`: place, show, list and cancel.
 
+use std::collections::BTreeMap;
+
 use actix_web::http::StatusCode;
 use actix_web::http::header::LOCATION;
 use actix_web::web::{Data, Path, Payload};
@@ -22,7 +24,7 @@ use crate::app::{Error, Kind, cancel as use_case};
 use crate::db;
 use crate::db::orders::{Filter, Order};
 use crate::db::updates::Shown;
-use crate::domain::history::{Entry, Times, history};
+use crate::domain::history::{Entry, Timed, Times, history};
 use crate::domain::ids::{OrderId, ProductId, UpdateId, VendorId};
 use crate::domain::keys::{Caller, LOCAL_CALLER};
 use crate::domain::object::Object;
@@ -31,6 +33,7 @@ use crate::domain::order::{
     derive_id,
 };
 use crate::domain::update::State as UpdateState;
+use crate::pg::snapshot;
 
 /// Events of one order that are shown beside what follows from its row and its updates: each is a person's act, or a
 /// failure, so they are few.
@@ -218,11 +221,10 @@ pub(super) async fn place(
             ),
         },
         (_, Accepted::Replayed(order)) => {
-            let updates = load_updates(&state, &[order.request.id]).await?;
-            (
-                HttpResponse::Accepted(),
-                OrderResponse::new(*order, &updates),
-            )
+            // As it is now: with what has been taken for it, which was not read when it was found.
+            let now = look_up_all(&state, &[id]).await?.pop();
+            let order = now.unwrap_or_else(|| OrderResponse::new(*order, &[]));
+            (HttpResponse::Accepted(), order)
         }
         (_, Accepted::New | Accepted::ThroughBroker) => (
             HttpResponse::Accepted(),
@@ -336,39 +338,55 @@ fn unknown(id: OrderId) -> Problem {
     Problem::not_found(format!("there is no order {id}"))
 }
 
+/// An order and what is shown with it, as they were at one moment.
 async fn look_up(
     state: &State,
     id: OrderId,
     caller: &Caller,
 ) -> Result<Option<OrderResponse>, Error> {
-    state
-        .context
-        .with_connection(async |connection| {
-            let found = db::orders::find_all(connection, &[id]).await?.pop();
-            let Some(order) = found.filter(|order| caller.sees(&order.request.caller)) else {
-                return Ok(None);
-            };
-            let updates = db::updates::list_shown(connection, &[id]).await?;
-            let events = db::orders::list_events(connection, id, EVENTS_MAX).await?;
-            let history = history(
-                order.status,
-                Times {
-                    accepted_at: order.request.accepted_at,
-                    decided_at: order.decided_at,
-                    cancelled_at: order.cancelled_at,
-                },
-                &updates
-                    .iter()
-                    .map(|shown| shown.timed.clone())
-                    .collect::<Vec<_>>(),
-                events,
-            );
-            Ok(Some(OrderResponse {
-                history: Some(history),
-                ..OrderResponse::new(order, &updates)
-            }))
-        })
-        .await
+    let seen = state.context.with_connection(async |connection| {
+        snapshot(connection)
+            .run(async |connection| {
+                let found = db::orders::find_all(connection, &[id]).await?.pop();
+                let Some(order) = found.filter(|order| caller.sees(&order.request.caller)) else {
+                    return Ok(None);
+                };
+                let updates = db::updates::list_shown(connection, &[id]).await?;
+                let events = db::orders::list_events(connection, id, EVENTS_MAX).await?;
+                Ok::<_, Error>(Some((order, updates, events)))
+            })
+            .await
+    });
+    Ok(seen.await?.map(|(order, updates, events)| {
+        let times = Times {
+            accepted_at: order.request.accepted_at,
+            decided_at: order.decided_at,
+            cancelled_at: order.cancelled_at,
+        };
+        let timed: Vec<Timed> = updates.iter().map(|shown| shown.timed.clone()).collect();
+        OrderResponse {
+            history: Some(history(order.status, times, &timed, events)),
+            ..OrderResponse::new(order, &updates)
+        }
+    }))
+}
+
+/// Orders as they were at one moment, without their histories.
+pub(super) async fn look_up_all(
+    state: &State,
+    ids: &[OrderId],
+) -> Result<Vec<OrderResponse>, Error> {
+    let seen = state.context.with_connection(async |connection| {
+        snapshot(connection)
+            .run(async |connection| {
+                let orders = db::orders::find_all(connection, ids).await?;
+                let updates = db::updates::list_shown(connection, ids).await?;
+                Ok::<_, Error>((orders, updates))
+            })
+            .await
+    });
+    let (orders, updates) = seen.await?;
+    Ok(OrderResponse::of_all(orders, &updates))
 }
 
 fn not_yet_visible(id: OrderId) -> Problem {
@@ -376,13 +394,6 @@ fn not_yet_visible(id: OrderId) -> Problem {
         NOT_YET_VISIBLE,
         format!("order {id} was accepted, or may have been, while PostgreSQL was down"),
     )
-}
-
-pub(super) async fn load_updates(state: &State, ids: &[OrderId]) -> Result<Vec<Shown>, Problem> {
-    Ok(state
-        .context
-        .with_connection(async |connection| Ok(db::updates::list_shown(connection, ids).await?))
-        .await?)
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -440,26 +451,19 @@ pub(super) async fn list(
         caller: caller.only_its_own().map(str::to_owned),
         after: query.cursor.as_deref().map(decode_cursor).transpose()?,
     };
-    let (page, updates) = state
-        .context
-        .with_connection(async |connection| {
-            let page = db::orders::list(connection, &filter, limit).await?;
-            let ids: Vec<OrderId> = page.orders.iter().map(|order| order.request.id).collect();
-            let updates = db::updates::list_shown(connection, &ids).await?;
-            Ok((page, updates))
-        })
-        .await?;
-    let list = ListResponse {
-        orders: page
-            .orders
-            .into_iter()
-            .map(|order| {
-                let id = order.request.id;
-                let of_order = updates.partition_point(|u| u.timed.update.order_id < id);
-                let end = updates.partition_point(|u| u.timed.update.order_id <= id);
-                OrderResponse::new(order, &updates[of_order..end])
+    let seen = state.context.with_connection(async |connection| {
+        snapshot(connection)
+            .run(async |connection| {
+                let page = db::orders::list(connection, &filter, limit).await?;
+                let ids: Vec<OrderId> = page.orders.iter().map(|order| order.request.id).collect();
+                let updates = db::updates::list_shown(connection, &ids).await?;
+                Ok::<_, Error>((page, updates))
             })
-            .collect(),
+            .await
+    });
+    let (page, updates) = seen.await?;
+    let list = ListResponse {
+        orders: OrderResponse::of_all(page.orders, &updates),
         next_cursor: page.next.map(encode_cursor),
     };
     let mut answer = answer::json(&request, &list)?;
@@ -534,7 +538,7 @@ enum VendorSync {
 }
 
 /// An order.
-#[derive(Serialize, ToSchema)]
+#[derive(Clone, Serialize, ToSchema)]
 #[schema(as = Order)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct OrderResponse {
@@ -570,7 +574,7 @@ pub(super) struct OrderResponse {
 }
 
 /// One change of one product's stock at one vendor.
-#[derive(Serialize, ToSchema)]
+#[derive(Clone, Serialize, ToSchema)]
 #[schema(as = OrderUpdate)]
 #[serde(rename_all = "camelCase")]
 struct UpdateResponse {
@@ -598,6 +602,24 @@ fn shown(reason: Reason) -> Reason {
 }
 
 impl OrderResponse {
+    /// Orders with their updates, of which those of an order stand together.
+    fn of_all(orders: Vec<Order>, updates: &[Shown]) -> Vec<Self> {
+        let mut of_order: BTreeMap<OrderId, &[Shown]> = updates
+            .chunk_by(|a, b| a.timed.update.order_id == b.timed.update.order_id)
+            .filter_map(|updates| Some((updates.first()?.timed.update.order_id, updates)))
+            .collect();
+        let with_updates = |order: Order| {
+            let updates = of_order.remove(&order.request.id).unwrap_or_default();
+            Self::new(order, updates)
+        };
+        orders.into_iter().map(with_updates).collect()
+    }
+
+    /// Which it is.
+    pub(super) fn id(&self) -> OrderId {
+        self.id
+    }
+
     pub(super) fn new(order: Order, updates: &[Shown]) -> Self {
         let vendor_sync = if updates.is_empty() {
             VendorSync::None

@@ -7,6 +7,7 @@ mod migrate;
 mod pool;
 mod prepared;
 mod row_hash;
+mod snapshot;
 
 pub use error::Error;
 pub use long_read::{LONG_READ_DEADLINE, open_long_read};
@@ -14,3 +15,4 @@ pub use migrate::{LOCK_DEADLINE, MigrateError, Migrated, Schema, migrate, schema
 pub use pool::{Connection, Pool, Settings, connect, discard};
 pub use prepared::{Prepared, prepared};
 pub use row_hash::{HashedColumns, Hashes, ROW_HASH_SINCE};
+pub use snapshot::snapshot;

@@ -210,10 +210,7 @@ impl Feeder {
         until: Instant,
     ) -> Result<Looked, Error> {
         self.within(async {
-            session
-                .build_transaction()
-                .read_only()
-                .repeatable_read()
+            pg::snapshot(session)
                 .run(async |connection| {
                     let mut is_more = false;
                     for (at, group) in groups {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use stockctl::commands::work::WorkQueue;
 use stockctl::mq::{Consumer, Queue};
 
-use super::ask;
+use super::{JSON, ask, text};
 use crate::support::messages::drain;
 use crate::support::{DEADLINE, Shop, ShopOptions, eventually};
 
@@ -282,4 +282,70 @@ async fn lose_the_message(shop: &Shop) {
     let mut taker = Consumer::start(shop.broker(), Queue::VendorSync, 10);
     drain(&mut taker, 1).await;
     taker.close(DEADLINE).await;
+}
+
+/// An order is read by several statements: all of them see what was at one moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_is_decided_while_it_is_read_is_shown_as_before_or_as_after() {
+    let shop = Shop::new().await;
+    shop.sync().await;
+    let _api = shop.serve().await;
+    let line = json!({"productId": "p1", "quantity": 1});
+    let named = json!({"productId": "p1", "quantity": 1, "idempotencyKey": "one"});
+    let (alone, among) = (line.to_string(), json!({"orders": [named]}).to_string());
+    let key = [JSON, ("idempotency-key", "one")];
+    let id = ask(&shop, Method::POST, "/orders", &key, alone.clone()).await;
+    let id = id.body["id"].as_str().expect("an id").to_owned();
+    let path = format!("/orders/{id}");
+    let reads = [
+        (Method::GET, path.as_str(), "", ""),
+        (Method::GET, "/orders", "", "/orders/0"),
+        (Method::POST, "/orders", alone.as_str(), ""),
+        (
+            Method::POST,
+            "/orders/batch",
+            among.as_str(),
+            "/results/0/order",
+        ),
+    ];
+    for (method, path, body, at) in reads {
+        // Who only reads has seen the order pending when it comes to what is locked.
+        let held = shop
+            .hold_here(&format!(
+                "LOCK TABLE stock_updates IN ACCESS EXCLUSIVE MODE;
+                 INSERT INTO stock_updates (id, order_id, product_id, vendor_id, delta, created_at)
+                 VALUES (gen_random_uuid(), '{id}', 'p1', 'vendorA', -1, now());
+                 UPDATE orders SET status = 'confirmed', decided_at = now()"
+            ))
+            .await;
+        // In a batch each order has its own.
+        let headers = if path.ends_with("batch") {
+            &key[..1]
+        } else {
+            &key
+        };
+        let read = ask(&shop, method.clone(), path, headers, body.to_owned());
+        let release = async {
+            shop.held_up_here().await;
+            held.release().await;
+        };
+        let (read, ()) = tokio::join!(read, release);
+        let order = read
+            .body
+            .pointer(at)
+            .unwrap_or_else(|| panic!("{path}: {}", read.body));
+        let taken = order["updates"].as_array().map(Vec::len);
+        // What writes first waits for who decides, and sees it.
+        let seen = match method {
+            Method::GET => ("pending", "none", Some(0)),
+            _ => ("confirmed", "pending", Some(1)),
+        };
+        let (status, told) = (text(&order["status"]), text(&order["vendorSync"]));
+        assert_eq!((&*status, &*told, taken), seen, "{method} {path}");
+        assert!(!order.to_string().contains("reallocated"), "{order}");
+        shop.run_here(
+            "DELETE FROM stock_updates; UPDATE orders SET status = 'pending', decided_at = NULL",
+        )
+        .await;
+    }
 }

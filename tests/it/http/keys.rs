@@ -8,6 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use stockctl::app::keys;
 use stockctl::config;
+use stockctl::db::orders::READ_FOR_PAGE_MAX;
 use stockctl::domain::keys::{KeyId, Scope};
 use stockctl::http::openapi;
 
@@ -220,6 +221,45 @@ async fn a_key_with_every_scope_but_the_one_that_is_needed_is_not_enough() {
             );
         }
     }
+}
+
+/// However many others place: its own are found behind them, and no page tells of where the others' are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_lists_its_own_orders_behind_any_number_of_others() {
+    let shop = shop().await;
+    let _api = shop.serve().await;
+    let (_, own) = key(&shop, "shop", &[Scope::OrdersRead]).await;
+    shop.run_here(&format!(
+        "INSERT INTO orders (id, caller, lines, accepted_at)
+         SELECT gen_random_uuid(), CASE WHEN n < 5 THEN 'shop' ELSE 'other' END,
+             jsonb_build_array(jsonb_build_object('productId', 'p' || n, 'quantity', 1)),
+             timestamptz '2026-01-01' + n * interval '1 second'
+         FROM generate_series(0, {}) n",
+        READ_FOR_PAGE_MAX + 10
+    ))
+    .await;
+    is_let_in(&shop, &own).await;
+    let list = async |query: &str| {
+        let path = format!("/orders{query}");
+        let page = ask_with(&shop, &own, Method::GET, &path, "").await;
+        let orders = page.body["orders"].as_array().expect("a list").iter();
+        let products = orders.map(|order| text(&order["lines"][0]["productId"]));
+        let next = page.body["nextCursor"].as_str().map(str::to_owned);
+        (products.collect::<Vec<_>>(), next)
+    };
+    assert_eq!(list("?limit=5").await.0, ["p4", "p3", "p2", "p1", "p0"]);
+    let mut cursor = String::new();
+    let mut listed = Vec::new();
+    loop {
+        let (products, next) = list(&format!("?limit=2{cursor}")).await;
+        listed.extend(products);
+        let Some(next) = next else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(listed, ["p4", "p3", "p2", "p1", "p0"]);
+    assert_eq!(list("?productId=p1").await, (vec!["p1".to_owned()], None));
+    assert_eq!(list("?productId=p7").await, (vec![], None));
+    assert_eq!(list("?status=confirmed").await, (vec![], None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
