@@ -24,6 +24,7 @@ use super::BATCH_BODY_BYTES_MAX;
 use super::body::check_length;
 use super::cors::{self, Cors, is_preflight};
 use super::drain::Drain;
+use super::heads::Heads;
 use super::host::Hosts;
 use super::problem::{CROSS_ORIGIN, MISDIRECTED_REQUEST, Problem, URI_TOO_LONG};
 use super::rate::{Counters, Standing};
@@ -81,6 +82,9 @@ impl Edge {
         &self,
         request: &actix_http::Request,
     ) -> Option<HttpResponse> {
+        if let Some(heads) = request.conn_data::<Heads>() {
+            heads.came();
+        }
         let problem = check_length(request.headers(), BATCH_BODY_BYTES_MAX).err()?;
         let id = RequestId::of(request.headers());
         let mut answer = problem.of_request(id.clone()).error_response();
@@ -99,6 +103,7 @@ impl Edge {
     where
         S: Service<ServiceRequest, Response = ServiceResponse<BoxBody>, Error = Error>,
     {
+        let in_progress = request.conn_data::<Heads>().map(Heads::answering);
         let asks_to_upgrade = request.head().upgrade();
         if asks_to_upgrade {
             without_tunnel(&mut request);
@@ -153,7 +158,10 @@ impl Edge {
             if let Some(origin) = origin {
                 cors::allow(answer.headers_mut(), origin);
             }
-            Ok(answer)
+            Ok(match in_progress {
+                Some(in_progress) => in_progress.until_the_end_of(answer),
+                None => answer,
+            })
         }
     }
 }

@@ -12,6 +12,7 @@ mod docs;
 mod drain;
 mod edge;
 mod events;
+mod heads;
 mod health;
 mod host;
 mod listening;
@@ -230,6 +231,9 @@ impl Parts {
             .map_err(|error: actix_web::Error| error.error_response());
         let (ending, edge) = (self.ending.clone(), self.edge.clone());
         HttpService::build()
+            .on_connect_ext(|stream: &Stream, of_connection| {
+                of_connection.insert(stream.heads());
+            })
             .expect(move |request: actix_http::Request| {
                 let refusal = edge.refuse_before_it_is_sent(&request);
                 std::future::ready(match refusal {

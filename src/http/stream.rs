@@ -13,7 +13,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::drain::Connection;
-use super::problem::TLS_REQUIRED;
+use super::heads::{Deadline, Heads};
+use super::problem::{REQUEST_TIMEOUT, TLS_REQUIRED};
 use super::unparsed::{last_answer, refusal_in};
 use super::{SEND_DEADLINE, TAKE_DEADLINE};
 
@@ -27,6 +28,12 @@ pub(super) struct Stream {
     socket: Socket,
     /// Sent in place of what the parser has answered.
     instead: Option<Instead>,
+    /// Of the head that is coming.
+    head: Deadline,
+    /// Whether something is written that may not have been sent.
+    is_unsent: bool,
+    /// Whether what comes is not read any more.
+    is_over: bool,
     #[expect(dead_code, reason = "counts by being there")]
     counted: Connection,
 }
@@ -83,7 +90,25 @@ impl Stream {
         Self {
             socket,
             instead: None,
+            head: Deadline::default(),
+            is_unsent: false,
+            is_over: false,
             counted,
+        }
+    }
+
+    /// What its requests let it know.
+    pub(super) fn heads(&self) -> Heads {
+        self.head.heads().clone()
+    }
+
+    /// Answers a head that has not come in time, as far as the kernel takes that at once, and lets the server close.
+    fn give_up_head(&mut self, context: &mut Context<'_>) {
+        self.is_over = true;
+        // In the middle of another answer this would be taken for a part of it.
+        if !self.is_unsent {
+            let answer = last_answer(REQUEST_TIMEOUT, REQUEST_TIMEOUT.advice);
+            let _ = self.socket.poll_write(context, &answer);
         }
     }
 }
@@ -112,11 +137,25 @@ impl AsyncRead for Stream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().socket {
+        let this = self.get_mut();
+        if this.is_over {
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        let read = match &mut this.socket {
             Socket::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
             Socket::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
             Socket::Local(stream) => Pin::new(stream).poll_read(context, buffer),
+        };
+        if read.is_ready() {
+            if buffer.filled().len() > before {
+                this.head.bytes_came();
+            }
+            return read;
         }
+        ready!(this.head.poll_passed(context));
+        this.give_up_head(context);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -127,8 +166,12 @@ impl AsyncWrite for Stream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let Self {
-            socket, instead, ..
+            socket,
+            instead,
+            is_unsent,
+            ..
         } = self.get_mut();
+        *is_unsent = true;
         if instead.is_none() {
             match refusal_in(bytes) {
                 None => return socket.poll_write(context, bytes),
@@ -155,11 +198,16 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().socket {
+        let this = self.get_mut();
+        let flushed = match &mut this.socket {
             Socket::Plain(stream) => Pin::new(stream).poll_flush(context),
             Socket::Tls(stream) => Pin::new(stream).poll_flush(context),
             Socket::Local(stream) => Pin::new(stream).poll_flush(context),
+        };
+        if flushed.is_ready() {
+            this.is_unsent = false;
         }
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
@@ -178,6 +179,85 @@ async fn a_head_or_a_body_that_does_not_come_is_not_waited_for() {
         );
     }
     assert_eq!(super::orders_written(&shop).await, 0);
+}
+
+/// It has as long as the first, also when it comes a byte at a time, and behind requests of each kind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_head_of_a_connection_that_does_not_come_is_not_waited_for_either() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let address = shop.config.http.listen;
+    let body = r#"{"productId":"p1","quantity":1}"#;
+    let order = format!(
+        "POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let asked = [order.as_bytes(), ALIVE].concat();
+    let slow = [("GET", None), ("GET /healthz HTTP/1.1\r\nHost:", Some(" "))];
+    let ended = slow.map(|(sent, dribbled)| {
+        let asked = asked.clone();
+        async move {
+            let mut stream = TcpStream::connect(address).await.expect("connects");
+            stream.write_all(&asked).await.expect("sent");
+            let mut answers = Vec::new();
+            while !answers.ends_with(b"{\"status\":\"ok\"}") {
+                let read = stream.read_buf(&mut answers).await.expect("read");
+                assert_ne!(read, 0, "it is closed");
+            }
+            let (mut reading, mut writing) = stream.into_split();
+            writing.write_all(sent.as_bytes()).await.expect("sent");
+            let dribbling = async {
+                while let Some(byte) = dribbled {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    if writing.write_all(byte.as_bytes()).await.is_err() {
+                        break;
+                    }
+                }
+                std::future::pending::<()>().await;
+            };
+            let mut last = String::new();
+            tokio::select! {
+                read = tokio::time::timeout(DEADLINE, reading.read_to_string(&mut last)) => {
+                    // Who still sends to what is closed may be told so by a reset, behind the answer.
+                    read.expect("it is closed").ok();
+                }
+                () = dribbling => {}
+            }
+            last
+        }
+    });
+    for last in futures_util::future::join_all(ended).await {
+        assert!(last.starts_with("HTTP/1.1 408 "), "{last}");
+        assert_eq!(last.matches("HTTP/1.").count(), 1, "{last}");
+        assert!(last.contains(r#""code":"request_timeout""#), "{last}");
+    }
+}
+
+/// What a listener sends while it is told is the head of its next request, which may wait until it has heard enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_listens_and_sends_something_goes_on_being_told() {
+    let shop = Shop::new().await;
+    let _api = shop.serve().await;
+    let mut stream = TcpStream::connect(shop.config.http.listen)
+        .await
+        .expect("connects");
+    let listen = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    stream.write_all(listen).await.expect("sent");
+    let mut told = Vec::new();
+    // The second one comes later than any head may.
+    for beats in 1..=2 {
+        while String::from_utf8_lossy(&told)
+            .matches(": still here\n")
+            .count()
+            < beats
+        {
+            let read = tokio::time::timeout(DEADLINE, stream.read_buf(&mut told)).await;
+            let read = read.expect("it is told").expect("read");
+            let text = String::from_utf8_lossy(&told);
+            assert!(read > 0 && !text.contains(" 408 "), "{text}");
+        }
+        stream.write_all(b"GET /he").await.expect("sent");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
