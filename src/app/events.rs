@@ -2,7 +2,6 @@
 //! happened since, and what comes is handed to everybody through one ring of bounded size. Who is too slow for the ring
 //! is told so and let go; the database has what it missed.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,10 +10,12 @@ use tokio::sync::{Notify, Semaphore, broadcast};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::places::{Place, Places};
 use super::{Context, Error};
 use crate::db;
 use crate::db::events::Look;
 use crate::domain::events::{Event, Filter, Position};
+use crate::domain::keys::Caller;
 use crate::domain::tally::Tally;
 use crate::metrics::EVENTS;
 use crate::shutdown::Shutdown;
@@ -48,7 +49,7 @@ struct Shared {
     /// Up to where the ring was told; nothing where nobody listens. Held while a page is added, so that whoever joins
     /// knows from where on it hears.
     told: Mutex<Option<Position>>,
-    listeners: AtomicUsize,
+    listeners: Places,
     /// Somebody listens where nobody did.
     awake: Notify,
     catching_up: Semaphore,
@@ -70,7 +71,7 @@ impl Events {
             shutdown,
             ring: broadcast::Sender::new(PAGES_MAX),
             told: Mutex::default(),
-            listeners: AtomicUsize::new(0),
+            listeners: Places::new(LISTENERS_MAX),
             awake: Notify::new(),
             catching_up: Semaphore::new(CATCHING_UP_MAX),
         }));
@@ -82,21 +83,22 @@ impl Events {
         self.0.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to listen: to what comes after a place, or to what happens from now on. Nothing where too many do.
+    /// Begins to listen: to what comes after a position, or to what happens from now on. Nothing where too many do, of this
+    /// caller or of all.
     ///
     /// # Errors
     /// Where now is cannot be read.
     pub async fn listen(
         &self,
+        caller: &Caller,
         filter: Filter,
         after: Option<Position>,
     ) -> Result<Option<Listener>, Error> {
-        // Counted first, so that two who come at once do not both get the last place.
-        let place = Place(Arc::clone(&self.0));
-        EVENTS.listeners.inc();
-        if self.0.listeners.fetch_add(1, Ordering::SeqCst) >= LISTENERS_MAX {
+        let Some(place) = self.0.listeners.take(&caller.name) else {
             return Ok(None);
-        }
+        };
+        EVENTS.listeners.inc();
+        let listening = Listening(place);
         self.0.awake.notify_one();
         let position = match after {
             Some(after) => after,
@@ -113,8 +115,14 @@ impl Events {
             position,
             joined: None,
             beat_at: Instant::now(),
-            _place: place,
+            _listening: listening,
         }))
+    }
+
+    /// How many connections of a caller may listen at once.
+    #[must_use]
+    pub fn listeners_of(&self, caller: &Caller) -> usize {
+        self.0.listeners.of_caller(&caller.name)
     }
 
     async fn look(&self, after: Position) -> Result<Look, Error> {
@@ -131,7 +139,7 @@ impl Events {
         let looking = async {
             let mut failed = Tally::new();
             loop {
-                if self.0.listeners.load(Ordering::SeqCst) == 0 {
+                if self.0.listeners.is_empty() {
                     *self.told() = None;
                     self.0.awake.notified().await;
                     continue;
@@ -219,12 +227,11 @@ fn pages(look: Look) -> Vec<Page> {
     pages
 }
 
-/// One who listens, counted until it is dropped.
-struct Place(Arc<Shared>);
+/// The place of one who listens, which the figures count too.
+struct Listening(#[expect(dead_code, reason = "it is enough that it is there")] Place);
 
-impl Drop for Place {
+impl Drop for Listening {
     fn drop(&mut self) {
-        self.0.listeners.fetch_sub(1, Ordering::SeqCst);
         EVENTS.listeners.dec();
     }
 }
@@ -238,7 +245,7 @@ pub struct Listener {
     /// Once it has read by itself all that the ring was told before.
     joined: Option<broadcast::Receiver<Arc<Page>>>,
     beat_at: Instant,
-    _place: Place,
+    _listening: Listening,
 }
 
 /// What a listener is told next.

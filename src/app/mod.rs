@@ -12,6 +12,7 @@ pub mod gauges;
 pub mod keys;
 pub mod outcome;
 pub mod overview;
+pub mod places;
 pub mod push;
 pub mod relay;
 mod save;

@@ -13,12 +13,15 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout_at;
 
 use super::Context;
+use super::places::Places;
 use crate::db;
 use crate::domain::ids::OrderId;
+use crate::domain::keys::Caller;
 use crate::domain::tally::Tally;
 use crate::shutdown::Shutdown;
 
-/// Callers of one process that wait at once. More are not waited for, and hear at once that their order is pending.
+/// Requests to one process that wait at once. More, of a caller or of all, do not wait, and hear at once that their order is
+/// pending.
 pub const WAITING_MAX: usize = 1_000;
 /// Between two looks: a decision takes longer than this from order to order, and a look at 1000 ids a few milliseconds.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
@@ -37,11 +40,11 @@ pub enum Waited {
 }
 
 /// Where callers wait. Clones share one place.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Outcomes(Arc<Shared>);
 
-#[derive(Default)]
 struct Shared {
+    places: Places,
     waiting: Mutex<Waiting>,
     /// Somebody waits where nobody did.
     awake: Notify,
@@ -50,43 +53,45 @@ struct Shared {
 #[derive(Default)]
 struct Waiting {
     by_order: BTreeMap<OrderId, Vec<oneshot::Sender<()>>>,
-    callers: usize,
     is_over: bool,
 }
 
 impl Waiting {
-    /// Forgets callers that have gone.
+    /// Forgets waiters that have gone.
     fn prune(&mut self) {
-        self.by_order.retain(|_, callers| {
-            callers.retain(|caller| !caller.is_closed());
-            !callers.is_empty()
+        self.by_order.retain(|_, waiters| {
+            waiters.retain(|waiter| !waiter.is_closed());
+            !waiters.is_empty()
         });
-        self.callers = self.by_order.values().map(Vec::len).sum();
     }
 }
 
 impl Outcomes {
+    fn new() -> Self {
+        Self(Arc::new(Shared {
+            places: Places::new(WAITING_MAX),
+            waiting: Mutex::default(),
+            awake: Notify::new(),
+        }))
+    }
+
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         let waiting = self.0.waiting.lock();
         waiting.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the order is not pending any more, for as long as that.
-    pub async fn wait(&self, id: OrderId, until: tokio::time::Instant) -> Waited {
+    pub async fn wait(&self, caller: &Caller, id: OrderId, until: tokio::time::Instant) -> Waited {
+        let Some(_place) = self.0.places.take(&caller.name) else {
+            return Waited::NotAtAll;
+        };
         let decided = {
             let mut waiting = self.waiting();
             if waiting.is_over {
                 return Waited::InVain;
             }
-            if waiting.callers >= WAITING_MAX {
-                waiting.prune();
-            }
-            if waiting.callers >= WAITING_MAX {
-                return Waited::NotAtAll;
-            }
-            let (caller, decided) = oneshot::channel();
-            waiting.by_order.entry(id).or_default().push(caller);
-            waiting.callers += 1;
+            let (waiter, decided) = oneshot::channel();
+            waiting.by_order.entry(id).or_default().push(waiter);
             decided
         };
         self.0.awake.notify_one();
@@ -99,7 +104,7 @@ impl Outcomes {
     /// Opens the place, with a task that looks for what is waited for until the shutdown.
     #[must_use]
     pub fn start(context: Context, shutdown: Shutdown) -> (Self, JoinHandle<()>) {
-        let outcomes = Self::default();
+        let outcomes = Self::new();
         let looking = outcomes.clone().look_until_stopped(context, shutdown);
         (outcomes, tokio::spawn(looking))
     }
@@ -145,16 +150,13 @@ impl Outcomes {
         let mut waiting = self.waiting();
         waiting.is_over = true;
         waiting.by_order.clear();
-        waiting.callers = 0;
     }
 
     fn tell(&self, decided: &[OrderId]) {
         let mut waiting = self.waiting();
         for id in decided {
-            let callers = waiting.by_order.remove(id).unwrap_or_default();
-            waiting.callers -= callers.len();
-            for caller in callers {
-                let _ = caller.send(());
+            for waiter in waiting.by_order.remove(id).unwrap_or_default() {
+                let _ = waiter.send(());
             }
         }
     }
@@ -176,46 +178,55 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn all_who_wait_for_an_order_are_told_and_nobody_else() {
-        let outcomes = Outcomes::default();
+        let (outcomes, local) = (Outcomes::new(), Caller::local());
         let soon = tokio::time::Instant::now() + Duration::from_secs(1);
         let telling = async {
-            while outcomes.waiting().callers < 4 {
+            let waiters = || {
+                outcomes
+                    .waiting()
+                    .by_order
+                    .values()
+                    .map(Vec::len)
+                    .sum::<usize>()
+            };
+            while waiters() < 4 {
                 tokio::task::yield_now().await;
             }
             outcomes.tell(&[id(1), id(3)]);
         };
         let (first, second, other, late, ()) = tokio::join!(
-            outcomes.wait(id(1), far()),
-            outcomes.wait(id(1), far()),
-            outcomes.wait(id(2), soon),
-            outcomes.wait(id(3), soon),
+            outcomes.wait(&local, id(1), far()),
+            outcomes.wait(&local, id(1), far()),
+            outcomes.wait(&local, id(2), soon),
+            outcomes.wait(&local, id(3), soon),
             telling
         );
         assert_eq!([first, second, late], [Waited::Decided; 3]);
         assert_eq!(other, Waited::InVain);
         outcomes.waiting().prune();
-        assert_eq!(outcomes.waiting().callers, 0);
+        assert!(outcomes.waiting().by_order.is_empty());
+        assert!(outcomes.0.places.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_so_many_wait_and_who_has_gone_makes_room() {
-        let outcomes = Outcomes::default();
+        let (outcomes, local) = (Outcomes::new(), Caller::local());
         let mut waits: Vec<_> = (0..WAITING_MAX as u128)
-            .map(|n| Box::pin(outcomes.wait(id(n), far())))
+            .map(|n| Box::pin(outcomes.wait(&local, id(n), far())))
             .collect();
         for wait in &mut waits {
             assert!(futures_util::poll!(wait.as_mut()).is_pending());
         }
-        assert_eq!(outcomes.wait(id(0), far()).await, Waited::NotAtAll);
+        assert_eq!(outcomes.wait(&local, id(0), far()).await, Waited::NotAtAll);
         waits.pop();
-        let mut next = Box::pin(outcomes.wait(id(0), far()));
+        let mut next = Box::pin(outcomes.wait(&local, id(0), far()));
         assert!(futures_util::poll!(next.as_mut()).is_pending());
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_shutdown_ends_all_waits() {
-        let outcomes = Outcomes::default();
+        let (outcomes, local) = (Outcomes::new(), Caller::local());
         outcomes.waiting().is_over = true;
-        assert_eq!(outcomes.wait(id(1), far()).await, Waited::InVain);
+        assert_eq!(outcomes.wait(&local, id(1), far()).await, Waited::InVain);
     }
 }

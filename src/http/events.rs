@@ -97,8 +97,11 @@ pub(super) async fn listen(
     if request.method() == Method::HEAD {
         return Ok(answer.finish());
     }
-    let Some(listener) = state.events.listen(filter, after).await? else {
-        let detail = format!("{LISTENERS_MAX} connections listen to this process; try again later");
+    let Some(listener) = state.events.listen(&caller, filter, after).await? else {
+        let detail = format!(
+            "{} connections of this caller, or {LISTENERS_MAX} in all, listen to this process; try again later",
+            state.events.listeners_of(&caller)
+        );
         return Err(Problem::new(TOO_MANY_LISTENERS, detail));
     };
     let (chunks, coming) = mpsc::channel(CHUNKS_WAITING_MAX);

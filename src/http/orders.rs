@@ -208,7 +208,7 @@ pub(super) async fn place(
     let wait = wait.filter(|_| !matches!(accepted, Accepted::ThroughBroker));
     let waited = match wait {
         Some(wait) if accepted.is_decided() => Some((wait, Waited::Decided)),
-        Some(wait) => Some((wait, state.outcomes.wait(id, wait.until()).await)),
+        Some(wait) => Some((wait, state.outcomes.wait(&caller, id, wait.until()).await)),
         None => None,
     };
     let (mut response, body) = match (waited, accepted) {
@@ -279,7 +279,7 @@ pub(super) async fn show(
     };
     let mut is_applied = true;
     if order.status == Status::Pending {
-        match state.outcomes.wait(id, wait.until()).await {
+        match state.outcomes.wait(&caller, id, wait.until()).await {
             Waited::Decided => order = find(&state, id, &caller).await?,
             Waited::InVain => {}
             Waited::NotAtAll => is_applied = false,

@@ -696,3 +696,23 @@ async fn only_so_many_listen_and_who_has_gone_makes_room() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_takes_a_part_of_the_places_and_leaves_the_others_theirs() {
+    let mut shop = Shop::new().await;
+    require_keys(&mut shop);
+    let _api = shop.serve().await;
+    let (_, greedy) = key(&shop, "greedy", &[Scope::OrdersRead]).await;
+    let (_, other) = key(&shop, "other", &[Scope::OrdersRead]).await;
+    is_let_in(&shop, &greedy).await;
+    is_let_in(&shop, &other).await;
+    let header = [("authorization", greedy.as_str())];
+    let mut ears = Vec::new();
+    while ears.len() < LISTENERS_MAX / 5 {
+        let more = (0..AT_ONCE).map(|_| begin_to_listen(&shop, "", &header));
+        ears.extend(futures_util::future::join_all(more).await);
+    }
+    let refused = ask(&shop, Method::GET, "/events", &header, "").await;
+    assert_eq!(refused.problem(), "503 too_many_listeners");
+    begin_to_listen(&shop, "", &[("authorization", &other)]).await;
+}
