@@ -43,6 +43,9 @@ pub enum Error {
     /// It may succeed later.
     #[error("{0}")]
     NotYet(String),
+    /// It may have been done: the answer to it was lost, and to repeat it would do it again.
+    #[error("{0}")]
+    Unsure(String),
 }
 
 /// What an error means to whoever handles it.
@@ -70,7 +73,7 @@ impl Error {
             Self::Database(_) | Self::Vendor(_) | Self::VendorDatabase(_) | Self::NotYet(_) => {
                 Kind::Transient
             }
-            Self::Broker(_) => Kind::Unavailable,
+            Self::Broker(_) | Self::Unsure(_) => Kind::Unavailable,
             Self::Rule(BookError::Illegal { .. }) | Self::Refused { .. } => Kind::Refused,
             Self::Rule(BookError::NotLoaded(_)) | Self::Broken(_) => Kind::Bug,
             Self::Missing(_) => Kind::Missing,
@@ -87,6 +90,7 @@ impl Error {
             Self::Database(error) if error.is_unavailable() => {
                 "own_database_unavailable".to_owned()
             }
+            Self::Unsure(_) => "own_database_unavailable".to_owned(),
             Self::Database(_) => "own_database_refused".to_owned(),
             Self::VendorDatabase(_) => "database_unavailable".to_owned(),
             Self::Vendor(client::Error::Unreachable { .. }) => "api_unreachable".to_owned(),

@@ -15,6 +15,7 @@ use super::orders::Order;
 use super::{corrupt, orders, product_id, stock};
 use crate::domain::events::{Document, Event, EventType, OrderDocument, Position};
 use crate::domain::ids::{OrderId, ProductId, VendorId};
+use crate::domain::keys::LOCAL_CALLER;
 use crate::domain::order::Reason;
 use crate::pg::{Error, prepared};
 
@@ -261,13 +262,20 @@ fn of_order(told: &Told, order: &Order) -> Result<Event, Error> {
         .ok_or_else(|| corrupt("an event of stock with orders"))?;
     // Only what failed can become something else and forget its reason; an event of that has its own.
     let of_row = order.reason.as_ref().filter(|_| order.status == status);
+    let caller = order.request.caller.as_str();
     let document = Document {
         r#type: told.kind,
         at: told.at,
         order: Some(OrderDocument {
             id: order.request.id,
+            caller: Some(caller).filter(|name| *name != LOCAL_CALLER),
             status,
-            reason: told.reason.as_ref().or(of_row),
+            reason: told
+                .reason
+                .as_ref()
+                .or(of_row)
+                .cloned()
+                .map(Reason::for_caller),
             reference: order.request.reference.as_deref(),
             lines: &order.request.lines,
             accepted_at: order.request.accepted_at,

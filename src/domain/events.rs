@@ -176,12 +176,16 @@ pub struct Document<'a> {
 pub struct OrderDocument<'a> {
     /// Which order.
     pub id: OrderId,
+    /// Whose it is; left out where it was placed without a key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub caller: Option<&'a str>,
     /// Its status by this event; it may be another one by now.
     pub status: Status,
     /// Why, where there is a why.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    pub reason: Option<&'a Reason>,
+    pub reason: Option<Reason>,
     /// Its caller's remark.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -206,6 +210,8 @@ pub struct Notice<'a> {
 
 /// The type of a [`Notice`] that events are gone.
 pub const RESET: &str = "reset";
+/// The type of a [`Notice`] that the connection is closed.
+pub const DROPPED: &str = "dropped";
 
 /// Which events somebody hears.
 #[derive(Debug, Clone, PartialEq, Eq)]

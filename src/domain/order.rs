@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::ids::{OrderId, ProductId};
+use super::retry;
 
 /// Most lines of one order; they are all decided in one transaction.
 pub const LINES_MAX: usize = 100;
@@ -279,9 +280,25 @@ pub enum Reason {
     /// Processing gave up.
     #[serde(rename_all = "camelCase")]
     ProcessingFailed {
-        /// What the dead letter says.
+        /// In a word: `retries_exhausted`, `invalid_message` or `crash_loop`. Its dead letter says more.
         error: String,
     },
+}
+
+impl Reason {
+    /// As its caller may read it. Orders that failed long ago have kept the words of the server that refused them, with
+    /// statements and all.
+    #[must_use]
+    pub fn for_caller(self) -> Self {
+        match self {
+            Self::ProcessingFailed { error } if !retry::CODES.contains(&error.as_str()) => {
+                Self::ProcessingFailed {
+                    error: "its dead letter says why".to_owned(),
+                }
+            }
+            other => other,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,14 @@ pub const CRASH_LOOP: &str = "crash_loop";
 /// A vendor knows the id of an update with another content.
 pub const UPDATE_CONFLICT: &str = "update_conflict";
 
+/// All of these.
+pub const CODES: [&str; 4] = [
+    INVALID_MESSAGE,
+    RETRIES_EXHAUSTED,
+    CRASH_LOOP,
+    UPDATE_CONFLICT,
+];
+
 /// The cause of a letter whose receiver of webhooks has not taken it: its error is written for anybody.
 pub const RECEIVER_FAILED: &str = "receiver_failed";
 

@@ -1,11 +1,14 @@
 //! One change of one product's stock at one vendor, and when it counts towards what is available.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::ids::{OrderId, ProductId, UpdateId, VendorId};
 
 /// How far an update is known to have come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[schema(as = OrderUpdateState)]
+#[serde(rename_all = "lowercase")]
 pub enum State {
     /// The vendor has not answered for it.
     Open,

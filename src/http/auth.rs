@@ -4,7 +4,7 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use actix_web::http::header::{AUTHORIZATION, COOKIE as COOKIE_HEADER, SET_COOKIE};
+use actix_web::http::header::{AUTHORIZATION, COOKIE as COOKIE_HEADER, ORIGIN, SET_COOKIE};
 use actix_web::web::{Data, Payload};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse};
 use chrono::Utc;
@@ -76,8 +76,12 @@ impl Door {
         self
     }
 
-    fn cookie(&self, value: &str, seconds: u32) -> String {
-        let secure = if self.is_secure { "; Secure" } else { "" };
+    /// Behind a proxy that speaks TLS, what the browser says of its page tells.
+    fn cookie(&self, request: &HttpRequest, value: &str, seconds: u32) -> String {
+        let origin = request.headers().get(ORIGIN);
+        let is_secure =
+            self.is_secure || origin.is_some_and(|of| of.as_bytes().starts_with(b"https://"));
+        let secure = if is_secure { "; Secure" } else { "" };
         format!("{COOKIE}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}")
     }
 
@@ -215,7 +219,7 @@ fn no_door() -> Problem {
 }
 
 /// The cookie of the operator's page.
-const COOKIE: &str = "stockctl_key";
+pub(super) const COOKIE: &str = "stockctl_key";
 /// Somebody who left it open logs in again the next day.
 const LOGGED_IN_FOR_S: u32 = 12 * 60 * 60;
 /// A body with a key is shorter.
@@ -260,7 +264,7 @@ pub(super) async fn log_in(
     if let Lock::Keys(keys) = &door.lock {
         let token = login.key.trim();
         check_scope(&*Door::unlock(keys, token)?, Needs::Scope(Scope::Admin))?;
-        answer.insert_header((SET_COOKIE, door.cookie(token, LOGGED_IN_FOR_S)));
+        answer.insert_header((SET_COOKIE, door.cookie(&request, token, LOGGED_IN_FOR_S)));
     }
     Ok(answer.finish())
 }
@@ -270,9 +274,9 @@ pub(super) async fn log_in(
 /// The browser forgets the key.
 #[utoipa::path(post, path = "/logout", tag = "operations",
     responses((status = 204, description = "Logged out", headers(("Set-Cookie" = String, description = "Nothing")))))]
-pub(super) async fn log_out(door: Data<Door>) -> HttpResponse {
+pub(super) async fn log_out(request: HttpRequest, door: Data<Door>) -> HttpResponse {
     HttpResponse::NoContent()
-        .insert_header((SET_COOKIE, door.cookie("", 0)))
+        .insert_header((SET_COOKIE, door.cookie(&request, "", 0)))
         .finish()
 }
 

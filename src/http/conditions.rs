@@ -3,6 +3,7 @@
 use actix_web::http::header::{EntityTag, HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH};
 
 use super::problem::Problem;
+use super::quoted::split_outside_quotes;
 
 /// Versions as a header names them, over all the headers of that name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,12 +63,8 @@ fn title(name: &HeaderName) -> &'static str {
 
 /// The entity tags of a list. A comma between quotes is a part of the tag, which actix takes for its end.
 fn parse(text: &str) -> impl Iterator<Item = EntityTag> {
-    let mut is_within = false;
-    text.split(move |c| {
-        is_within ^= c == '"';
-        c == ',' && !is_within
-    })
-    .filter_map(|tag| tag.trim().parse().ok())
+    // A backslash in a tag is nothing but that.
+    split_outside_quotes(text, ',', None).filter_map(|tag| tag.trim().parse().ok())
 }
 
 /// Both conditions of a request.

@@ -27,6 +27,7 @@ use super::drain::Drain;
 use super::heads::Heads;
 use super::host::Hosts;
 use super::problem::{CROSS_ORIGIN, MISDIRECTED_REQUEST, Problem, URI_TOO_LONG};
+use super::query::is_text;
 use super::rate::{Counters, Standing};
 use super::request_id::{RequestId, X_REQUEST_ID};
 use super::unread::Held;
@@ -51,6 +52,9 @@ const FOREIGN_CHANGE: &str = "the browser says that this comes from a page of an
 
 /// What whoever called by a name of somebody else is told.
 const NOT_OURS: &str = "without API keys this server answers to localhost, to loopback addresses and to the names in http.hosts";
+
+/// What whoever calls by a path of other bytes is told.
+const NOT_TEXT: &str = "the path names nothing: it cannot be read as UTF-8";
 
 /// Bytes of an address: a path and a query of it have a few hundred, and proxies on the way take no more either.
 const URI_BYTES_MAX: usize = 8 * 1024;
@@ -119,6 +123,8 @@ impl Edge {
                 URI_TOO_LONG,
                 format!("an address may have at most {URI_BYTES_MAX} bytes"),
             ))
+        } else if !is_text(request.uri().path()) {
+            Some(Problem::not_found(NOT_TEXT))
         } else if !self.0.hosts.are_meant_by(request.head()) {
             Some(Problem::new(MISDIRECTED_REQUEST, NOT_OURS))
         } else if is_foreign {

@@ -13,7 +13,7 @@ use super::problem::{Problem, TOO_MANY_LISTENERS};
 use super::query::read_query;
 use super::{State, TAKE_DEADLINE, auth};
 use crate::app::events::{LISTENERS_MAX, Listener, Told};
-use crate::domain::events::{EventType, Filter, Notice, Position, RESET};
+use crate::domain::events::{DROPPED, EventType, Filter, Notice, Position, RESET};
 use crate::domain::ids::ProductId;
 use crate::metrics::EVENTS;
 
@@ -153,7 +153,7 @@ async fn tell(mut listener: Listener, chunks: mpsc::Sender<Bytes>, request: Http
                 notice(
                     &mut chunk,
                     position,
-                    "dropped",
+                    DROPPED,
                     "the API key is no longer good; connect again with another one and this id",
                 );
                 is_last = true;
@@ -173,7 +173,7 @@ async fn tell(mut listener: Listener, chunks: mpsc::Sender<Bytes>, request: Http
                 notice(
                     &mut chunk,
                     position,
-                    "dropped",
+                    DROPPED,
                     "you read too slowly; connect again with this id as Last-Event-ID",
                 );
                 is_last = true;

@@ -27,6 +27,7 @@ mod probe;
 pub mod problem;
 mod products;
 mod query;
+mod quoted;
 mod rate;
 mod request_id;
 mod routes;

@@ -584,21 +584,11 @@ struct UpdateResponse {
     /// Units; negative takes, positive returns.
     delta: i64,
     /// `open`, until the vendor has answered `acknowledged`, `rejected` or `void`; `applied` once a sync has seen it there.
-    state: &'static str,
+    state: UpdateState,
     /// The take that a return gives back.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     reverses: Option<UpdateId>,
-}
-
-/// A reason, without what only the operator's log and dead letters may say.
-fn shown(reason: Reason) -> Reason {
-    match reason {
-        Reason::ProcessingFailed { .. } => Reason::ProcessingFailed {
-            error: "processing gave up; its dead letter says why".to_owned(),
-        },
-        other => other,
-    }
 }
 
 impl OrderResponse {
@@ -637,7 +627,7 @@ impl OrderResponse {
             id: order.request.id,
             caller: Some(order.request.caller).filter(|caller| caller != LOCAL_CALLER),
             status: order.status,
-            reason: order.reason.map(shown),
+            reason: order.reason.map(Reason::for_caller),
             vendor_sync,
             lines: order.request.lines,
             reference: order.request.reference,
@@ -649,7 +639,7 @@ impl OrderResponse {
                     vendor_id: update.vendor_id.clone(),
                     product_id: update.product_id.clone(),
                     delta: update.delta,
-                    state: update.state.as_str(),
+                    state: update.state,
                     reverses: update.reverses,
                 })
                 .collect(),

@@ -6,6 +6,7 @@ use actix_web::HttpResponse;
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::problem::Problem;
+use super::quoted::split_outside_quotes;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -24,8 +25,10 @@ impl Wait {
         let mut wait = None;
         for value in headers.get_all(PREFER) {
             // What is no text asks for nothing that is known.
-            for preference in value.to_str().unwrap_or_default().split(',') {
-                let first = preference.split(';').next().unwrap_or_default();
+            let text = value.to_str().unwrap_or_default();
+            for preference in split_outside_quotes(text, ',', Some('\\')) {
+                let mut parts = split_outside_quotes(preference, ';', Some('\\'));
+                let first = parts.next().unwrap_or_default();
                 let (name, value) = first.split_once('=').unwrap_or((first, ""));
                 // Of several, the first counts.
                 if name.trim().eq_ignore_ascii_case("wait") && wait.is_none() {
@@ -78,6 +81,8 @@ mod tests {
             (&["return=minimal; wait=3"], None),
             (&["return=minimal", "wait=3;x=y"], Some(3)),
             (&["wait=3, wait=9"], Some(3)),
+            (&["foo=\"a, wait=5\""], None),
+            (&["foo=\"a\\\", wait=5\", wait=2; bar=\";\""], Some(2)),
             (&["wait=31"], Some(30)),
             (&["wait=99999999999999999999"], Some(30)),
         ] {

@@ -104,8 +104,8 @@ codes! {
         "Nothing was accepted; repeat it after Retry-After, and more slowly.";
     TOO_MANY_LISTENERS = 503 "too_many_listeners", "Too many listen to events",
         "Connect again after Retry-After, or to another process.";
-    OUTCOME_UNKNOWN = 503 "outcome_unknown", "Whether the order was accepted is not known",
-        "Repeat it with the same Idempotency-Key, or look for the order by orderId.";
+    OUTCOME_UNKNOWN = 503 "outcome_unknown", "Whether it was done is not known",
+        "Repeat it with the same Idempotency-Key, or look: for an order by orderId, for a webhook in the list.";
     NOT_YET_VISIBLE = 503 "not_yet_visible", "The order may be on its way",
         "Ask again after Retry-After.";
 }
@@ -413,6 +413,14 @@ impl From<app::Error> for Problem {
             (Kind::Missing, _) => Self::not_found(error.to_string()),
             // Nothing is down, and its words say for what to wait.
             (_, app::Error::NotYet(detail)) => Self::new(UNAVAILABLE, detail),
+            (_, app::Error::Unsure(_)) => {
+                note_unavailable(&error);
+                Self::new(
+                    OUTCOME_UNKNOWN,
+                    "the answer of the database was lost, and it may have been done: look for it before you repeat it. \
+                     What is sent with an Idempotency-Key is safe to repeat",
+                )
+            }
             (Kind::Unavailable | Kind::Transient, _) => {
                 note_unavailable(&error);
                 Self::new(
@@ -463,7 +471,7 @@ impl From<NotAccepted> for Problem {
 pub(super) fn problems_of_extractors(config: &mut web::ServiceConfig) {
     config.app_data(
         web::PathConfig::default().error_handler(|_, _: &HttpRequest| {
-            Problem::not_found("the path names nothing: it cannot be read as UTF-8").into()
+            Problem::not_found("the path names nothing: it cannot be read").into()
         }),
     );
 }

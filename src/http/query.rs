@@ -13,6 +13,18 @@ use super::problem::Problem;
 pub(super) fn read_query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T, Problem> {
     let pairs = url::form_urlencoded::parse(request.query_string().as_bytes());
     let mut seen = BTreeSet::new();
+    let wrong = request
+        .query_string()
+        .split('&')
+        .find(|pair| !is_text(pair));
+    if let Some(pair) = wrong {
+        let name = pair.split('=').next().unwrap_or_default();
+        let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
+        return Err(Problem::invalid_parameter(
+            &name,
+            "must be UTF-8, percent-encoded",
+        ));
+    }
     for (name, _) in pairs {
         if seen.contains(&name) {
             return Err(Problem::invalid_parameter(&name, "must be given once"));
@@ -33,6 +45,13 @@ pub(super) fn read_query<T: DeserializeOwned>(request: &HttpRequest) -> Result<T
         let told = plainly(&parameter, &text);
         Problem::invalid_parameter(told.field.unwrap_or(&parameter), told.detail)
     })
+}
+
+/// Whether a part of an address is text, once it is decoded. What is not would be taken for another text: each wrong byte is
+/// read as the same sign.
+pub(super) fn is_text(encoded: &str) -> bool {
+    let decoded = percent_encoding::percent_decode_str(encoded);
+    decoded.decode_utf8().is_ok()
 }
 
 /// Refuses parameters where there are none.

@@ -97,6 +97,49 @@ async fn orders_are_accepted_through_the_broker_while_postgresql_is_silent() {
     nothing_was_dead_lettered(&shop.broker()).await;
 }
 
+/// Whether its commit was the last that got through, nobody here knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_whose_making_was_not_answered_is_said_to_be_made_or_not_unless_it_can_be_repeated()
+ {
+    let mut shop = strict_shop("").await;
+    let (proxy, file) = before_postgresql(&shop).await;
+    shop.config = config::load(Some(&file)).expect("valid");
+    let _api = shop.serve().await;
+    let make = async |key: Option<&str>| {
+        let held = shop
+            .hold_here("SELECT pg_advisory_xact_lock(hashtextextended('stockctl webhooks', 0))")
+            .await;
+        let mut request = shop
+            .http
+            .post(format!("{}/webhooks", shop.url))
+            .json(&json!({"url": "https://receiver.example/"}));
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
+        }
+        let breaking = async {
+            shop.held_up_here().await;
+            proxy.cut();
+        };
+        let ((status, answer), ()) = tokio::join!(shop.send(request), breaking);
+        proxy.mend();
+        held.release().await;
+        (status, answer["code"].as_str().map(str::to_owned))
+    };
+    assert_eq!(make(None).await, (503, Some("outcome_unknown".to_owned())));
+    assert_eq!(
+        make(Some("again")).await,
+        (503, Some("unavailable".to_owned()))
+    );
+    // What was not begun was not done.
+    proxy.cut();
+    let request = shop
+        .http
+        .post(format!("{}/webhooks", shop.url))
+        .json(&json!({"url": "https://receiver.example/"}));
+    let (status, answer) = shop.send(request).await;
+    assert_eq!((status, &answer["code"]), (503, &json!("unavailable")));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decision_in_which_postgresql_falls_silent_is_made_again_once_it_speaks() {
     // Another order waits at the broker meanwhile, and that is no reason to end: a store is away.

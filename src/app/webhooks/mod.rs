@@ -20,7 +20,7 @@ use chrono::{DateTime, SubsecRound, Utc};
 use diesel_async::AsyncConnection;
 use uuid::Uuid;
 
-use super::{Context, Error, TRANSACTION_DEADLINE, with_deadline};
+use super::{Context, Error, Kind, TRANSACTION_DEADLINE, with_deadline};
 use crate::db;
 use crate::db::webhooks::Cursor;
 use crate::domain::events::{EventType, Filter};
@@ -91,8 +91,11 @@ pub async fn create(
         failing_since: None,
         last_error: None,
     };
-    with_deadline(TRANSACTION_DEADLINE, &context.database, async {
+    let is_repeatable = this.is_some();
+    let mut is_begun = false;
+    let made = with_deadline(TRANSACTION_DEADLINE, &context.database, async {
         let mut connection = context.database.get().await?;
+        is_begun = true;
         connection
             .transaction(async |connection| {
                 // Under its lock two with the same key come one after the other.
@@ -108,7 +111,14 @@ pub async fn create(
             })
             .await
     })
-    .await
+    .await;
+    match made {
+        // The answer to its commit may be what was lost. With a key it can be asked for again.
+        Err(error) if is_begun && !is_repeatable && error.kind() == Kind::Unavailable => {
+            Err(Error::Unsure(error.to_string()))
+        }
+        made => made,
+    }
 }
 
 /// What was made with this key, if that was asked for in the same way.

@@ -465,6 +465,8 @@ async fn a_parameter_that_is_not_allowed_is_named() {
         "/products?limit=1000",
         "/products?cursor=",
         "/products?cursor=%00",
+        "/products?q=%FF",
+        "/products?limit=1&%C3%28=2",
         "/products?status=pending",
         "/admin/dead-letters/orders_dlq?limit=0",
         "/admin/dead-letters/orders_dlq?count=1",
@@ -506,9 +508,11 @@ async fn a_parameter_that_is_not_allowed_is_named() {
     /products?limit=1000: 400 invalid_parameter "limit" must be 1 to 200, is 1000
     /products?cursor=: 400 invalid_parameter "cursor" must not be empty
     /products?cursor=%00: 400 invalid_parameter "cursor" must not contain control characters
+    /products?q=%FF: 400 invalid_parameter "q" must be UTF-8, percent-encoded
+    /products?limit=1&%C3%28=2: 400 invalid_parameter "�(" must be UTF-8, percent-encoded
     /products?status=pending: 400 invalid_parameter "status" unknown parameter `status`, expected one of `q`, `vendor`, `inStock`, `limit`, `cursor`
     /admin/dead-letters/orders_dlq?limit=0: 400 invalid_parameter "limit" must be 1 to 200, is 0
-    /admin/dead-letters/orders_dlq?count=1: 400 invalid_parameter "count" unknown parameter `count`, expected one of `id`, `reason`, `order`, `limit`, `cursor`
+    /admin/dead-letters/orders_dlq?count=1: 400 invalid_parameter "count" unknown parameter `count`, expected one of `messageId`, `reason`, `orderId`, `limit`, `cursor`
     /orders?productId=5 KB: 400 invalid_parameter "productId" must be at most 200 bytes long, has 5120
     "#);
 }
@@ -539,6 +543,8 @@ async fn what_is_nowhere_is_not_found() {
         "/products/%00".into(),
         "/products/a%00b".into(),
         "/products/%FF".into(),
+        "/products/%C3%28".into(),
+        of_vendor("vendorA", "%FF"),
         "/products/%2e%2e".into(),
         "/products/a%2Fb".into(),
         "/products/%zz".into(),
@@ -579,6 +585,17 @@ async fn what_is_nowhere_is_not_found() {
         let answer = ask(&shop, Method::POST, &path, &[], "").await;
         assert_eq!(answer.problem(), "404 not_found", "{path}");
     }
+    // Other bytes make no other name, and no new one.
+    let path = of_vendor("vendorA", "%FF");
+    let made = ask(
+        &shop,
+        Method::PUT,
+        &path,
+        &[JSON],
+        r#"{"name":"x","stock":1}"#,
+    )
+    .await;
+    assert_eq!(made.problem(), "404 not_found");
     // What is no HTTP at all gets no further than the parser.
     for line in [
         "GET /orders/\0 HTTP/1.1",
@@ -623,11 +640,11 @@ async fn an_id_is_written_in_one_way_wherever_it_stands() {
             "422 validation_failed \"/updates/0/id\" must be a UUID with hyphens, is \"{bare}\""
         )
     );
-    let path = format!("/admin/dead-letters/orders_dlq?order={bare}");
+    let path = format!("/admin/dead-letters/orders_dlq?orderId={bare}");
     let refused = ask(&shop, Method::GET, &path, &[], "").await;
     assert_eq!(
         refused.problem(),
-        format!("400 invalid_parameter \"order\" must be a UUID with hyphens, is \"{bare}\"")
+        format!("400 invalid_parameter \"orderId\" must be a UUID with hyphens, is \"{bare}\"")
     );
 }
 

@@ -13,6 +13,7 @@ use stockctl::domain::events::Position;
 use stockctl::domain::ids::{OrderId, ProductId};
 use stockctl::domain::keys::Scope;
 use stockctl::domain::order::{Line, Lines, NewOrder};
+use stockctl::domain::retry::RETRIES_EXHAUSTED;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
@@ -211,9 +212,12 @@ async fn who_listens_hears_what_becomes_of_orders_and_of_stock() {
         accepted_at: Utc::now(),
     };
     let context = shop.context_here();
-    dead_letters::fail_order(&context, &failed, "by intention", Utc::now())
+    dead_letters::fail_order(&context, &failed, RETRIES_EXHAUSTED, Utc::now())
         .await
         .expect("failed");
+    let given_up = json!({"code": "processing_failed", "error": "retries_exhausted"});
+    let shown = shop.get(&format!("/orders/{}", failed.id)).await.1;
+    assert_eq!(shown["reason"], given_up);
     shop.run_here("UPDATE orders SET status = 'pending', reason = NULL WHERE status = 'failed'")
         .await;
 
@@ -237,7 +241,6 @@ async fn who_listens_hears_what_becomes_of_orders_and_of_stock() {
     let lines = json!([{"productId": "p1", "quantity": 2}, {"productId": "p3", "quantity": 1}]);
     let short_of_stock =
         json!({"code": "insufficient_stock", "productId": "p2", "requested": 100, "available": 20});
-    let given_up = json!({"code": "processing_failed", "error": "by intention"});
     assert_eq!(
         short,
         [
@@ -419,7 +422,15 @@ async fn each_caller_hears_of_its_own_orders_for_as_long_as_its_key_is_good() {
         BTreeSet::from([of_other])
     );
     assert_eq!(orders_of(&stock.hear_all(2).await), BTreeSet::new());
-    assert_eq!(orders_of(&all.hear_all(4).await), both_orders);
+    let heard = all.hear_all(4).await;
+    assert_eq!(orders_of(&heard), both_orders);
+    let callers = heard
+        .iter()
+        .filter_map(|heard| heard.data["order"]["caller"].as_str());
+    assert_eq!(
+        callers.collect::<BTreeSet<_>>(),
+        BTreeSet::from(["one", "other"])
+    );
 
     let asking = [("authorization", stocker.as_str())];
     let refused = ask(&shop, Method::GET, "/events?type=order.failed", &asking, "").await;

@@ -657,6 +657,13 @@ async fn a_browser_that_has_logged_in_keeps_the_key_for_the_page_of_this_server_
         out.header("set-cookie"),
         Some("stockctl_key=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict")
     );
+    // Behind a proxy that speaks TLS with the browser.
+    let origin = shop.url.replace("http:", "https:");
+    let out = with(Method::POST, "/logout", &[("origin", &origin)]).await;
+    assert_eq!(
+        out.header("set-cookie"),
+        Some("stockctl_key=; Path=/; Max-Age=0; HttpOnly; SameSite=Strict; Secure")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -43,7 +43,7 @@ async fn what_is_not_taken_comes_again_later_each_time_and_then_is_an_operators(
     let dead = letters(&shop, 1).await;
     assert_eq!(dead[0]["messageId"], came[0].id.as_str());
     assert_eq!(dead[0]["reason"], "retries_exhausted");
-    assert_eq!(dead[0]["attempts"], "3");
+    assert_eq!(dead[0]["attempts"], 3);
     assert_eq!(dead[0]["error"], "it answered 500");
     assert_eq!(
         dead[0]["body"],

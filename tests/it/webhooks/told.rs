@@ -159,7 +159,7 @@ async fn each_hears_what_it_may_of_each_type_signed_and_as_listeners_do() {
         .remove("acceptedAt");
     assert_eq!(
         order,
-        json!({"id": c, "status": "confirmed", "reference": "cart 17", "lines": [{"productId": "p1", "quantity": 2}]})
+        json!({"id": c, "caller": "one", "status": "confirmed", "reference": "cart 17", "lines": [{"productId": "p1", "quantity": 2}]})
     );
 }
 
