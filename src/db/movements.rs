@@ -36,6 +36,9 @@ pub struct Movement {
     pub key: String,
 }
 
+/// Every cause of a movement.
+pub const CAUSES: [&str; 4] = ["order", "return", "rejection", "sync"];
+
 /// Lists the movements of a product, newest first: at most `limit` before the given one.
 ///
 /// # Errors

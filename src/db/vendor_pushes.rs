@@ -24,6 +24,9 @@ pub struct Shown {
     pub error: Option<String>,
 }
 
+/// Every state of a vendor.
+pub const STATES: [&str; 4] = ["ok", "failing", "open", "probing"];
+
 /// Notes a vendor's state. What was well and is well is not written again.
 ///
 /// # Errors

@@ -6,14 +6,15 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::answer;
 use super::body::read_json;
 use super::problem::{LOGGED, Problem, UNAVAILABLE};
 use super::query::read_query;
 use super::{BODY_BYTES_MAX, State, check_limit, detached};
+use super::{answer, auth};
 use crate::app::dead_letters::{self, Act, Dropper, LetterDocument, Report};
 use crate::domain::dead_letter::{LETTERS_MAX, Place, Selection};
 use crate::domain::ids::OrderId;
+use crate::domain::keys::{Caller, LOCAL_CALLER};
 use crate::domain::order::Invalid;
 use crate::mq::Queue;
 
@@ -22,14 +23,14 @@ const IDS_MAX: usize = 200;
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ListQuery {
     /// Only the letter with this message id.
-    id: Option<String>,
+    message_id: Option<String>,
     /// Only letters with this reason, such as `retries_exhausted`.
     reason: Option<String>,
     /// Only letters that concern this order.
-    order: Option<OrderId>,
+    order_id: Option<OrderId>,
     /// Letters at most.
     #[param(minimum = 1, maximum = 200, default = 50)]
     limit: Option<i64>,
@@ -45,13 +46,13 @@ struct ListQuery {
 struct ActRequest {
     /// A message id.
     #[schema(min_length = 1)]
-    id: Option<String>,
+    message_id: Option<String>,
     /// Message ids.
     #[schema(min_items = 1, max_items = 200)]
-    ids: Option<Vec<String>>,
+    message_ids: Option<Vec<String>>,
     reason: Option<String>,
     #[schema(nullable = true)]
-    order: Option<OrderId>,
+    order_id: Option<OrderId>,
     #[schema(minimum = 1, maximum = 200)]
     limit: Option<i64>,
     /// Every letter of the queue; it stands without the others.
@@ -64,36 +65,36 @@ struct ActRequest {
 
 impl ActRequest {
     fn parse(self) -> Result<(Selection, Act), Vec<Invalid>> {
-        let selects = self.id.is_some()
-            || self.ids.is_some()
+        let selects = self.message_id.is_some()
+            || self.message_ids.is_some()
             || self.reason.is_some()
-            || self.order.is_some()
+            || self.order_id.is_some()
             || self.limit.is_some();
         let mut errors = Vec::new();
         // Nothing is done to a whole queue by a field that was forgotten or misnamed.
         if selects && self.all {
             errors.push(Invalid::new(
                 "/all",
-                "means every letter, so it stands without id, ids, reason, order and limit",
+                "means every letter, so it stands without messageId, messageIds, reason, orderId and limit",
             ));
         } else if !selects && !self.all {
             errors.push(Invalid::new(
                 "",
-                "must select letters by id, ids, reason, order or limit, or say \"all\": true",
+                "must select letters by messageId, messageIds, reason, orderId or limit, or say \"all\": true",
             ));
         }
         // An empty list would mean any letter, and so all of them.
-        if let Some(ids) = &self.ids
+        if let Some(ids) = &self.message_ids
             && !(1..=IDS_MAX).contains(&ids.len())
         {
             let problem = format!("must be 1 to {IDS_MAX}, are {}", ids.len());
-            errors.push(Invalid::new("/ids", problem));
+            errors.push(Invalid::new("/messageIds", problem));
         }
-        let ids = self.ids.unwrap_or_default();
+        let ids = self.message_ids.unwrap_or_default();
         let message_ids: std::collections::BTreeSet<String> =
-            self.id.into_iter().chain(ids).collect();
+            self.message_id.into_iter().chain(ids).collect();
         if message_ids.contains("") {
-            errors.push(Invalid::new("/id", "must not be empty"));
+            errors.push(Invalid::new("/messageId", "must not be empty"));
         }
         let limit = match self.limit.map(|asked| check_limit(Some(asked))) {
             Some(Err(problem)) => {
@@ -109,7 +110,7 @@ impl ActRequest {
         let selection = Selection {
             message_ids,
             reason: self.reason,
-            order: self.order,
+            order: self.order_id,
             after: None,
             limit,
             shown: None,
@@ -153,7 +154,7 @@ struct LettersResponse<'a> {
         headers(("Link" = Option<String>, description = "`<…>; rel=\"next\"`, if there may be a next page")),
         body = LettersResponse, example = json!({"deadLetters": [
         {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API at http://127.0.0.1:9/vendors/vendorA/stock-updates cannot be reached: Connection refused (os error 111)", "cause": "api_unreachable",
-         "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": "4",
+         "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": 4,
          "body": {"vendorId": "vendorA", "updates": [{"id": "01a214e7-89a3-73a6-bfc3-f94863a97791", "productId": "p1", "delta": -2}]}}], "notLookedAt": 0, "nextCursor": null})))
 )]
 pub(super) async fn list(
@@ -165,9 +166,9 @@ pub(super) async fn list(
     let query: ListQuery = read_query(&request)?;
     let limit = super::limit(query.limit)?;
     let selection = Selection {
-        message_ids: query.id.into_iter().collect(),
+        message_ids: query.message_id.into_iter().collect(),
         reason: query.reason,
-        order: query.order,
+        order: query.order_id,
         after: query.cursor.as_deref().map(decode_cursor).transpose()?,
         limit: usize::try_from(limit).unwrap_or_default(),
         shown: None,
@@ -221,7 +222,7 @@ fn decode_cursor(text: &str) -> Result<Place, Problem> {
     params(("queue" = String, Path, description = "`orders_dlq`, `vendor_sync_dlq` or `webhooks_dlq`"), ("messageId" = String, Path, description = "The message's id")),
     responses((status = 200, description = "The letter", body = LetterDocument<'_>, example = json!(
         {"messageId": "01a214e7-89bc-76aa-b70f-9e5be0497308", "reason": "retries_exhausted", "error": "the vendor's API at http://127.0.0.1:9/vendors/vendorA/stock-updates cannot be reached: Connection refused (os error 111)", "cause": "api_unreachable",
-         "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": "4", "headers": {"x-dead-letter-reason": "retries_exhausted", "x-dead-letter-attempts": 4, "x-dead-letter-cause": "api_unreachable"},
+         "deadLetteredAt": "2026-11-25T22:51:03.187Z", "attempts": 4, "headers": {"x-dead-letter-reason": "retries_exhausted", "x-dead-letter-attempts": 4, "x-dead-letter-cause": "api_unreachable"},
          "body": {"vendorId": "vendorA", "updates": [{"id": "01a214e7-89a3-73a6-bfc3-f94863a97791", "productId": "p1", "delta": -2}]}})))
 )]
 pub(super) async fn show(
@@ -277,7 +278,7 @@ pub(super) async fn replay(
 #[utoipa::path(
     post, path = "/admin/dead-letters/{queue}/drop", tag = "operations",
     params(("queue" = String, Path, description = "`orders_dlq`, `vendor_sync_dlq` or `webhooks_dlq`")),
-    request_body(content = ActRequest, example = json!({"id": "01a214e7-8e0b-7046-85ff-c7c32ed18873", "dryRun": true})),
+    request_body(content = ActRequest, example = json!({"messageId": "01a214e7-8e0b-7046-85ff-c7c32ed18873", "dryRun": true})),
     responses((status = 200, description = "What it came to", body = dead_letters::Document<'_>, example = json!({"dryRun": true, "dropped": ["01a214e7-8e0b-7046-85ff-c7c32ed18873"], "cancelledOrders": ["01a214e7-8412-7133-8e9f-65c76be17ecc"]})))
 )]
 pub(super) async fn drop(
@@ -288,10 +289,7 @@ pub(super) async fn drop(
 ) -> Result<HttpResponse, Problem> {
     let queue = dead_letter_queue(&queue)?;
     let (selection, act) = read_selection(&request, payload).await?;
-    let by = match request.peer_addr() {
-        Some(address) => format!("http:{}", address.ip()),
-        None => "http:unknown".to_owned(),
-    };
+    let by = dropped_by(&request, &*auth::caller(&request)?);
     let state = state.get_ref().clone();
     let report = detached(async move {
         let dropper = Dropper {
@@ -312,6 +310,18 @@ pub(super) async fn drop(
     .await?;
     let report = check(report, queue)?;
     Ok(HttpResponse::Ok().json(report.of_drop(act)))
+}
+
+/// Who drops: the key's caller, and from where; where no keys are required, there is nothing but the address.
+fn dropped_by(request: &HttpRequest, caller: &Caller) -> String {
+    let address = match request.peer_addr() {
+        Some(address) => address.ip().to_string(),
+        None => "unknown".to_owned(),
+    };
+    match caller.name.as_str() {
+        LOCAL_CALLER => format!("http:{address}"),
+        name => format!("{name} (http:{address})"),
+    }
 }
 
 async fn read_selection(
@@ -369,7 +379,10 @@ mod tests {
     /// Bytes, and what looks like a selection but for a place or two.
     fn bodies() -> impl Strategy<Value = Vec<u8>> {
         let value = "-?[0-9]{1,4}|\"[a-z\u{0}]{0,3}\"|true|false|null|\\[(\"[a-z]?\")?\\]|\\{\\}";
-        let field = ("id|ids|reason|order|limit|all|dryRun|[a-z]{0,2}", value)
+        let field = (
+            "messageId|messageIds|reason|orderId|limit|all|dryRun|[a-z]{0,2}",
+            value,
+        )
             .prop_map(|(name, value)| format!("\"{name}\":{value}"));
         prop_oneof![
             proptest::collection::vec(any::<u8>(), 0..40),

@@ -46,6 +46,14 @@ struct Ready {
     consumers: &'static str,
 }
 
+/// What each of its fields may say.
+pub(super) const READY: [(&str, &[&str]); 4] = [
+    ("status", &["ready", "draining", "unavailable"]),
+    ("postgresql", &["up", "down"]),
+    ("rabbitmq", &["up", "down", "blocked", "misdeclared"]),
+    ("consumers", &["ok", "stalled", "none", "unknown"]),
+];
+
 /// Able to accept orders?
 ///
 /// Either store can accept one, and this process goes on. Whoever probes reads the checks, so they are the body of a 503 too.

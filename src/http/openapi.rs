@@ -8,9 +8,13 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
-use super::auth::Needs;
+use super::auth::{self, Needs};
 use super::cors;
+use super::health::READY;
 use super::problem::{self, CODES, Code, ProblemBody};
+use crate::db::movements::CAUSES;
+use crate::db::vendor_pushes::STATES;
+use crate::domain::events::{DROPPED, RESET};
 
 /// What the handlers say of themselves.
 #[derive(OpenApi)]
@@ -20,7 +24,8 @@ use super::problem::{self, CODES, Code, ProblemBody};
         description = "One aggregated view of several vendors' stock, and orders against it, each decided exactly once.\n\n\
             - Whatever goes wrong is answered as `application/problem+json` (RFC 9457) with a stable `code`.\n\
             - `POST /orders` and `POST /webhooks` are safe to repeat with the same `Idempotency-Key`; a 202 is durable.\n\
-            - Every path that answers GET answers HEAD; another method is answered 405 with `Allow`.\n\
+            - Every path that answers GET answers HEAD, and browsers' preflights (OPTIONS) are answered where pages of other \
+            origins may call (`http.cors_origins`); another method is answered 405 with `Allow`.\n\
             - Where the installation requires keys (`http.require_keys`), each request but those for `/healthz`, `/readyz` and \
             this description has one: `Authorization: Bearer …`, with the scope that the operation names; the scope `admin` \
             is all of them. Each caller sees and repeats only its own orders.\n\
@@ -104,10 +109,17 @@ pub fn document() -> Value {
     document["components"]["examples"] = Value::Object(examples);
     document["components"]["headers"] = headers();
     document["components"]["parameters"] = parameters();
-    document["components"]["securitySchemes"] = json!({ "apiKey": {
-        "type": "http", "scheme": "bearer",
-        "description": "An API key, made by `stockctl keys create`. Needed where http.require_keys is set.",
-    }});
+    document["components"]["securitySchemes"] = json!({
+        "apiKey": {
+            "type": "http", "scheme": "bearer",
+            "description": "An API key, made by `stockctl keys create`. Needed where http.require_keys is set.",
+        },
+        "pageCookie": {
+            "type": "apiKey", "in": "cookie", "name": auth::COOKIE,
+            "description": "What `POST /login` sets: the key of who uses the operator's page. It counts where a page of this \
+                server sends it, and no `Authorization` does.",
+        },
+    });
     let needs = needs();
     let paths = document["paths"].as_object_mut();
     for (path, operations) in paths.into_iter().flatten() {
@@ -118,8 +130,10 @@ pub fn document() -> Value {
             let needs = needs.copied().unwrap_or(Needs::AnyKey);
             operation["security"] = match needs {
                 Needs::Nothing => json!([]),
-                Needs::AnyKey => json!([{ "apiKey": [] }, {}]),
-                Needs::Scope(scope) => json!([{ "apiKey": [scope.as_str()] }, {}]),
+                Needs::AnyKey => json!([{ "apiKey": [] }, { "pageCookie": [] }, {}]),
+                Needs::Scope(scope) => {
+                    json!([{ "apiKey": [scope.as_str()] }, { "pageCookie": [] }, {}])
+                }
             };
             complete(path, method, needs, operation);
         }
@@ -244,6 +258,7 @@ fn what_cannot_be_derived(document: &mut Value) {
         in_two_forms(schemas, request);
     }
     when_of_each_event(schemas);
+    closed_sets(schemas);
     for (field, schema) in [
         ("reference", json!({ "pattern": WITHOUT_NUL })),
         ("idempotencyKey", json!({ "pattern": KEY })),
@@ -261,7 +276,7 @@ fn what_cannot_be_derived(document: &mut Value) {
         json!({ "required": ["reverses"], "properties": { "reverses": { "type": "string" } } });
     update["else"] = json!({ "properties": { "reverses": { "type": "null" } } });
     update["properties"]["delta"]["not"] = json!({ "const": 0 });
-    let selecting = ["id", "ids", "reason", "order", "limit"];
+    let selecting = ["messageId", "messageIds", "reason", "orderId", "limit"];
     let none: Map<String, Value> = selecting
         .iter()
         .map(|field| ((*field).to_owned(), json!({ "type": "null" })))
@@ -274,7 +289,7 @@ fn what_cannot_be_derived(document: &mut Value) {
     selection["if"] = json!({ "required": ["all"], "properties": { "all": { "const": true } } });
     selection["then"] = json!({ "properties": none });
     selection["else"] = json!({ "anyOf": some });
-    selection["properties"]["ids"]["items"]["minLength"] = json!(1);
+    selection["properties"]["messageIds"]["items"]["minLength"] = json!(1);
     for (path, schema) in [
         (
             "/orders",
@@ -337,6 +352,29 @@ fn set_parameter(operation: &mut Value, name: &str, schema: &Value) {
         if parameter["name"] == name {
             parameter["schema"] = schema.clone();
         }
+    }
+}
+
+/// What a text is one of.
+fn closed_sets(schemas: &mut Value) {
+    let codes: Vec<&str> = CODES.iter().map(|code| code.code).collect();
+    for (schema, field, names) in [
+        ("Problem", "code", codes.as_slice()),
+        ("EventNotice", "type", &[RESET, DROPPED]),
+        ("Movement", "cause", &CAUSES),
+        ("Vendor", "pushState", &STATES),
+    ]
+    .into_iter()
+    .chain(READY.map(|(field, names)| ("Ready", field, names)))
+    {
+        let property = &mut schemas[schema]["properties"][field];
+        let mut names = json!(names);
+        if property["type"].is_array()
+            && let Some(names) = names.as_array_mut()
+        {
+            names.push(Value::Null);
+        }
+        property["enum"] = names;
     }
 }
 
@@ -620,6 +658,7 @@ fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'
             p::INSUFFICIENT_SCOPE,
             p::TOO_MANY_WEBHOOKS,
             p::IDEMPOTENCY_CONFLICT,
+            p::OUTCOME_UNKNOWN,
         ]),
         ("get", "/events") => codes.extend([p::INSUFFICIENT_SCOPE, p::TOO_MANY_LISTENERS]),
         ("get", "/orders/{id}") => codes.extend([p::INVALID_PARAMETER, p::NOT_YET_VISIBLE]),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::time::Instant;
 use utoipa::ToSchema;
@@ -103,8 +103,12 @@ impl Letter {
             reason: self.reason.as_deref(),
             error: self.error.as_deref(),
             cause: self.cause.as_deref(),
-            dead_lettered_at: self.dead_lettered_at.as_deref(),
-            attempts: self.attempts.as_deref(),
+            // Whoever else wrote the letter may have put something else there, which the headers show.
+            dead_lettered_at: self
+                .dead_lettered_at
+                .as_deref()
+                .and_then(|at| Some(DateTime::parse_from_rfc3339(at).ok()?.to_utc())),
+            attempts: self.attempts.as_deref().and_then(|n| n.parse().ok()),
             orders: &self.orders,
             headers: with_headers.then(|| self.headers_as_json()),
             body: self.body_as_json(),
@@ -152,12 +156,12 @@ pub struct LetterDocument<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     cause: Option<&'a str>,
-    /// When it was put here, RFC 3339.
+    /// When it was put here.
     #[schema(required = true)]
-    dead_lettered_at: Option<&'a str>,
+    dead_lettered_at: Option<DateTime<Utc>>,
     /// How many attempts it had.
     #[schema(required = true)]
-    attempts: Option<&'a str>,
+    attempts: Option<u32>,
     /// The orders that it concerns, as far as they are known.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     orders: &'a [OrderId],

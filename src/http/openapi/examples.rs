@@ -35,9 +35,8 @@ fn of_parameter(path: &str, name: &str) -> Value {
     match name {
         "id" if path.starts_with("/orders") => json!(ORDER),
         "id" if path.starts_with("/webhooks") => json!(WEBHOOK),
-        "id" if path.starts_with("/admin") => json!(ORDER),
         "id" => json!("p1"),
-        "messageId" | "order" => json!(ORDER),
+        "messageId" | "orderId" => json!(ORDER),
         "vendor" => json!("vendorA"),
         "queue" => json!("orders_dlq"),
         "reason" => json!("retries_exhausted"),
@@ -56,6 +55,8 @@ fn cursor(path: &str) -> Value {
     match path {
         "/orders" | "/webhooks" => json!("1795657336582834.01a215848706763eb5e8dd1039028028"),
         "/products" => json!("p2"),
+        "/vendors" => json!("vendorA"),
+        "/admin/dead-letters/{queue}" => json!("5b0c9e0f6a1d4c7e8f2a3b4c5d6e7f80.0"),
         _ => json!("1795657336582834.01a21584-878a-705c-8fe2-9b7561195789:made"),
     }
 }
@@ -80,7 +81,11 @@ fn of_header(path: &str, name: &str) -> Value {
         "Link" => {
             let cursor = cursor(path);
             let cursor = cursor.as_str().unwrap_or_default();
-            json!(format!("<{path}?limit=50&cursor={cursor}>; rel=\"next\"").replace("{id}", "p1"))
+            json!(
+                format!("<{path}?limit=50&cursor={cursor}>; rel=\"next\"")
+                    .replace("{id}", "p1")
+                    .replace("{queue}", "orders_dlq")
+            )
         }
         "Set-Cookie" => json!(
             "stockctl_key=stockctl_ef0a46cc1d88_f60d…; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict"

@@ -517,7 +517,7 @@ function orderPage(id) {
     if (!letters) letter = null;
     else if (acted || (!letter && turn % LETTERS_EVERY === 0)) {
       acted = false;
-      const found = await get(`/admin/dead-letters/${letters}?order=${encodeURIComponent(id)}&limit=1`).catch(() => null);
+      const found = await get(`/admin/dead-letters/${letters}?orderId=${encodeURIComponent(id)}&limit=1`).catch(() => null);
       letter = found?.deadLetters[0] ?? null;
     }
     put(place,
@@ -575,7 +575,7 @@ function deadLettersPage(named, order = '') {
   const post = async (name, body) => {
     under += 1;
     try {
-      return await call('POST', `/admin/dead-letters/${queue}/${name}`, order ? { ...body, order } : body, {}, ACT_WITHIN);
+      return await call('POST', `/admin/dead-letters/${queue}/${name}`, order ? { ...body, orderId: order } : body, {}, ACT_WITHIN);
     } finally {
       under -= 1;
     }
@@ -594,7 +594,7 @@ function deadLettersPage(named, order = '') {
     const of = { ids: [...chosen], groups: [...groups] };
     if (of.ids.length + of.groups.length === 0) { say('Choose letters first.'); return; }
     const planned = none(), counts = new Map();
-    for (let from = 0; from < of.ids.length; from += LETTERS) add(planned, await post(name, { ids: of.ids.slice(from, from + LETTERS), dryRun: true }));
+    for (let from = 0; from < of.ids.length; from += LETTERS) add(planned, await post(name, { messageIds: of.ids.slice(from, from + LETTERS), dryRun: true }));
     for (const reason of of.groups) {
       const report = await post(name, { reason, dryRun: true });
       add(planned, report);
@@ -612,7 +612,7 @@ function deadLettersPage(named, order = '') {
 
   async function perform(name, word, of, counts) {
     const real = none();
-    for (let from = 0; from < of.ids.length; from += LETTERS) add(real, await post(name, { ids: of.ids.slice(from, from + LETTERS) }));
+    for (let from = 0; from < of.ids.length; from += LETTERS) add(real, await post(name, { messageIds: of.ids.slice(from, from + LETTERS) }));
     for (const [reason, count] of counts) {
       // From the front of the queue, so that what has come since, behind them, stays. Those that are kept stay in front.
       let left = count, kept = 0;
@@ -737,7 +737,7 @@ function deadLettersPage(named, order = '') {
     for (let at = 0; at < pages; at += 1) {
       const parameters = new URLSearchParams({ limit: LETTERS });
       if (answer.nextCursor) parameters.set('cursor', answer.nextCursor);
-      if (order) parameters.set('order', order);
+      if (order) parameters.set('orderId', order);
       try {
         answer = await get(`/admin/dead-letters/${queue}?${parameters}`);
       } catch (error) {

@@ -211,7 +211,7 @@ async fn more_letters_than_are_shown_are_told_of_and_a_group_is_acted_on_whole()
     page.click("input[id='choose-letter-0']").await;
     page.click("input[id='choose-letter-1']").await;
     let drop = "/admin/dead-letters/orders_dlq/drop";
-    let (status, _) = shop.post(drop, json!({"id": "letter-0"})).await;
+    let (status, _) = shop.post(drop, json!({"messageId": "letter-0"})).await;
     assert_eq!(status, 200);
     page.shows("main h3", "invalid message (303)").await;
     page.press_button("Drop the chosen…").await;

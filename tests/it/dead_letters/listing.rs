@@ -201,8 +201,8 @@ async fn what_is_listed_and_shown_for_people_and_for_programs() {
     u1  update_conflict  2026-11-24T10:00:00.000Z  4         vendorA, 1 update  the error of u1
 
     $ list orders_dlq --json
-    {"messageId":"0191b6c4-d1b8-7b0e-a0b9-d3f7c9c9a001","reason":"retries_exhausted","error":"the error of 0191b6c4-d1b8-7b0e-a0b9-d3f7c9c9a001","deadLetteredAt":"2026-11-24T10:00:00.000Z","attempts":"4","body":{"acceptedAt":"2026-11-24T09:00:00Z","caller":"local","id":"0191b6c4-d1b8-7b0e-a0b9-d3f7c9c9a001","lines":[{"productId":"p1","quantity":2}]}}
-    {"messageId":"m\u001b[2J","reason":"invalid_message","error":"long long long long long long long long long long long long long long long long long long long long \nmore","deadLetteredAt":"2026-11-24T10:00:00.000Z","attempts":"4","body":"\u001b[2Jno json\nat all"}
+    {"messageId":"0191b6c4-d1b8-7b0e-a0b9-d3f7c9c9a001","reason":"retries_exhausted","error":"the error of 0191b6c4-d1b8-7b0e-a0b9-d3f7c9c9a001","deadLetteredAt":"2026-11-24T10:00:00Z","attempts":4,"body":{"acceptedAt":"2026-11-24T09:00:00Z","caller":"local","id":"0191b6c4-d1b8-7b0e-a0b9-d3f7c9c9a001","lines":[{"productId":"p1","quantity":2}]}}
+    {"messageId":"m\u001b[2J","reason":"invalid_message","error":"long long long long long long long long long long long long long long long long long long long long \nmore","deadLetteredAt":"2026-11-24T10:00:00Z","attempts":4,"body":"\u001b[2Jno json\nat all"}
 
     $ list orders_dlq --reason crash_loop
     orders_dlq has no such letter
@@ -255,8 +255,8 @@ async fn what_is_listed_and_shown_for_people_and_for_programs() {
       "messageId": "u1",
       "reason": "update_conflict",
       "error": "the error of u1",
-      "deadLetteredAt": "2026-11-24T10:00:00.000Z",
-      "attempts": "4",
+      "deadLetteredAt": "2026-11-24T10:00:00Z",
+      "attempts": 4,
       "headers": {
         "x-dead-letter-attempts": 4,
         "x-dead-letter-error": "the error of u1",
@@ -323,8 +323,8 @@ async fn letters_of_all_queues_are_listed_where_none_is_named_and_no_password_in
 
     $ list --limit 1 --json
     1 more of orders_dlq were not looked at
-    {"queue":"orders_dlq","messageId":"o1","reason":"invalid_message","error":"the error of o1","deadLetteredAt":"2026-11-24T10:00:00.000Z","attempts":"4","body":"no json"}
-    {"queue":"vendor_sync_dlq","messageId":"u1","reason":"update_conflict","error":"http://u:***@vendor/ is away","deadLetteredAt":"2026-11-24T10:00:00.000Z","attempts":"4","body":"no json"}
+    {"queue":"orders_dlq","messageId":"o1","reason":"invalid_message","error":"the error of o1","deadLetteredAt":"2026-11-24T10:00:00Z","attempts":4,"body":"no json"}
+    {"queue":"vendor_sync_dlq","messageId":"u1","reason":"update_conflict","error":"http://u:***@vendor/ is away","deadLetteredAt":"2026-11-24T10:00:00Z","attempts":4,"body":"no json"}
 
     $ list --reason crash_loop
     QUEUE       ID  REASON      WHEN                      ATTEMPTS  CONCERNS  ERROR

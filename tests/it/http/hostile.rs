@@ -364,13 +364,13 @@ async fn a_text_that_means_to_be_code_is_one_at_a_vendor_in_a_batch_and_in_a_hea
     // The broker is asked each time, so it is tried with one of them.
     let (text, queue) = (CODE[0], "/admin/dead-letters/orders_dlq");
     let named: String = url::form_urlencoded::byte_serialize(text.as_bytes()).collect();
-    let path = format!("{queue}?id={named}&reason={named}");
+    let path = format!("{queue}?messageId={named}&reason={named}");
     let listed = ask(&shop, Method::GET, &path, &[], "").await;
     assert_eq!(
         listed.body,
         json!({"deadLetters": [], "notLookedAt": 0, "nextCursor": null})
     );
-    let body = json!({"ids": [text], "reason": text}).to_string();
+    let body = json!({"messageIds": [text], "reason": text}).to_string();
     let path = format!("{queue}/drop");
     let dropped = ask(&shop, Method::POST, &path, &[JSON], body).await;
     assert_eq!(dropped.problem(), "404 not_found");

@@ -495,7 +495,7 @@ async fn dead_letters_are_listed_in_pages_each_once_also_those_that_are_alike() 
     let (_, page) = shop.get(&format!("{queue}?limit=4")).await;
     let behind = format!("{queue}?cursor={}", text(&page["nextCursor"]));
     let (status, _) = shop
-        .post(&format!("{queue}/drop"), json!({"id": "a"}))
+        .post(&format!("{queue}/drop"), json!({"messageId": "a"}))
         .await;
     assert_eq!(status, 200);
     let (_, rest) = shop.get(&behind).await;
@@ -504,7 +504,7 @@ async fn dead_letters_are_listed_in_pages_each_once_also_those_that_are_alike() 
         ["b", "d"]
     );
     let (status, _) = shop
-        .post(&format!("{queue}/drop"), json!({"id": "c"}))
+        .post(&format!("{queue}/drop"), json!({"messageId": "c"}))
         .await;
     assert_eq!(status, 200);
     let gone = ask(&shop, Method::GET, &behind, &[], "").await;

@@ -204,7 +204,7 @@ async fn dead_letters_are_listed_and_replayed_by_id_and_by_number() {
         .expect("its letter");
     assert_eq!(
         (&letter["reason"], &letter["attempts"]),
-        (&json!("retries_exhausted"), &json!("2")),
+        (&json!("retries_exhausted"), &json!(2)),
         "{letter}"
     );
     assert_eq!(
@@ -219,10 +219,12 @@ async fn dead_letters_are_listed_and_replayed_by_id_and_by_number() {
     let (_, two) = shop.get("/admin/dead-letters/orders_dlq?limit=2").await;
     assert_eq!(two["deadLetters"], json!(letters[..2]));
     let (_, by_id) = shop
-        .get(&format!("/admin/dead-letters/orders_dlq?id={first}"))
+        .get(&format!("/admin/dead-letters/orders_dlq?messageId={first}"))
         .await;
     assert_eq!(by_id["deadLetters"], json!([letter]));
-    let (_, none) = shop.get("/admin/dead-letters/orders_dlq?id=nobody").await;
+    let (_, none) = shop
+        .get("/admin/dead-letters/orders_dlq?messageId=nobody")
+        .await;
     assert_eq!(none["deadLetters"], json!([]));
     assert_eq!(shop.dead_letters("orders_dlq", 4).await, letters);
     let (_, other) = shop.get("/admin/dead-letters/vendor_sync_dlq").await;
@@ -231,10 +233,10 @@ async fn dead_letters_are_listed_and_replayed_by_id_and_by_number() {
     shop.run_here("ALTER TABLE stock_updates DROP CONSTRAINT broken")
         .await;
     let replay = "/admin/dead-letters/orders_dlq/replay";
-    let (status, problem) = shop.post(replay, json!({"id": "nobody"})).await;
+    let (status, problem) = shop.post(replay, json!({"messageId": "nobody"})).await;
     assert_eq!((status, &problem["code"]), (404, &json!("not_found")));
     let rehearsed = shop
-        .post(replay, json!({"id": first, "dryRun": true}))
+        .post(replay, json!({"messageId": first, "dryRun": true}))
         .await;
     assert_eq!(
         rehearsed,
@@ -245,7 +247,8 @@ async fn dead_letters_are_listed_and_replayed_by_id_and_by_number() {
     );
     assert_eq!(shop.dead_letters("orders_dlq", 4).await, letters);
     assert_eq!(
-        shop.post(replay, json!({"ids": [first, "nobody"]})).await,
+        shop.post(replay, json!({"messageIds": [first, "nobody"]}))
+            .await,
         (
             200,
             json!({"replayed": [first], "revivedOrders": [first], "notFound": ["nobody"]})
@@ -295,7 +298,7 @@ async fn one_dead_letter_is_shown_whole_and_dropped() {
         let answer = ask(&shop, Method::GET, &path, &[], "").await;
         assert_eq!(answer.problem(), "404 not_found", "{path}");
     }
-    let of_order = format!("/admin/dead-letters/orders_dlq?order={id}&reason=retries_exhausted");
+    let of_order = format!("/admin/dead-letters/orders_dlq?orderId={id}&reason=retries_exhausted");
     assert_eq!(shop.get(&of_order).await.1["deadLetters"], json!(letters));
     let of_reason = "/admin/dead-letters/orders_dlq?reason=crash_loop";
     assert_eq!(shop.get(of_reason).await.1["deadLetters"], json!([]));
@@ -308,13 +311,13 @@ async fn one_dead_letter_is_shown_whole_and_dropped() {
         shop.get(&format!("/orders/{id}")).await.1["status"],
         "failed"
     );
-    assert_eq!(shop.post(drop, json!({"order": id})).await, (200, report));
+    assert_eq!(shop.post(drop, json!({"orderId": id})).await, (200, report));
     shop.order_with_status(&id, "cancelled").await;
     let by = shop
         .text("SELECT dropped_by AS t FROM dropped_letters")
         .await;
     assert_eq!(by, "http:127.0.0.1");
-    let (status, _) = shop.post(drop, json!({"id": id})).await;
+    let (status, _) = shop.post(drop, json!({"messageId": id})).await;
     assert_eq!(status, 404);
 }
 
@@ -363,11 +366,11 @@ async fn an_act_on_dead_letters_that_is_not_valid_moves_nothing() {
         (replay, "{\"limit\":0}"),
         (replay, "{\"limit\":201}"),
         (replay, "{\"limit\":\"1\"}"),
-        (replay, "{\"id\":1}"),
-        (replay, "{\"id\":\"\"}"),
-        (replay, "{\"ids\":[]}"),
-        (drop, "{\"ids\":[],\"dryRun\":true}"),
-        (drop, "{\"order\":\"x\"}"),
+        (replay, "{\"messageId\":1}"),
+        (replay, "{\"messageId\":\"\"}"),
+        (replay, "{\"messageIds\":[]}"),
+        (drop, "{\"messageIds\":[],\"dryRun\":true}"),
+        (drop, "{\"orderId\":\"x\"}"),
         (drop, "{\"yes\":true}"),
     ] {
         let answer = post_bytes(&shop, path, body).await;
@@ -376,19 +379,19 @@ async fn an_act_on_dead_letters_that_is_not_valid_moves_nothing() {
     insta::assert_snapshot!(said, @r#"
     : 400 malformed_json
     []: 422 validation_failed "" must be an object, is a list
-    {}: 422 validation_failed "" must select letters by id, ids, reason, order or limit, or say "all": true
-    {"dryRun":true}: 422 validation_failed "" must select letters by id, ids, reason, order or limit, or say "all": true
-    {"all":false}: 422 validation_failed "" must select letters by id, ids, reason, order or limit, or say "all": true
-    {"all":true,"limit":1}: 422 validation_failed "/all" means every letter, so it stands without id, ids, reason, order and limit
+    {}: 422 validation_failed "" must select letters by messageId, messageIds, reason, orderId or limit, or say "all": true
+    {"dryRun":true}: 422 validation_failed "" must select letters by messageId, messageIds, reason, orderId or limit, or say "all": true
+    {"all":false}: 422 validation_failed "" must select letters by messageId, messageIds, reason, orderId or limit, or say "all": true
+    {"all":true,"limit":1}: 422 validation_failed "/all" means every letter, so it stands without messageId, messageIds, reason, orderId and limit
     {"limit":0}: 422 validation_failed "/limit" must be 1 to 200, is 0
     {"limit":201}: 422 validation_failed "/limit" must be 1 to 200, is 201
     {"limit":"1"}: 422 validation_failed "/limit" must be a whole number from 1 to 200, is "1"
-    {"id":1}: 422 validation_failed "/id" must be a string, is 1
-    {"id":""}: 422 validation_failed "/id" must not be empty
-    {"ids":[]}: 422 validation_failed "/ids" must be 1 to 200, are 0
-    {"ids":[],"dryRun":true}: 422 validation_failed "/ids" must be 1 to 200, are 0
-    {"order":"x"}: 422 validation_failed "/order" must be a UUID with hyphens, is "x"
-    {"yes":true}: 422 validation_failed "/yes" unknown field `yes`, expected one of `id`, `ids`, `reason`, `order`, `limit`, `all`, `dryRun`
+    {"messageId":1}: 422 validation_failed "/messageId" must be a string, is 1
+    {"messageId":""}: 422 validation_failed "/messageId" must not be empty
+    {"messageIds":[]}: 422 validation_failed "/messageIds" must be 1 to 200, are 0
+    {"messageIds":[],"dryRun":true}: 422 validation_failed "/messageIds" must be 1 to 200, are 0
+    {"orderId":"x"}: 422 validation_failed "/orderId" must be a UUID with hyphens, is "x"
+    {"yes":true}: 422 validation_failed "/yes" unknown field `yes`, expected one of `messageId`, `messageIds`, `reason`, `orderId`, `limit`, `all`, `dryRun`
     "#);
     let answer = post_bytes(&shop, "/admin/dead-letters/orders_queue/replay", "{}").await;
     assert_eq!(answer.problem(), "404 not_found");
