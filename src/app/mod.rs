@@ -10,6 +10,7 @@ mod error;
 pub mod events;
 pub mod gauges;
 pub mod keys;
+pub mod orders;
 pub mod outcome;
 pub mod overview;
 pub mod places;

@@ -557,6 +557,9 @@ pub async fn belongs_to(
     Ok(belongs.yes)
 }
 
+/// The place of an order in the list.
+pub type Place = (DateTime<Utc>, OrderId);
+
 /// Which orders to list.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
@@ -567,7 +570,7 @@ pub struct Filter {
     /// Only this caller's.
     pub caller: Option<String>,
     /// Only those after this one, in the order of the list.
-    pub after: Option<(DateTime<Utc>, OrderId)>,
+    pub after: Option<Place>,
 }
 
 /// Orders of one page.
@@ -575,7 +578,7 @@ pub struct Page {
     /// At most as many as were asked for.
     pub orders: Vec<Order>,
     /// Where the next page begins, when there may be one: after this order.
-    pub next: Option<(DateTime<Utc>, OrderId)>,
+    pub next: Option<Place>,
 }
 
 /// Lists orders, newest first: at most `limit`, and as many of the newest [`READ_FOR_PAGE_MAX`] as the filter lets

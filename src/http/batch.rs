@@ -12,13 +12,12 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::body::{parse, read_json};
-use super::orders::{
-    IDEMPOTENCY_KEY, OrderRequest, OrderResponse, check_key, look_up_all, new_order,
-};
+use super::orders::{IDEMPOTENCY_KEY, OrderRequest, OrderResponse, check_key, new_order};
 use super::problem::{BUSY, Problem, ProblemBody, UNAVAILABLE};
 use super::request_id::RequestId;
 use super::{State, answer, auth};
 use crate::app::accept::{self, Accepted};
+use crate::app::orders;
 use crate::domain::ids::{OrderId, ProductId};
 use crate::domain::keys::Caller;
 use crate::domain::object::Object;
@@ -169,12 +168,12 @@ pub(super) async fn place_all(
     // As they are now, all at one moment.
     let replayed = match replayed.as_slice() {
         [] => Ok(BTreeMap::new()),
-        ids => look_up_all(&state, ids)
+        ids => orders::find_all(&state.context, ids)
             .await
-            .map(|orders| {
-                orders
-                    .into_iter()
-                    .map(|order| (order.id(), order))
+            .map(|found| {
+                let found = found.into_iter();
+                found
+                    .map(|of| (of.order.request.id, OrderResponse::from(of)))
                     .collect()
             })
             .map_err(Problem::from),

@@ -1,7 +1,5 @@
 //! `/orders`: place, show, list and cancel.
 
-use std::collections::BTreeMap;
-
 use actix_web::http::StatusCode;
 use actix_web::http::header::LOCATION;
 use actix_web::web::{Data, Path, Payload};
@@ -18,11 +16,11 @@ use super::query::read_query;
 use super::{BODY_BYTES_MAX, State, cursor_micros, detached, limit};
 use super::{answer, auth};
 use crate::app::accept::{self, Accepted};
+use crate::app::orders::{self, WithUpdates};
 use crate::app::outcome::Waited;
 use crate::app::vouch::{self, Whereabouts};
 use crate::app::{Error, Kind, cancel as use_case};
-use crate::db;
-use crate::db::orders::{Filter, Order};
+use crate::db::orders::{Filter, Order, Place};
 use crate::db::updates::Shown;
 use crate::domain::history::{Entry, Timed, Times, history};
 use crate::domain::ids::{OrderId, ProductId, UpdateId, VendorId};
@@ -33,11 +31,6 @@ use crate::domain::order::{
     derive_id,
 };
 use crate::domain::update::State as UpdateState;
-use crate::pg::snapshot;
-
-/// Events of one order that are shown beside what follows from its row and its updates: each is a person's act, or a
-/// failure, so they are few.
-const EVENTS_MAX: i64 = 200;
 
 /// What is ordered: `lines`, or `productId` and `quantity` for one product.
 #[derive(Deserialize, ToSchema)]
@@ -222,8 +215,8 @@ pub(super) async fn place(
         },
         (_, Accepted::Replayed(order)) => {
             // As it is now: with what has been taken for it, which was not read when it was found.
-            let now = look_up_all(&state, &[id]).await?.pop();
-            let order = now.unwrap_or_else(|| OrderResponse::new(*order, &[]));
+            let now = orders::find_all(&state.context, &[id]).await?.pop();
+            let order = now.map_or_else(|| OrderResponse::new(*order, &[]), OrderResponse::from);
             (HttpResponse::Accepted(), order)
         }
         (_, Accepted::New | Accepted::ThroughBroker) => (
@@ -338,55 +331,26 @@ fn unknown(id: OrderId) -> Problem {
     Problem::not_found(format!("there is no order {id}"))
 }
 
-/// An order and what is shown with it, as they were at one moment.
 async fn look_up(
     state: &State,
     id: OrderId,
     caller: &Caller,
 ) -> Result<Option<OrderResponse>, Error> {
-    let seen = state.context.with_connection(async |connection| {
-        snapshot(connection)
-            .run(async |connection| {
-                let found = db::orders::find_all(connection, &[id]).await?.pop();
-                let Some(order) = found.filter(|order| caller.sees(&order.request.caller)) else {
-                    return Ok(None);
-                };
-                let updates = db::updates::list_shown(connection, &[id]).await?;
-                let events = db::orders::list_events(connection, id, EVENTS_MAX).await?;
-                Ok::<_, Error>(Some((order, updates, events)))
-            })
-            .await
-    });
-    Ok(seen.await?.map(|(order, updates, events)| {
+    let found = orders::find(&state.context, id, caller).await?;
+    Ok(found.map(|(found, events)| {
+        let order = &found.order;
         let times = Times {
             accepted_at: order.request.accepted_at,
             decided_at: order.decided_at,
             cancelled_at: order.cancelled_at,
         };
-        let timed: Vec<Timed> = updates.iter().map(|shown| shown.timed.clone()).collect();
+        let timed: Vec<Timed> = found.updates.iter().map(|of| of.timed.clone()).collect();
+        let history = history(order.status, times, &timed, events);
         OrderResponse {
-            history: Some(history(order.status, times, &timed, events)),
-            ..OrderResponse::new(order, &updates)
+            history: Some(history),
+            ..found.into()
         }
     }))
-}
-
-/// Orders as they were at one moment, without their histories.
-pub(super) async fn look_up_all(
-    state: &State,
-    ids: &[OrderId],
-) -> Result<Vec<OrderResponse>, Error> {
-    let seen = state.context.with_connection(async |connection| {
-        snapshot(connection)
-            .run(async |connection| {
-                let orders = db::orders::find_all(connection, ids).await?;
-                let updates = db::updates::list_shown(connection, ids).await?;
-                Ok::<_, Error>((orders, updates))
-            })
-            .await
-    });
-    let (orders, updates) = seen.await?;
-    Ok(OrderResponse::of_all(orders, &updates))
 }
 
 fn not_yet_visible(id: OrderId) -> Problem {
@@ -451,19 +415,9 @@ pub(super) async fn list(
         caller: caller.only_its_own().map(str::to_owned),
         after: query.cursor.as_deref().map(decode_cursor).transpose()?,
     };
-    let seen = state.context.with_connection(async |connection| {
-        snapshot(connection)
-            .run(async |connection| {
-                let page = db::orders::list(connection, &filter, limit).await?;
-                let ids: Vec<OrderId> = page.orders.iter().map(|order| order.request.id).collect();
-                let updates = db::updates::list_shown(connection, &ids).await?;
-                Ok::<_, Error>((page, updates))
-            })
-            .await
-    });
-    let (page, updates) = seen.await?;
+    let page = orders::list(&state.context, &filter, limit).await?;
     let list = ListResponse {
-        orders: OrderResponse::of_all(page.orders, &updates),
+        orders: page.orders.into_iter().map(OrderResponse::from).collect(),
         next_cursor: page.next.map(encode_cursor),
     };
     let mut answer = answer::json(&request, &list)?;
@@ -471,11 +425,11 @@ pub(super) async fn list(
     Ok(answer)
 }
 
-fn encode_cursor((at, id): (DateTime<Utc>, OrderId)) -> String {
+fn encode_cursor((at, id): Place) -> String {
     format!("{}.{}", at.timestamp_micros(), id.0.simple())
 }
 
-fn decode_cursor(text: &str) -> Result<(DateTime<Utc>, OrderId), Problem> {
+fn decode_cursor(text: &str) -> Result<Place, Problem> {
     text.split_once('.')
         .and_then(|(micros, id)| {
             let at = DateTime::from_timestamp_micros(cursor_micros(micros)?)?;
@@ -591,25 +545,13 @@ struct UpdateResponse {
     reverses: Option<UpdateId>,
 }
 
+impl From<WithUpdates> for OrderResponse {
+    fn from(read: WithUpdates) -> Self {
+        Self::new(read.order, &read.updates)
+    }
+}
+
 impl OrderResponse {
-    /// Orders with their updates, of which those of an order stand together.
-    fn of_all(orders: Vec<Order>, updates: &[Shown]) -> Vec<Self> {
-        let mut of_order: BTreeMap<OrderId, &[Shown]> = updates
-            .chunk_by(|a, b| a.timed.update.order_id == b.timed.update.order_id)
-            .filter_map(|updates| Some((updates.first()?.timed.update.order_id, updates)))
-            .collect();
-        let with_updates = |order: Order| {
-            let updates = of_order.remove(&order.request.id).unwrap_or_default();
-            Self::new(order, updates)
-        };
-        orders.into_iter().map(with_updates).collect()
-    }
-
-    /// Which it is.
-    pub(super) fn id(&self) -> OrderId {
-        self.id
-    }
-
     pub(super) fn new(order: Order, updates: &[Shown]) -> Self {
         let vendor_sync = if updates.is_empty() {
             VendorSync::None
