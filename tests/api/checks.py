@@ -27,6 +27,8 @@ BEYOND_SCHEMAS = (
     "must not contain",
     "must name a host",
     "is a private, local or reserved address",
+    # Whether the letter at which a page ended is there still.
+    "not in the queue any more",
     # How many bytes a base64 has.
     "the base64 of 24 to 64 random bytes",
 )
@@ -57,9 +59,9 @@ def valid_is_refused_only_for_what_cannot_be_described(ctx, response, case):
 @schemathesis.hook
 def before_load_schema(context, raw_schema):
     """A description is for installations with and without keys, and says that a key may be left out. Here it may not, and
-    that a request without one is refused is only tried where the description says so."""
+    that a request without one is refused is only tried where the description says so. What a browser keeps counts for pages of this server alone."""
     if "API_KEY" not in os.environ:
         return
     for operations in raw_schema["paths"].values():
         for operation in operations.values():
-            operation["security"] = [needed for needed in operation["security"] if needed]
+            operation["security"] = [needed for needed in operation["security"] if "apiKey" in needed]
