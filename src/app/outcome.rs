@@ -53,6 +53,8 @@ struct Shared {
 #[derive(Default)]
 struct Waiting {
     by_order: BTreeMap<OrderId, Vec<oneshot::Sender<()>>>,
+    /// How many these are: those who wait, and those who have gone since they were pruned last.
+    waiters: usize,
     is_over: bool,
 }
 
@@ -63,6 +65,7 @@ impl Waiting {
             waiters.retain(|waiter| !waiter.is_closed());
             !waiters.is_empty()
         });
+        self.waiters = self.by_order.values().map(Vec::len).sum();
     }
 }
 
@@ -90,8 +93,13 @@ impl Outcomes {
             if waiting.is_over {
                 return Waited::InVain;
             }
+            // No more wait than there are places, so this leaves room.
+            if waiting.waiters >= WAITING_MAX {
+                waiting.prune();
+            }
             let (waiter, decided) = oneshot::channel();
             waiting.by_order.entry(id).or_default().push(waiter);
+            waiting.waiters += 1;
             decided
         };
         self.0.awake.notify_one();
@@ -150,12 +158,15 @@ impl Outcomes {
         let mut waiting = self.waiting();
         waiting.is_over = true;
         waiting.by_order.clear();
+        waiting.waiters = 0;
     }
 
     fn tell(&self, decided: &[OrderId]) {
         let mut waiting = self.waiting();
         for id in decided {
-            for waiter in waiting.by_order.remove(id).unwrap_or_default() {
+            let waiters = waiting.by_order.remove(id).unwrap_or_default();
+            waiting.waiters -= waiters.len();
+            for waiter in waiters {
                 let _ = waiter.send(());
             }
         }
@@ -181,15 +192,7 @@ mod tests {
         let (outcomes, local) = (Outcomes::new(), Caller::local());
         let soon = tokio::time::Instant::now() + Duration::from_secs(1);
         let telling = async {
-            let waiters = || {
-                outcomes
-                    .waiting()
-                    .by_order
-                    .values()
-                    .map(Vec::len)
-                    .sum::<usize>()
-            };
-            while waiters() < 4 {
+            while outcomes.waiting().waiters < 4 {
                 tokio::task::yield_now().await;
             }
             outcomes.tell(&[id(1), id(3)]);
@@ -204,7 +207,7 @@ mod tests {
         assert_eq!([first, second, late], [Waited::Decided; 3]);
         assert_eq!(other, Waited::InVain);
         outcomes.waiting().prune();
-        assert!(outcomes.waiting().by_order.is_empty());
+        assert_eq!(outcomes.waiting().waiters, 0);
         assert!(outcomes.0.places.is_empty());
     }
 
@@ -221,6 +224,16 @@ mod tests {
         waits.pop();
         let mut next = Box::pin(outcomes.wait(&local, id(0), far()));
         assert!(futures_util::poll!(next.as_mut()).is_pending());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_have_gone_are_not_kept() {
+        let (outcomes, local) = (Outcomes::new(), Caller::local());
+        for n in 0..3 * WAITING_MAX as u128 {
+            let mut wait = Box::pin(outcomes.wait(&local, id(n), far()));
+            assert!(futures_util::poll!(wait.as_mut()).is_pending());
+        }
+        assert!(outcomes.waiting().waiters <= WAITING_MAX);
     }
 
     #[tokio::test(start_paused = true)]
