@@ -127,6 +127,16 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The error of what must not be repeated blindly, once it was begun: what was lost may be the answer to its commit.
+    pub(super) fn of_begun(self) -> Self {
+        match self.kind() {
+            Kind::Unavailable => Self::Unsure(self.to_string()),
+            _ => self,
+        }
+    }
+}
+
 impl From<diesel::result::Error> for Error {
     fn from(error: diesel::result::Error) -> Self {
         Self::Database(error.into())

@@ -227,6 +227,14 @@ impl KeyRing {
         self.caller_at(token, now, Instant::now())
     }
 
+    /// Whether this process knows the keys, so that it can let anybody in.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let is_good = |known: &Known| known.at.elapsed() < GOOD_FOR;
+        known.as_ref().is_some_and(is_good)
+    }
+
     fn caller_at(
         &self,
         token: &str,

@@ -73,7 +73,8 @@ pub async fn find_product(
 /// stands, is what the caller believes; it is asked under the lock. Returns whether the product is new.
 ///
 /// # Errors
-/// It is not what the caller believes, and nothing was changed.
+/// It is not what the caller believes, and nothing was changed; or it may have been changed, and to repeat that would undo
+/// what was sold since.
 pub async fn put_product(
     context: &Context,
     vendor_id: &VendorId,
@@ -84,7 +85,9 @@ pub async fn put_product(
         code: "validation_failed",
         detail: error.to_string(),
     })?;
-    with_vendor(context, vendor_id, async |connection| {
+    let mut is_begun = false;
+    let put = with_vendor(context, vendor_id, async |connection| {
+        is_begun = true;
         connection
             .transaction(async |connection| {
                 let held = database::load_product_for_update(connection, &id).await?;
@@ -101,7 +104,11 @@ pub async fn put_product(
             })
             .await
     })
-    .await
+    .await;
+    put.map_err(|error| match is_begun {
+        true => error.of_begun(),
+        false => error,
+    })
 }
 
 fn not_listed(vendor_id: &VendorId, id: &ProductId) -> Error {

@@ -29,7 +29,7 @@ pub enum KeysCommand {
         #[arg(long = "scope", value_name = "SCOPE", required = true, value_delimiter = ',', value_parser = scope())]
         scopes: Vec<Scope>,
         /// How long it is valid, such as 90d or 12h; for ever unless said
-        #[arg(long, value_name = "TIME", value_parser = time)]
+        #[arg(long, value_name = "TIME", value_parser = lifetime)]
         expires_in: Option<TimeDelta>,
         /// As JSON
         #[arg(long)]
@@ -97,6 +97,16 @@ fn time(text: &str) -> Result<TimeDelta, String> {
         .ok()
         .filter(|time| *time <= TimeDelta::days(DAYS_MAX))
         .ok_or_else(|| format!("it is {DAYS_MAX} days at most"))
+}
+
+/// How long a new key is valid, which is some time.
+fn lifetime(text: &str) -> Result<TimeDelta, String> {
+    let time = time(text)?;
+    if time > TimeDelta::zero() {
+        Ok(time)
+    } else {
+        Err("the key would never be valid".to_owned())
+    }
 }
 
 /// A key, as it is shown.
@@ -261,6 +271,9 @@ mod tests {
         ) {
             if let Ok(time) = time(&text) {
                 proptest::prop_assert!((TimeDelta::zero()..=TimeDelta::days(DAYS_MAX)).contains(&time));
+            }
+            if let Ok(time) = lifetime(&text) {
+                proptest::prop_assert!(time > TimeDelta::zero());
             }
             if let Ok(id) = id(&text) {
                 proptest::prop_assert_eq!(id.as_str(), &text);

@@ -227,6 +227,19 @@ pub fn check_host(url: &Url, allow_private: bool) -> Result<(), String> {
     Err(not_called(address))
 }
 
+/// A receiver's address without what is behind its host, which may be a token.
+#[must_use]
+pub fn without_path(url: &str) -> String {
+    let Ok(url) = Url::parse(url) else {
+        return "***".to_owned();
+    };
+    let host = url.origin().ascii_serialization();
+    match url.path() == "/" && url.query().is_none() {
+        true => host,
+        false => format!("{host}/***"),
+    }
+}
+
 /// What is said of an address that is not public.
 #[must_use]
 pub fn not_called(address: IpAddr) -> String {

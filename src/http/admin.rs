@@ -224,7 +224,7 @@ pub(super) async fn overview(
         orders.cancelled += bucket.cancelled;
     }
     let since = overview.buckets.first().map(|bucket| bucket.at);
-    let ms = |seconds: Option<f64>| seconds.map(|seconds| seconds * 1000.0);
+    let ms = |seconds: Option<f64>| seconds.map(|seconds| (seconds * 10_000.0).round() / 10.0);
     answer::json(
         &request,
         &OverviewResponse {

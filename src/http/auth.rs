@@ -93,6 +93,14 @@ impl Door {
         }
     }
 
+    /// Whether anybody can be let in: where keys are required, whether they are known.
+    pub(super) fn can_open(&self) -> bool {
+        match &self.lock {
+            Lock::None(_) => true,
+            Lock::Keys(keys) => keys.is_known(),
+        }
+    }
+
     /// What counts the callers.
     pub(super) fn counters(&self) -> Counters {
         self.counters.clone()

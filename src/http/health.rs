@@ -9,6 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::State;
+use super::auth::Door;
 use super::drain::Drain;
 use crate::app::Context;
 use crate::app::gauges::{CONSUMER_SILENCE_MAX, CONSUMER_STALLED_AFTER};
@@ -56,12 +57,17 @@ pub(super) const READY: [(&str, &[&str]); 4] = [
 
 /// Able to accept orders?
 ///
-/// Either store can accept one, and this process goes on. Whoever probes reads the checks, so they are the body of a 503 too.
+/// Either store can accept one, and this process goes on; one that requires keys and has never reached PostgreSQL knows none,
+/// and is `unavailable`. Whoever probes reads the checks, so they are the body of a 503 too.
 #[utoipa::path(get, path = "/readyz", tag = "operations", responses(
     (status = 200, description = "Ready", body = Ready, example = json!({"status": "ready", "postgresql": "up", "rabbitmq": "up", "consumers": "ok"})),
     (status = 503, description = "Not ready", headers(("Retry-After" = i64, description = "Seconds after which to try again")), body = Ready, example = json!({"status": "draining", "postgresql": "up", "rabbitmq": "up", "consumers": "ok"})),
 ))]
-pub(super) async fn ready(state: Data<State>, drain: Data<Drain>) -> HttpResponse {
+pub(super) async fn ready(
+    state: Data<State>,
+    drain: Data<Drain>,
+    door: Data<Door>,
+) -> HttpResponse {
     let postgresql = state.context.store_works(PROBE_DEADLINE).await;
     let rabbitmq = match *state.publisher.link().borrow() {
         Link::Up => "up",
@@ -77,7 +83,8 @@ pub(super) async fn ready(state: Data<State>, drain: Data<Drain>) -> HttpRespons
     };
     // What comes on an open connection is accepted all the same; this is for who chooses where to send the next. Looked at
     // last, since the end may begin meanwhile.
-    let status = match (drain.is_begun(), postgresql || rabbitmq == "up") {
+    let can_accept = (postgresql || rabbitmq == "up") && door.can_open();
+    let status = match (drain.is_begun(), can_accept) {
         (true, _) => "draining",
         (false, true) => "ready",
         (false, false) => "unavailable",

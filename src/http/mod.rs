@@ -75,7 +75,7 @@ pub use listening::Listening;
 pub use metrics::MetricsListener;
 pub use probe::{Probe, SideDoor};
 use problem::{Problem, problems_of_extractors};
-use routes::At;
+use routes::{At, NOTHING};
 use stream::Stream;
 pub use tls::{Tls, TlsError, TlsFiles};
 use tracing::Instrument;
@@ -302,8 +302,12 @@ fn routes() -> Vec<At> {
         At::new("/healthz").get(Nothing, health::alive),
         At::new("/readyz").get(Nothing, health::ready),
         metrics::at(ADMIN),
-        At::new("/login").post(Nothing, auth::log_in),
-        At::new("/logout").post(Nothing, auth::log_out),
+        At::new("/login")
+            .of_type(NOTHING)
+            .post(Nothing, auth::log_in),
+        At::new("/logout")
+            .of_type(NOTHING)
+            .post(Nothing, auth::log_out),
         At::new("/openapi.json").get(Nothing, docs::description),
         At::new("/docs")
             .of_type("text/html")

@@ -601,10 +601,13 @@ fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'
         p::REQUEST_TIMEOUT,
         p::HEADERS_TOO_LARGE,
         p::METHOD_NOT_ALLOWED,
-        p::NOT_ACCEPTABLE,
         p::URI_TOO_LONG,
         p::INTERNAL,
     ];
+    // An answer without a body is taken by everybody.
+    if method != "delete" && !["/login", "/logout"].contains(&path) {
+        codes.push(p::NOT_ACCEPTABLE);
+    }
     if !["/healthz", "/readyz"].contains(&path) {
         codes.push(p::MISDIRECTED_REQUEST);
     }
@@ -663,9 +666,15 @@ fn problems(path: &str, method: &str, needs: Needs, operation: &Value) -> Vec<&'
         ("get", "/events") => codes.extend([p::INSUFFICIENT_SCOPE, p::TOO_MANY_LISTENERS]),
         ("get", "/orders/{id}") => codes.extend([p::INVALID_PARAMETER, p::NOT_YET_VISIBLE]),
         ("post", "/orders/{id}/cancel") => codes.extend([p::NOT_CANCELLABLE, p::NOT_YET_VISIBLE]),
-        ("get" | "put", "/vendors/{vendor}/products/{id}") => {
+        ("get", "/vendors/{vendor}/products/{id}") => {
             codes.extend([p::INVALID_PARAMETER, p::PRECONDITION_FAILED]);
         }
+        ("put", "/vendors/{vendor}/products/{id}") => codes.extend([
+            p::INVALID_PARAMETER,
+            p::PRECONDITION_FAILED,
+            p::OUTCOME_UNKNOWN,
+        ]),
+        ("delete", "/webhooks/{id}") => codes.push(p::WEBHOOK_CONFIGURED),
         _ => {}
     }
     // In the order of the table.

@@ -76,6 +76,8 @@ codes! {
         "Send it again, faster; nothing was done.";
     NOT_CANCELLABLE = 409 "not_cancellable", "The order cannot be cancelled",
         "Look at the order's status.";
+    WEBHOOK_CONFIGURED = 409 "webhook_configured", "The configuration has this webhook",
+        "Take it out of the configuration file, and restart `work`.";
     TOO_MANY_WEBHOOKS = 409 "too_many_webhooks", "There are as many webhooks as there may be",
         "Delete one that is not needed.";
     PRECONDITION_FAILED = 412 "precondition_failed", "It has changed meanwhile",
@@ -403,6 +405,13 @@ impl From<app::Error> for Problem {
                     detail,
                 },
             ) => Self::new(TOO_MANY_WEBHOOKS, detail),
+            (
+                _,
+                app::Error::Refused {
+                    code: app::webhooks::CONFIGURED,
+                    detail,
+                },
+            ) => Self::new(WEBHOOK_CONFIGURED, detail),
             (
                 _,
                 app::Error::Refused {

@@ -13,6 +13,8 @@ use super::query::refuse_query;
 
 /// What most routes answer with.
 const JSON: &str = "application/json";
+/// What those answer with whose answer has no body: it is taken by whoever asks for anything.
+pub(super) const NOTHING: &str = "";
 
 /// What becomes of parameters in the query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,14 +95,18 @@ impl At {
         self.on(&[Method::PUT], needs, Query::Refused, handler)
     }
 
-    /// A DELETE.
-    pub(super) fn delete<F, Args>(self, needs: Needs, handler: F) -> Self
+    /// A DELETE, whose answer has no body.
+    pub(super) fn delete<F, Args>(mut self, needs: Needs, handler: F) -> Self
     where
         F: Handler<Args>,
         Args: FromRequest + 'static,
         F::Output: Responder + 'static,
     {
-        self.on(&[Method::DELETE], needs, Query::Refused, handler)
+        let of_others = std::mem::replace(&mut self.media_type, NOTHING);
+        Self {
+            media_type: of_others,
+            ..self.on(&[Method::DELETE], needs, Query::Refused, handler)
+        }
     }
 
     fn on<F, Args>(
@@ -186,7 +192,7 @@ fn is_accepted(context: &GuardContext<'_>, media_type: &str) -> bool {
         .map(HeaderValue::to_str)
         .collect();
     // What is no text says nothing that could be kept to. Several lines are one list.
-    asked.map_or(true, |asked| accepts(&asked.join(","), media_type))
+    media_type == NOTHING || asked.map_or(true, |asked| accepts(&asked.join(","), media_type))
 }
 
 /// Whether a header `Accept` takes a media type: the range that names it most exactly counts (RFC 9110, section 12.5.1).
@@ -242,6 +248,7 @@ mod tests {
             ("*/*;q=0", false),
             ("application/json;q=0.0, text/html", false),
             ("application/jsonp", false),
+            ("application/problem+json", false),
             ("nonsense", false),
         ] {
             assert_eq!(accepts(header, JSON), expected, "{header:?}");

@@ -294,14 +294,17 @@ pub(super) async fn put_product(
     let conditions = Conditions::of(request.headers())?;
     let body: ProductBody = read_json(&request, payload, BODY_BYTES_MAX).await?;
     let body = body.check()?;
-    let matches = move |held: Option<&Product>| {
-        let held = held.map(version);
-        conditions.is_as_wanted(held.as_deref()) && !conditions.is_unwanted(held.as_deref())
-    };
     let product = Product {
         id: product_id.to_string(),
         name: body.name,
         stock: body.stock,
+    };
+    let asked = product.clone();
+    let matches = move |held: Option<&Product>| {
+        let version = held.map(version);
+        // What is as asked for already was set by a request whose answer was lost (RFC 9110, section 13.1.1).
+        let is_wanted = conditions.is_as_wanted(version.as_deref()) || held == Some(&asked);
+        is_wanted && !conditions.is_unwanted(version.as_deref())
     };
     let (context, wanted) = (state.context.clone(), product.clone());
     let is_new =

@@ -20,7 +20,7 @@ use crate::db::webhooks::Cursor;
 use crate::domain::events::{EventType, Filter};
 use crate::domain::ids::WebhookId;
 use crate::domain::order::Invalid;
-use crate::domain::webhooks::{Secret, Standing, Subscription, check_url};
+use crate::domain::webhooks::{Secret, Standing, Subscription, check_url, without_path};
 
 /// A subscription to make.
 #[derive(Deserialize, ToSchema)]
@@ -53,6 +53,7 @@ struct WebhookResponse {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     name: Option<String>,
+    /// Where it is told; of the configuration's, without what is behind the host.
     url: String,
     types: BTreeSet<EventType>,
     /// `failing`: it has failed several times in a row, and is tried now and then. `disabled`: it has answered 410, and is
@@ -81,8 +82,12 @@ impl From<Subscription> for WebhookResponse {
             status: of.standing(),
             id: of.id,
             caller: of.caller,
+            url: match of.name {
+                // Written by who configures, for nobody else: what is behind the host may be a token.
+                Some(_) => without_path(&of.url),
+                None => of.url,
+            },
             name: of.name,
-            url: of.url,
             types: of.filter.types().clone(),
             created_at: of.created_at,
             failing_since: of.failing_since.filter(|_| of.disabled_at.is_none()),

@@ -140,6 +140,50 @@ async fn a_webhook_whose_making_was_not_answered_is_said_to_be_made_or_not_unles
     assert_eq!((status, &answer["code"]), (503, &json!("unavailable")));
 }
 
+/// Set again, a vendor's stock would be what it was before the sales in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vendors_stock_whose_setting_was_not_answered_is_said_to_be_set_or_not() {
+    let mut shop = strict_shop("").await;
+    let mut url: url::Url = shop.database_url_of("vendorA").parse().expect("a URL");
+    let port = url.port().expect("a port");
+    let proxy = Proxy::before(format!("127.0.0.1:{port}")).await;
+    url.set_port(Some(proxy.address.port())).expect("settable");
+    let file = shop.config_file_with(
+        "proxied.toml",
+        shop.database_url_of("vendorA"),
+        url.as_str(),
+    );
+    shop.config = config::load(Some(&file)).expect("valid");
+    let _api = shop.serve().await;
+    let set = || {
+        let url = format!("{}/vendors/vendorA/products/p1", shop.url);
+        let body = json!({"name": "Product 1", "stock": 30});
+        shop.send(shop.http.put(url).json(&body))
+    };
+    let held = shop
+        .hold_at("vendorA", "SELECT FROM products WHERE id = 'p1' FOR UPDATE")
+        .await;
+    let breaking = async {
+        shop.held_up_at("vendorA").await;
+        proxy.cut();
+    };
+    let ((status, answer), ()) = tokio::join!(set(), breaking);
+    assert_eq!((status, &answer["code"]), (503, &json!("outcome_unknown")));
+    let (status, answer) = set().await;
+    assert_eq!(
+        (status, &answer["code"]),
+        (503, &json!("unavailable")),
+        "it was not begun"
+    );
+    held.release().await;
+    proxy.mend();
+    eventually("the vendor's database is there again", || async {
+        let (status, _) = set().await;
+        (status == 200).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decision_in_which_postgresql_falls_silent_is_made_again_once_it_speaks() {
     // Another order waits at the broker meanwhile, and that is no reason to end: a store is away.

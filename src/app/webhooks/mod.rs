@@ -20,7 +20,7 @@ use chrono::{DateTime, SubsecRound, Utc};
 use diesel_async::AsyncConnection;
 use uuid::Uuid;
 
-use super::{Context, Error, Kind, TRANSACTION_DEADLINE, with_deadline};
+use super::{Context, Error, TRANSACTION_DEADLINE, with_deadline};
 use crate::db;
 use crate::db::webhooks::Cursor;
 use crate::domain::events::{EventType, Filter};
@@ -44,6 +44,9 @@ fn new_secret() -> Result<Secret, Error> {
 
 /// The code of a refusal: the key belongs to a request for another subscription.
 pub const KEY_TAKEN: &str = "webhook_key_taken";
+
+/// The code of a refusal: the configuration has it.
+pub const CONFIGURED: &str = "webhook_configured";
 
 /// What a caller subscribes to.
 #[derive(Debug, Clone)]
@@ -112,13 +115,11 @@ pub async fn create(
             .await
     })
     .await;
-    match made {
-        // The answer to its commit may be what was lost. With a key it can be asked for again.
-        Err(error) if is_begun && !is_repeatable && error.kind() == Kind::Unavailable => {
-            Err(Error::Unsure(error.to_string()))
-        }
-        made => made,
-    }
+    // With a key it can be asked for again.
+    made.map_err(|error| match is_begun && !is_repeatable {
+        true => error.of_begun(),
+        false => error,
+    })
 }
 
 /// What was made with this key, if that was asked for in the same way.
@@ -259,6 +260,15 @@ pub async fn find(
 /// # Errors
 /// There is none; see [`Error`].
 pub async fn delete(context: &Context, caller: &Caller, id: WebhookId) -> Result<(), Error> {
+    let found = find(context, caller, id).await?;
+    if let Some(name) = found.name {
+        return Err(Error::Refused {
+            code: CONFIGURED,
+            detail: format!(
+                "it is the configuration's (webhooks.{name}), and would come back with the next start of `work`: take it out there"
+            ),
+        });
+    }
     let only_of = caller.only_its_own();
     let is_deleted = context
         .with_connection(

@@ -65,6 +65,10 @@ async fn who_does_not_take_json_is_told_what_there_is() {
         let answer = ask(&shop, Method::GET, "/orders", &[("accept", accept)], "").await;
         assert_eq!(answer.problem(), "406 not_acceptable", "{accept}");
     }
+    // Where there is no body, there is nothing to refuse; clients ask for what the description names, which is problems.
+    let out = [("accept", "application/problem+json")];
+    let out = ask(&shop, Method::POST, "/logout", &out, "").await;
+    assert_eq!(out.status, 204);
     let placing = [JSON, ("accept", "text/html")];
     let order = r#"{"productId":"p1","quantity":1}"#;
     let answer = ask(&shop, Method::POST, "/orders", &placing, order).await;

@@ -322,8 +322,9 @@ async fn a_text_that_means_to_be_code_is_one_at_a_vendor_in_a_batch_and_in_a_hea
         // The name of a product, of whoever changes its stock, and the product itself.
         let path = format!("/vendors/vendorA/products/named-{n}");
         let body = json!({"name": text, "stock": 5}).to_string();
-        let put = ask(&shop, Method::PUT, &path, &[JSON], body.clone()).await;
+        let put = ask(&shop, Method::PUT, &path, &[JSON], body).await;
         assert_eq!((put.status, &put.body["name"]), (201, &json!(text)));
+        let body = json!({"name": text, "stock": 6}).to_string();
         let stale = ask(&shop, Method::PUT, &path, &[JSON, ("if-match", text)], body).await;
         assert_eq!(stale.problem(), "412 precondition_failed", "{text}");
         let shown = ask(&shop, Method::GET, &path, &[], "").await;

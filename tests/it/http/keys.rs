@@ -564,6 +564,13 @@ async fn a_process_that_has_never_seen_the_keys_lets_nobody_in_and_says_so() {
     assert!(refused.header("retry-after").is_some());
     let without = ask(&shop, Method::POST, "/orders", &[JSON], body).await;
     assert_eq!(without.problem(), "401 unauthenticated");
+    // So nobody should be sent here, though the broker could take their orders.
+    let ready = eventually("the broker is connected", || async {
+        let (status, ready) = shop.get("/readyz").await;
+        (ready["rabbitmq"] == "up").then_some((status, ready))
+    });
+    let (status, ready) = ready.await;
+    assert_eq!((status, &ready["status"]), (503, &json!("unavailable")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -87,6 +87,12 @@ async fn a_product_is_set_only_over_the_version_that_was_read() {
         assert_eq!(answer.problem(), "412 precondition_failed", "{odd:?}");
     }
     assert_eq!(shop.stock_at("vendorA", "p1").await, 25);
+    // Whose answer was lost asks for the same again, with what it had read, and is answered that it is so.
+    let again = put(&shop, P1, &restocked, Some(&first)).await;
+    assert_eq!(
+        (again.status, again.header("etag")),
+        (200, Some(second.as_str()))
+    );
     // One of a list is enough, and any version, and none asked for.
     for if_match in [Some(format!("{first}, {second}")), Some("*".into()), None] {
         let answer = put(&shop, P1, &restocked, if_match.as_deref()).await;

@@ -56,6 +56,32 @@ fn told(came: &[Came]) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_of_the_configuration_shows_no_token_and_is_taken_out_there() {
+    let receiver = Receiver::start(|_| Reply::Status(200));
+    let shop = shop_with(&format!(
+        "[webhooks.crm]\nurl = \"{}\"\nsecret = \"{SECRET}\"",
+        receiver.url("/crm?token=hush")
+    ))
+    .await;
+    let _parts = (shop.serve().await, shop.work());
+    let configured = eventually("it is there", || async {
+        let (_, listed) = shop.get("/webhooks").await;
+        listed["webhooks"].get(0).cloned()
+    })
+    .await;
+    assert_eq!(configured["url"], receiver.url("/***"));
+    let id = configured["id"].as_str().expect("an id");
+    let delete = shop.http.delete(format!("{}/webhooks/{id}", shop.url));
+    let (status, answer) = shop.send(delete).await;
+    assert_eq!(
+        (status, &answer["code"]),
+        (409, &json!("webhook_configured"))
+    );
+    let (status, _) = shop.get(&format!("/webhooks/{id}")).await;
+    assert_eq!(status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_hears_what_it_may_of_each_type_signed_and_as_listeners_do() {
     let receiver = Receiver::start(|_| Reply::Status(200));
     let mut shop = shop_with(&format!(
