@@ -136,9 +136,32 @@ pub fn document() -> Value {
                 }
             };
             complete(path, method, needs, operation);
+            name_examples(operation);
         }
     }
     document
+}
+
+/// An example of a body as one of several: of a single one, the page takes a field that is null for a mistake, and shows
+/// nothing of the operation.
+fn name_examples(operation: &mut Value) {
+    let in_answers = operation["responses"]
+        .as_object()
+        .into_iter()
+        .flat_map(|answers| answers.keys())
+        .map(|status| format!("/responses/{status}/content"));
+    let places: Vec<String> = in_answers
+        .chain(["/requestBody/content".to_owned()])
+        .collect();
+    for place in places {
+        let types = operation.pointer_mut(&place).and_then(Value::as_object_mut);
+        for content in types.into_iter().flat_map(Map::values_mut) {
+            let example = content.as_object_mut().and_then(|of| of.remove("example"));
+            if let Some(example) = example {
+                content["examples"]["example"] = json!({ "value": example });
+            }
+        }
+    }
 }
 
 /// The headers that every answer has; the last two, and `Vary`, where that is so.

@@ -2,6 +2,7 @@
 //! WebDriver. Pictures of what was looked at are left in `target/screenshots`.
 
 mod dead_letters;
+mod docs;
 mod driver;
 mod keys;
 mod orders;

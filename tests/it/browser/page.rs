@@ -31,11 +31,16 @@ pub(super) struct Page {
 impl Page {
     /// Opens a shop's page.
     pub(super) async fn open(shop: &Shop) -> Self {
+        Self::open_at(shop, "/").await
+    }
+
+    /// Opens what a shop has at a path.
+    pub(super) async fn open_at(shop: &Shop, path: &str) -> Self {
         let page = Self {
             browser: Browser::start().await,
         };
         page.wear("wide", "light").await;
-        let body = json!({"url": format!("{}/", shop.url)});
+        let body = json!({"url": format!("{}{path}", shop.url)});
         page.done(
             "it opens",
             page.browser.command(Method::POST, "/url", body).await,
