@@ -128,10 +128,10 @@ impl Error {
 }
 
 impl Error {
-    /// The error of what must not be repeated blindly, once it was begun: what was lost may be the answer to its commit.
-    pub(super) fn of_begun(self) -> Self {
+    /// The error of what must not be repeated blindly: once it is begun, what was lost may be the answer to its commit.
+    pub(super) fn unsure_once(self, is_begun: bool) -> Self {
         match self.kind() {
-            Kind::Unavailable => Self::Unsure(self.to_string()),
+            Kind::Unavailable if is_begun => Self::Unsure(self.to_string()),
             _ => self,
         }
     }

@@ -105,10 +105,7 @@ pub async fn put_product(
             .await
     })
     .await;
-    put.map_err(|error| match is_begun {
-        true => error.of_begun(),
-        false => error,
-    })
+    put.map_err(|error| error.unsure_once(is_begun))
 }
 
 fn not_listed(vendor_id: &VendorId, id: &ProductId) -> Error {

@@ -6,12 +6,12 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use actix_web::body::{BodySize, BoxBody, MessageBody};
+use actix_web::body::{BodySize, MessageBody};
 use actix_web::dev::ServiceResponse;
-use actix_web::web::Bytes;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::SEND_DEADLINE;
+use super::holding::held_by;
 
 /// What a connection and its requests know of each other. Clones are of one connection.
 #[derive(Clone, Default)]
@@ -47,12 +47,7 @@ impl Answering {
     pub(super) fn until_the_end_of(self, answer: ServiceResponse) -> ServiceResponse {
         match answer.response().body().size() {
             BodySize::None | BodySize::Sized(_) => answer,
-            BodySize::Stream => answer.map_body(|_, body| {
-                BoxBody::new(Answered {
-                    body,
-                    answering: self,
-                })
-            }),
+            BodySize::Stream => held_by(self, answer),
         }
     }
 }
@@ -61,28 +56,6 @@ impl Drop for Answering {
     fn drop(&mut self) {
         let answering = &self.0.0.answering;
         answering.set(answering.get().saturating_sub(1));
-    }
-}
-
-/// The body of an answer that goes on.
-struct Answered {
-    body: BoxBody,
-    #[expect(dead_code, reason = "it is enough that it is there")]
-    answering: Answering,
-}
-
-impl MessageBody for Answered {
-    type Error = Box<dyn std::error::Error>;
-
-    fn size(&self) -> BodySize {
-        self.body.size()
-    }
-
-    fn poll_next(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, Self::Error>>> {
-        Pin::new(&mut self.body).poll_next(context)
     }
 }
 

@@ -14,6 +14,7 @@ mod edge;
 mod events;
 mod heads;
 mod health;
+mod holding;
 mod host;
 mod listening;
 mod metrics;

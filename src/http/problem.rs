@@ -107,7 +107,7 @@ codes! {
     TOO_MANY_LISTENERS = 503 "too_many_listeners", "Too many listen to events",
         "Connect again after Retry-After, or to another process.";
     OUTCOME_UNKNOWN = 503 "outcome_unknown", "Whether it was done is not known",
-        "Repeat it with the same Idempotency-Key, or look: for an order by orderId, for a webhook in the list.";
+        "Repeat it with the same Idempotency-Key or If-Match, or look whether it was: an order by orderId, a webhook in the list.";
     NOT_YET_VISIBLE = 503 "not_yet_visible", "The order may be on its way",
         "Ask again after Retry-After.";
 }
@@ -426,8 +426,7 @@ impl From<app::Error> for Problem {
                 note_unavailable(&error);
                 Self::new(
                     OUTCOME_UNKNOWN,
-                    "the answer of the database was lost, and it may have been done: look for it before you repeat it. \
-                     What is sent with an Idempotency-Key is safe to repeat",
+                    "the answer of the database was lost, and it may have been done: look before you repeat it",
                 )
             }
             (Kind::Unavailable | Kind::Transient, _) => {

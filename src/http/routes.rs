@@ -96,17 +96,13 @@ impl At {
     }
 
     /// A DELETE, whose answer has no body.
-    pub(super) fn delete<F, Args>(mut self, needs: Needs, handler: F) -> Self
+    pub(super) fn delete<F, Args>(self, needs: Needs, handler: F) -> Self
     where
         F: Handler<Args>,
         Args: FromRequest + 'static,
         F::Output: Responder + 'static,
     {
-        let of_others = std::mem::replace(&mut self.media_type, NOTHING);
-        Self {
-            media_type: of_others,
-            ..self.on(&[Method::DELETE], needs, Query::Refused, handler)
-        }
+        self.on(&[Method::DELETE], needs, Query::Refused, handler)
     }
 
     fn on<F, Args>(
@@ -123,7 +119,10 @@ impl At {
     {
         self.methods
             .extend(methods.iter().map(|method| (method.clone(), needs)));
-        let media_type = self.media_type;
+        let media_type = match methods {
+            [Method::DELETE] => NOTHING,
+            _ => self.media_type,
+        };
         let route = web::route()
             .guard(guard::fn_guard(move |context| {
                 methods.contains(&context.head().method)

@@ -8,12 +8,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use actix_web::HttpMessage;
-use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::error::PayloadError;
 use actix_web::http::header::TRANSFER_ENCODING;
 use actix_web::web::Bytes;
 use futures_util::Stream;
+
+use super::holding::held_by;
 
 /// A body that two may hold: who reads it, and the answer.
 #[derive(Clone)]
@@ -35,7 +36,7 @@ impl Held {
 
     /// Lets an answer hold it, until it has been sent.
     pub(super) fn by(self, answer: ServiceResponse) -> ServiceResponse {
-        answer.map_body(|_, body| BoxBody::new(Holding { body, held: self }))
+        held_by(self, answer)
     }
 }
 
@@ -44,27 +45,5 @@ impl Stream for Held {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         Pin::new(&mut *self.0.borrow_mut()).poll_next(context)
-    }
-}
-
-/// The body of an answer that holds that of its request.
-struct Holding {
-    body: BoxBody,
-    #[expect(dead_code, reason = "it is enough that it is there")]
-    held: Held,
-}
-
-impl MessageBody for Holding {
-    type Error = Box<dyn std::error::Error>;
-
-    fn size(&self) -> BodySize {
-        self.body.size()
-    }
-
-    fn poll_next(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, Self::Error>>> {
-        Pin::new(&mut self.body).poll_next(context)
     }
 }

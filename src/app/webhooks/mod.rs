@@ -116,10 +116,7 @@ pub async fn create(
     })
     .await;
     // With a key it can be asked for again.
-    made.map_err(|error| match is_begun && !is_repeatable {
-        true => error.of_begun(),
-        false => error,
-    })
+    made.map_err(|error| error.unsure_once(is_begun && !is_repeatable))
 }
 
 /// What was made with this key, if that was asked for in the same way.

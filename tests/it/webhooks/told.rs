@@ -2,11 +2,12 @@
 
 use chrono::Utc;
 use serde_json::{Value, json};
-use stockctl::app::{dead_letters, keys, relay};
+use stockctl::app::{dead_letters, keys, relay, webhooks};
 use stockctl::commands::work::WorkQueue;
 use stockctl::domain::ids::{OrderId, ProductId};
 use stockctl::domain::keys::Scope;
 use stockctl::domain::order::{Line, Lines, NewOrder};
+use stockctl::domain::webhooks::Subscription;
 
 use super::{names, products, shop_with, subscribe, tell_of};
 use crate::support::receiver::{Came, Receiver, Reply, SECRET};
@@ -79,6 +80,35 @@ async fn a_subscription_of_the_configuration_shows_no_token_and_is_taken_out_the
     );
     let (status, _) = shop.get(&format!("/webhooks/{id}")).await;
     assert_eq!(status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_the_configuration_that_has_ended_begins_anew_elsewhere_or_when_it_was_taken_out() {
+    let shop = Shop::new().await;
+    let context = shop.context_here();
+    let crm = |path: &str| {
+        let url = format!("https://receiver.example/{path}");
+        webhooks::configured("crm", &url, &[], SECRET, false, Utc::now()).expect("valid")
+    };
+    let configure = async |all: &[Subscription]| {
+        let configured = webhooks::configure(&context, all).await;
+        configured.expect("written");
+        let ended =
+            "SELECT count(*) AS n FROM webhooks WHERE name = 'crm' AND disabled_at IS NOT NULL";
+        let there = "SELECT count(*) AS n FROM webhooks WHERE name = 'crm'";
+        (shop.count(there).await, shop.count(ended).await)
+    };
+    let end = async || {
+        shop.run_here("UPDATE webhooks SET disabled_at = now()")
+            .await
+    };
+    assert_eq!(configure(&[crm("a")]).await, (1, 0));
+    end().await;
+    assert_eq!(configure(&[crm("a")]).await, (1, 1), "as it was");
+    assert_eq!(configure(&[crm("b")]).await, (1, 0), "elsewhere");
+    end().await;
+    assert_eq!(configure(&[]).await, (0, 0), "taken out");
+    assert_eq!(configure(&[crm("b")]).await, (1, 0), "begun anew");
 }
 
 #[tokio::test(flavor = "multi_thread")]
