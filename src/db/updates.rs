@@ -159,9 +159,14 @@ pub struct ListedUpdate {
     pub id: UpdateId,
     /// Its product.
     pub product_id: ProductId,
+    /// Whether it takes stock, and does not return it.
+    pub is_take: bool,
     /// The row of the list.
     pub listing: i64,
 }
+
+/// Where the rows of the list have fewer ids than that, less comes than the limit allows: not more rows are read for it.
+const FEW_IDS: usize = 20;
 
 /// Lists a vendor's updates that are not closed: those of the next rows of the list after the row `after`, about `limit` of
 /// them; only those in one state, where that is given.
@@ -185,17 +190,24 @@ pub async fn list_unclosed(
         id: Option<Uuid>,
         #[diesel(sql_type = Nullable<Text>)]
         product_id: Option<String>,
+        #[diesel(sql_type = Nullable<Bool>)]
+        is_take: Option<bool>,
     }
+    let rows_read_max = usize::try_from(limit)
+        .unwrap_or(usize::MAX)
+        .div_ceil(FEW_IDS);
+    let rows_max = i64::try_from(rows_read_max).unwrap_or(i64::MAX);
     let rows: Vec<Listed> = prepared(
         diesel::sql_query(
             "WITH counted AS (
                  SELECT id, update_ids, sum(cardinality(update_ids)) OVER (ORDER BY id) - cardinality(update_ids) AS before
                  FROM (SELECT id, update_ids FROM listed_updates
-                       WHERE vendor_id = $1 AND id > $2 ORDER BY id LIMIT $3) AS next
+                       WHERE vendor_id = $1 AND id > $2 ORDER BY id LIMIT $5) AS next
              )
-             SELECT l.id AS listing, cardinality(l.update_ids)::bigint AS listed, u.id, u.product_id
+             SELECT l.id AS listing, cardinality(l.update_ids)::bigint AS listed, u.id, u.product_id, u.is_take
              FROM counted l LEFT JOIN LATERAL (
-                 SELECT u.id, u.product_id FROM unnest(l.update_ids) AS listed (id) JOIN stock_updates u ON u.id = listed.id
+                 SELECT u.id, u.product_id, u.delta < 0 AS is_take
+                 FROM unnest(l.update_ids) AS listed (id) JOIN stock_updates u ON u.id = listed.id
                  WHERE u.closed_at IS NULL AND ($4 IS NULL OR u.state = $4)
              ) AS u ON true
              WHERE l.before < $3 ORDER BY l.id, u.id",
@@ -203,7 +215,8 @@ pub async fn list_unclosed(
         .bind::<Text, _>(vendor.as_str())
         .bind::<BigInt, _>(after)
         .bind::<BigInt, _>(limit)
-        .bind::<Nullable<Text>, _>(state.map(State::as_str)),
+        .bind::<Nullable<Text>, _>(state.map(State::as_str))
+        .bind::<BigInt, _>(rows_max),
     )
     .load(connection)
     .await?;
@@ -214,15 +227,16 @@ pub async fn list_unclosed(
             unclosed.listings.push(row.listing);
             listed += row.listed;
         }
-        if let (Some(id), Some(product)) = (row.id, row.product_id) {
+        if let (Some(id), Some(product), Some(is_take)) = (row.id, row.product_id, row.is_take) {
             unclosed.updates.push(ListedUpdate {
                 id: UpdateId(id),
                 product_id: product_id(product)?,
+                is_take,
                 listing: row.listing,
             });
         }
     }
-    unclosed.is_last = listed < limit;
+    unclosed.is_last = listed < limit && unclosed.listings.len() < rows_read_max;
     Ok(unclosed)
 }
 
@@ -366,20 +380,64 @@ pub async fn acknowledge_takes(
         return Ok(());
     }
     prepared(
-        diesel::sql_query(
-            "WITH open AS (
-                 SELECT id FROM stock_updates WHERE id = ANY($1) AND state = 'open' AND delta < 0
-                 ORDER BY id FOR NO KEY UPDATE
-             )
-             UPDATE stock_updates u SET state = 'acknowledged', acknowledged_at = $2, dead_lettered_at = NULL
-             FROM open WHERE u.id = open.id",
-        )
-        .bind::<Array<SqlUuid>, _>(uuids(ids))
-        .bind::<Timestamptz, _>(now),
+        diesel::sql_query("SELECT acknowledge_takes($1, $2)")
+            .bind::<Array<SqlUuid>, _>(uuids(ids))
+            .bind::<Timestamptz, _>(now),
     )
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Takes of one product that were closed together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClosedTakes {
+    /// Of which product.
+    pub product_id: ProductId,
+    /// What they take together; below 0.
+    pub delta: i64,
+    /// How many they are.
+    pub updates: i64,
+}
+
+/// Closes takes that their vendor's ledger has as applied, and returns which were not closed before. Their stock must be
+/// locked before, and what they take has to move from what is open to what is on hand.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn close_takes(
+    connection: &mut AsyncPgConnection,
+    ids: &[UpdateId],
+    now: DateTime<Utc>,
+) -> Result<Vec<ClosedTakes>, Error> {
+    #[derive(diesel::QueryableByName)]
+    struct Closed {
+        #[diesel(sql_type = Text)]
+        product_id: String,
+        #[diesel(sql_type = BigInt)]
+        delta: i64,
+        #[diesel(sql_type = BigInt)]
+        updates: i64,
+    }
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<Closed> = prepared(
+        diesel::sql_query("SELECT product_id, delta, updates FROM close_takes($1, $2)")
+            .bind::<Array<SqlUuid>, _>(uuids(ids))
+            .bind::<Timestamptz, _>(now),
+    )
+    .load(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(ClosedTakes {
+                product_id: product_id(row.product_id)?,
+                delta: row.delta,
+                updates: row.updates,
+            })
+        })
+        .collect()
 }
 
 /// What happens to the dead letter of updates.

@@ -449,6 +449,23 @@ impl Book {
         Ok(())
     }
 
+    /// As [`Self::fold`], for takes of one shelf that are closed already, and came to `delta` together.
+    ///
+    /// # Errors
+    /// The shelf was not loaded.
+    pub fn fold_closed_takes(
+        &mut self,
+        product: &ProductId,
+        vendor: &VendorId,
+        delta: i64,
+    ) -> Result<(), BookError> {
+        let shelf = self.shelf_mut(product, vendor)?;
+        shelf.on_hand += delta;
+        // A take counts from when it is made until it is closed.
+        shelf.open_delta -= delta;
+        Ok(())
+    }
+
     /// Brings the loaded shelves of one vendor to what `run`'s snapshot lists; a loaded shelf that it does not list has
     /// nothing on hand. `applied` are the updates that the snapshot includes; those of products that are not loaded
     /// must not be among them.
@@ -817,6 +834,22 @@ mod tests {
             .map(|n| book.update(id(n)).expect("loaded").state)
             .into();
         assert_eq!(states, [State::Void, State::Void]);
+    }
+
+    #[test]
+    fn takes_that_are_closed_already_move_to_what_is_on_hand_like_any_that_are_applied() {
+        let mut one_by_one = book(false);
+        one_by_one.fold(&[id(1)]).expect("loaded");
+        let mut together = book(false);
+        let (place, _) = one_by_one.into_changes().shelves.remove(0);
+        together
+            .fold_closed_takes(&place.0, &place.1, -2)
+            .expect("loaded");
+        let changes = together.into_changes();
+        let mut one_by_one = book(false);
+        one_by_one.fold(&[id(1)]).expect("loaded");
+        assert_eq!(changes.shelves, one_by_one.into_changes().shelves);
+        assert!(changes.available.is_empty() && changes.updates.is_empty());
     }
 
     #[test]

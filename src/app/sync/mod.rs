@@ -497,17 +497,10 @@ impl<'a> Writer<'a> {
                 .updates
                 .into_iter()
                 .partition(|update| found.contains(&update.id));
-            let work = Work {
-                close: included.iter().map(|update| update.id).collect(),
-                products: included
-                    .into_iter()
-                    .map(|update| update.product_id)
-                    .collect::<BTreeSet<ProductId>>()
-                    .into_iter()
-                    .collect(),
-                write: Write::Nothing,
-            };
-            self.spawn(work);
+            // Each in a transaction of their own: both are locked in the order of their ids, but not together.
+            let (takes, returns) = included.into_iter().partition(|update| update.is_take);
+            self.spawn(Work::closing_takes(takes));
+            self.spawn(Work::closing(returns));
             if !self.settle(0).await? {
                 return Ok(false);
             }
@@ -674,8 +667,16 @@ impl Run {
         for update in db::updates::load_for_update(connection, &work.close).await? {
             book.load_update(update);
         }
+        let mut closed = 0;
         match &work.write {
             Write::Nothing => book.fold(&work.close)?,
+            Write::Closed { takes } => {
+                for of_product in db::updates::close_takes(connection, takes, now).await? {
+                    let (product_id, delta) = (&of_product.product_id, of_product.delta);
+                    book.fold_closed_takes(product_id, &self.vendor_id, delta)?;
+                    closed += of_product.updates.unsigned_abs();
+                }
+            }
             Write::Listed { known, .. } => {
                 book.reconcile(&self.vendor_id, self.number, known, &work.close)?;
             }
@@ -687,7 +688,7 @@ impl Run {
         }
         Ok(Written::Rows {
             written: written as u64,
-            closed: changes.updates.len() as u64,
+            closed: closed + changes.updates.len() as u64,
         })
     }
 }
@@ -711,25 +712,53 @@ impl Written {
 struct Work {
     /// The products whose stock it locks: those that we hold.
     products: Vec<ProductId>,
-    /// The updates that it closes.
+    /// The updates that it reads and closes.
     close: Vec<UpdateId>,
     write: Write,
 }
 
 impl Work {
+    fn closing(updates: Vec<ListedUpdate>) -> Self {
+        let (products, close) = split(updates);
+        Self {
+            products,
+            close,
+            write: Write::Nothing,
+        }
+    }
+
+    fn closing_takes(takes: Vec<ListedUpdate>) -> Self {
+        let (products, takes) = split(takes);
+        Self {
+            products,
+            close: Vec::new(),
+            write: Write::Closed { takes },
+        }
+    }
+
     fn is_nothing(&self) -> bool {
         let adds_nothing = match &self.write {
             Write::Nothing => true,
+            Write::Closed { takes } => takes.is_empty(),
             Write::Listed { new, .. } => new.is_empty(),
         };
         adds_nothing && self.products.is_empty() && self.close.is_empty()
     }
 }
 
+/// The products of updates, each once and in order, and the updates.
+fn split(updates: Vec<ListedUpdate>) -> (Vec<ProductId>, Vec<UpdateId>) {
+    let ids = updates.iter().map(|update| update.id).collect();
+    let products: BTreeSet<ProductId> = updates.into_iter().map(|of| of.product_id).collect();
+    (products.into_iter().collect(), ids)
+}
+
 /// What becomes of the stock on hand.
 enum Write {
     /// It takes in the updates that are closed, and nothing else.
     Nothing,
+    /// It takes in these takes, which are closed without being read before.
+    Closed { takes: Vec<UpdateId> },
     /// It becomes what the vendor lists: of products that are locked, and of such that we did not hold yet.
     Listed {
         known: Vec<Listed>,

@@ -1,0 +1,2 @@
+DROP FUNCTION close_takes(uuid[], timestamptz);
+DROP FUNCTION acknowledge_takes(uuid[], timestamptz);
