@@ -70,12 +70,18 @@ pub struct PassedOver {
     pub examples: Vec<listing::Unlistable>,
 }
 
-/// An open snapshot, on a connection of its own; dropping it ends it.
-pub struct Snapshot {
+/// A connection of its own to a vendor's database; dropping it ends it.
+pub struct Session {
     connection: AsyncPgConnection,
     catalogue: Catalogue,
-    server: Server,
+    is_replica: bool,
     rows_per_chunk: usize,
+}
+
+/// An open snapshot; dropping it ends it.
+pub struct Snapshot {
+    session: Session,
+    server: Server,
     last: Option<ProductId>,
     passed_over: PassedOver,
 }
@@ -102,6 +108,12 @@ struct Server {
     stock_type: String,
 }
 
+#[derive(diesel::QueryableByName)]
+struct Recovery {
+    #[diesel(sql_type = Bool)]
+    is_replica: bool,
+}
+
 impl Server {
     /// Whether it hashes rows as we do. A stock of another type has other texts for the same number.
     fn hashes_rows(&self) -> bool {
@@ -111,8 +123,8 @@ impl Server {
     }
 }
 
-impl Snapshot {
-    /// Opens a snapshot: what is committed at the vendor after this returns is not in it.
+impl Session {
+    /// Connects. No snapshot is open yet.
     ///
     /// # Errors
     /// See [`Error`].
@@ -128,101 +140,56 @@ impl Snapshot {
             .batch_execute(
                 "SET statement_timeout = '60s';
                  SET idle_in_transaction_session_timeout = '5min';
-                 SET extra_float_digits = 1;
-                 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+                 SET extra_float_digits = 1",
             )
+            .await
+            .map_err(|error| Error::Database(error.into()))?;
+        let recovery: Recovery = diesel::sql_query("SELECT pg_is_in_recovery() AS is_replica")
+            .get_result(&mut connection)
+            .await
+            .map_err(|error| Error::Database(error.into()))?;
+        Ok(Self {
+            connection,
+            catalogue: catalogue.clone(),
+            is_replica: recovery.is_replica,
+            rows_per_chunk,
+        })
+    }
+
+    /// Opens a snapshot: what is committed at the vendor after this returns is not in it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn begin_snapshot(mut self) -> Result<Snapshot, Error> {
+        self.connection
+            .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .await
             .map_err(|error| Error::Database(error.into()))?;
         // BEGIN alone opens no snapshot, the first query does.
         let server = diesel::sql_query(format!(
             "SELECT current_setting('server_encoding') AS encoding, current_setting('server_version_num')::integer AS version,
                  pg_is_in_recovery() AS is_replica, {} AS stock_type",
-            catalogue.stock_type()
+            self.catalogue.stock_type()
         ))
-        .get_result::<Server>(&mut connection)
+        .get_result::<Server>(&mut self.connection)
         .await
-        .map_err(|error| unreadable(catalogue, error))?;
-        Ok(Self {
-            connection,
-            catalogue: catalogue.clone(),
+        .map_err(|error| unreadable(&self.catalogue, error))?;
+        self.is_replica = server.is_replica;
+        Ok(Snapshot {
+            session: self,
             server,
-            rows_per_chunk,
             last: None,
             passed_over: PassedOver::default(),
         })
     }
 
-    /// Begins to read the products in the order of their ids: all, or those in some buckets, by hashes with this seed.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn begin_products(&mut self, only: Option<(&Buckets, i64)>) -> Result<(), Error> {
-        let condition =
-            only.map(|(buckets, seed)| self.catalogue.is_in("$1", buckets.mask(), seed));
-        let select = self
-            .catalogue
-            .select(&self.server.encoding, condition.as_deref());
-        let cursor = format!("DECLARE products_in_order NO SCROLL CURSOR FOR {select}");
-        // Few of many rows are sorted faster than they are found in the order of an index.
-        let fraction = if only.is_some() { "1" } else { "DEFAULT" };
-        self.connection
-            .batch_execute(&format!("SET LOCAL cursor_tuple_fraction = {fraction}"))
-            .await
-            .map_err(|error| Error::Database(error.into()))?;
-        let declared = match only {
-            None => self.connection.batch_execute(&cursor).await,
-            Some((buckets, _)) => diesel::sql_query(cursor)
-                .bind::<Binary, _>(buckets.as_bytes())
-                .execute(&mut self.connection)
-                .await
-                .map(drop),
-        };
-        declared.map_err(|error| unreadable(&self.catalogue, error))
-    }
-
-    /// Whether the vendor's database can hash its rows as ours does.
+    /// Whether the server only follows another one, and so may be behind what that one has answered for.
     #[must_use]
-    pub fn hashes_rows(&self) -> bool {
-        self.server.hashes_rows()
+    pub fn is_replica(&self) -> bool {
+        self.is_replica
     }
 
-    /// Whether the table has no row at all.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn is_empty(&mut self) -> Result<bool, Error> {
-        #[derive(diesel::QueryableByName)]
-        struct Answer {
-            #[diesel(sql_type = Bool)]
-            is_empty: bool,
-        }
-        let answer: Answer = diesel::sql_query(self.catalogue.select_is_empty())
-            .get_result(&mut self.connection)
-            .await
-            .map_err(|error| unreadable(&self.catalogue, error))?;
-        Ok(answer.is_empty)
-    }
-
-    /// Begins to read a hash of each row, in no order.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn hashes(&mut self, seed: i64) -> Result<Hashes<'_>, Error> {
-        // Millions of rows come by one statement; each part of them has its deadline.
-        let query = self.catalogue.select_hashes(seed);
-        self.connection
-            .batch_execute(&format!(
-                "SET LOCAL statement_timeout = {}",
-                LONG_READ_DEADLINE.as_millis()
-            ))
-            .await
-            .map_err(|error| Error::Database(error.into()))?;
-        Hashes::load(&mut self.connection, diesel::sql_query(query).into_boxed())
-            .await
-            .map_err(|error| unreadable(&self.catalogue, error))
-    }
-
-    /// Of the given updates, those that the ledger holds as applied.
+    /// Of the given updates, those that the ledger holds as applied: in the snapshot that is open, or now.
     ///
     /// # Errors
     /// See [`Error`].
@@ -241,6 +208,89 @@ impl Snapshot {
         .map_err(|error| refused(error, |problem| Error::Ledger { problem }))?;
         Ok(rows.into_iter().map(|row| UpdateId(row.id)).collect())
     }
+}
+
+impl Snapshot {
+    /// The session that it is open in.
+    pub fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    /// Begins to read the products in the order of their ids: all, or those in some buckets, by hashes with this seed.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn begin_products(&mut self, only: Option<(&Buckets, i64)>) -> Result<(), Error> {
+        let condition =
+            only.map(|(buckets, seed)| self.session.catalogue.is_in("$1", buckets.mask(), seed));
+        let select = self
+            .session
+            .catalogue
+            .select(&self.server.encoding, condition.as_deref());
+        let cursor = format!("DECLARE products_in_order NO SCROLL CURSOR FOR {select}");
+        // Few of many rows are sorted faster than they are found in the order of an index.
+        let fraction = if only.is_some() { "1" } else { "DEFAULT" };
+        self.session
+            .connection
+            .batch_execute(&format!("SET LOCAL cursor_tuple_fraction = {fraction}"))
+            .await
+            .map_err(|error| Error::Database(error.into()))?;
+        let declared = match only {
+            None => self.session.connection.batch_execute(&cursor).await,
+            Some((buckets, _)) => diesel::sql_query(cursor)
+                .bind::<Binary, _>(buckets.as_bytes())
+                .execute(&mut self.session.connection)
+                .await
+                .map(drop),
+        };
+        declared.map_err(|error| unreadable(&self.session.catalogue, error))
+    }
+
+    /// Whether the vendor's database can hash its rows as ours does.
+    #[must_use]
+    pub fn hashes_rows(&self) -> bool {
+        self.server.hashes_rows()
+    }
+
+    /// Whether the table has no row at all.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn is_empty(&mut self) -> Result<bool, Error> {
+        #[derive(diesel::QueryableByName)]
+        struct Answer {
+            #[diesel(sql_type = Bool)]
+            is_empty: bool,
+        }
+        let answer: Answer = diesel::sql_query(self.session.catalogue.select_is_empty())
+            .get_result(&mut self.session.connection)
+            .await
+            .map_err(|error| unreadable(&self.session.catalogue, error))?;
+        Ok(answer.is_empty)
+    }
+
+    /// Begins to read a hash of each row, in no order.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn hashes(&mut self, seed: i64) -> Result<Hashes<'_>, Error> {
+        // Millions of rows come by one statement; each part of them has its deadline.
+        let query = self.session.catalogue.select_hashes(seed);
+        self.session
+            .connection
+            .batch_execute(&format!(
+                "SET LOCAL statement_timeout = {}",
+                LONG_READ_DEADLINE.as_millis()
+            ))
+            .await
+            .map_err(|error| Error::Database(error.into()))?;
+        Hashes::load(
+            &mut self.session.connection,
+            diesel::sql_query(query).into_boxed(),
+        )
+        .await
+        .map_err(|error| unreadable(&self.session.catalogue, error))
+    }
 
     /// The next products, each after the one before in the order of their ids; `None` after the last. A row that cannot
     /// be one of our products is passed over.
@@ -251,9 +301,9 @@ impl Snapshot {
         loop {
             let rows: Vec<Row> = diesel::sql_query(format!(
                 "FETCH {} FROM products_in_order",
-                self.rows_per_chunk
+                self.session.rows_per_chunk
             ))
-            .load(&mut self.connection)
+            .load(&mut self.session.connection)
             .await
             .map_err(|error| Error::Database(error.into()))?;
             if rows.is_empty() {
@@ -300,7 +350,7 @@ impl Snapshot {
     /// The table, as configured.
     #[must_use]
     pub fn table(&self) -> String {
-        self.catalogue.to_string()
+        self.session.catalogue.to_string()
     }
 }
 

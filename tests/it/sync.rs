@@ -408,6 +408,40 @@ async fn a_sync_closes_an_update_whose_answer_was_lost_and_the_late_answer_chang
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_sold_is_closed_before_a_snapshot_of_the_vendor_opens() {
+    let mut shop = shop_of(vec![("p1", 10)], "").await;
+    shop.wait_long_for_locks();
+    let _parts = shop.open().await;
+    let kept = shop.order(&[("p1", 3)]).await;
+    shop.order_told(&kept).await;
+    let held = shop.hold_here("SELECT FROM stock FOR UPDATE").await;
+    let sync = shop.start(&["sync", "--once", "--json"]);
+    shop.held_up_here().await;
+    // However long that takes, the vendor's database may clear away the old versions of its rows.
+    let open = "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database()
+                    AND backend_type = 'client backend' AND backend_xmin IS NOT NULL AND pid <> pg_backend_pid()";
+    assert_eq!(shop.count_at("vendorA", open).await, 0);
+    // The snapshot shows what happens until it opens.
+    shop.run_at("vendorA", "UPDATE products SET stock = stock - 1")
+        .await;
+    held.release().await;
+    let sync = sync.ended().await;
+    assert_eq!(report(&sync)["updatesClosed"], 1, "{sync:?}");
+    insta::assert_snapshot!(shelves(&shop).await, @"p1 Product p1: 6");
+    // Takes and returns are closed in the same run.
+    let cancelled = shop.order(&[("p1", 2)]).await;
+    shop.order_told(&cancelled).await;
+    let (status, _) = shop
+        .post(&format!("/orders/{cancelled}/cancel"), json!({}))
+        .await;
+    assert_eq!(status, 200);
+    shop.order_told(&cancelled).await;
+    let sync = sync_as_process(&shop, &[]).await;
+    assert_eq!(report(&sync)["updatesClosed"], 2, "{sync:?}");
+    insta::assert_snapshot!(shelves(&shop).await, @"p1 Product p1: 6");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_closed_stays_listed_beside_what_is() {
     let shop = shop_of(vec![("p1", 10), ("p2", 10)], "").await;
     shop.sync().await;

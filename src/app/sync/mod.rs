@@ -21,7 +21,7 @@ use crate::domain::ids::{ProductId, UpdateId, VendorId};
 use crate::domain::update::State;
 use crate::pg;
 use crate::traces::{self, Kind, Span};
-use crate::vendors::snapshot::{self, Snapshot};
+use crate::vendors::snapshot::{self, Session, Snapshot};
 
 /// How a sync is run.
 #[derive(Debug, Clone, Copy)]
@@ -152,20 +152,12 @@ async fn run(
     } else {
         list_acknowledged(context, vendor_id).await?
     };
-    let open = Snapshot::open(
+    let open = Session::open(
         vendor.database.settings(),
         &vendor.catalogue,
         options.chunk_rows,
     );
-    let mut snapshot = at_vendor_within(vendor_id, open).await?;
-    if !vendor.has_ledger && snapshot.is_replica() {
-        return Err(follows_another(vendor_id));
-    }
-    // What the vendor has acknowledged is written product by product, whether its rows differ or not.
-    let is_hashed = has_any
-        && acknowledged.is_empty()
-        && snapshot.hashes_rows()
-        && !at_vendor_within(vendor_id, snapshot.is_empty()).await?;
+    let mut at_vendor = at_vendor_within(vendor_id, open).await?;
     let mut writer = Writer {
         context,
         vendor_id,
@@ -179,6 +171,19 @@ async fn run(
         held: Held::All(context, vendor_id),
         summary: Summary::default(),
     };
+    let looks_early = vendor.has_ledger && !at_vendor.is_replica();
+    if looks_early && !writer.close_early(&mut at_vendor).await? {
+        return Ok(Outcome::Overtaken);
+    }
+    let mut snapshot = at_vendor_within(vendor_id, at_vendor.begin_snapshot()).await?;
+    if snapshot.session().is_replica() && (looks_early || !vendor.has_ledger) {
+        return Err(follows_another(vendor_id, vendor.has_ledger));
+    }
+    // What the vendor has acknowledged is written product by product, whether its rows differ or not.
+    let is_hashed = has_any
+        && acknowledged.is_empty()
+        && snapshot.hashes_rows()
+        && !at_vendor_within(vendor_id, snapshot.is_empty()).await?;
     let mut first = None;
     if !is_hashed {
         first = begin_all(&mut snapshot, vendor_id).await?;
@@ -187,7 +192,7 @@ async fn run(
         }
     }
     // Before anything is compared: closing an update changes what is on hand.
-    if vendor.has_ledger && !writer.close_included(&mut snapshot).await? {
+    if vendor.has_ledger && !writer.close_applied(snapshot.session()).await? {
         return Ok(Outcome::Overtaken);
     }
     let is_current = if is_hashed {
@@ -273,8 +278,14 @@ async fn list_acknowledged(
 }
 
 /// Without a ledger a run relies on seeing what the vendor has acknowledged; a replica shows it late, and the run would
-/// bring back what was sold.
-fn follows_another(vendor_id: &VendorId) -> Error {
+/// bring back what was sold. With one, it relies on seeing what it has closed.
+fn follows_another(vendor_id: &VendorId, has_ledger: bool) -> Error {
+    if has_ledger {
+        return Error::NotYet(
+            "its database has become a replica while it was read, which may not show yet what the ledger of the primary had"
+                .to_owned(),
+        );
+    }
     Error::Refused {
         code: "replica",
         detail: format!(
@@ -331,6 +342,10 @@ const UNLOCK_DEADLINE: Duration = Duration::from_secs(1);
 const UPDATES_PER_PAGE: usize = 2000;
 /// Rows of the list of what is not closed that are looked at by one statement; one has up to 100 updates.
 const LISTINGS_PER_STATEMENT: usize = 100;
+/// How often what is open is gone through before the snapshot opens: as long as much was closed, much was sold meanwhile.
+const EARLY_PASSES_MAX: usize = 3;
+/// So few updates are closed in no time, snapshot or not.
+const EARLY_ENOUGH: u64 = UPDATES_PER_PAGE as u64;
 
 /// A vendor's database that stays silent ends its run, not the loop.
 async fn at_vendor_within<T>(
@@ -480,16 +495,32 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Closes the updates that the snapshot includes, page by page, however many there are. Only what is open when the
-    /// snapshot opens can be in it. Returns whether the run is still the current one.
-    async fn close_included(&mut self, snapshot: &mut Snapshot) -> Result<bool, Error> {
+    /// Closes what the ledger has before a snapshot opens. It takes seconds where much was sold, and an open snapshot would
+    /// keep the vendor's database from clearing away the old versions of its rows all the while. Only a primary will do:
+    /// what it shows, a later snapshot includes. Returns whether the run is still the current one.
+    async fn close_early(&mut self, at_vendor: &mut Session) -> Result<bool, Error> {
+        for _ in 0..EARLY_PASSES_MAX {
+            let before = self.summary.closed;
+            if !self.close_applied(at_vendor).await? {
+                return Ok(false);
+            }
+            if self.summary.closed - before < EARLY_ENOUGH {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Closes the updates that the ledger has as applied, page by page, however many there are: of those that were open
+    /// when this began. Returns whether the run is still the current one.
+    async fn close_applied(&mut self, at_vendor: &mut Session) -> Result<bool, Error> {
         let mut after = 0;
         loop {
             let page = list_unclosed(self.context, self.vendor_id, None, after).await?;
             after = page.listings.last().copied().unwrap_or(after);
             let ids: Vec<UpdateId> = page.updates.iter().map(|update| update.id).collect();
             let found: BTreeSet<UpdateId> =
-                at_vendor_within(self.vendor_id, snapshot.list_applied(&ids))
+                at_vendor_within(self.vendor_id, at_vendor.list_applied(&ids))
                     .await?
                     .into_iter()
                     .collect();

@@ -29,6 +29,8 @@ struct Ways {
     fence: bool,
     /// A run's number is drawn before its snapshot opens.
     number_before_snapshot: bool,
+    /// What is closed without a snapshot was seen before the run's own opens.
+    look_before_snapshot: bool,
     /// What is open here is listed after the snapshot has opened.
     list_after_snapshot: bool,
     /// What a vendor without a ledger has acknowledged is listed before the snapshot opens.
@@ -47,6 +49,7 @@ const RIGHT: Ways = Ways {
     batch_knows_copies: true,
     fence: true,
     number_before_snapshot: true,
+    look_before_snapshot: true,
     list_after_snapshot: true,
     list_acknowledged_before: true,
     sync_closes_included: true,
@@ -96,6 +99,8 @@ enum Step {
     VendorRestocks(usize, usize),
     VendorDelistsOrLists(usize, usize),
     SyncBegins(usize),
+    /// Before its snapshot, a run looks at what is open, and closes what is applied.
+    SyncLooksEarly(usize),
     /// Numbers, looks, lists, folds and writes, one at a time.
     SyncGoesOn(usize),
     /// A run from its beginning to its end, while others stand still.
@@ -131,6 +136,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => place().prop_map(|(vendor, product)| Step::VendorRestocks(vendor, product)),
         1 => place().prop_map(|(vendor, product)| Step::VendorDelistsOrLists(vendor, product)),
         2 => (0..VENDORS).prop_map(Step::SyncBegins),
+        3 => pick().prop_map(Step::SyncLooksEarly),
         8 => pick().prop_map(Step::SyncGoesOn),
         1 => (0..VENDORS).prop_map(Step::SyncWhole),
     ]
@@ -291,6 +297,36 @@ fn wrong_ways() -> Vec<Wrong> {
                 &goes_on(1),
                 &[goes_through(true), Step::SyncWhole(0)],
                 &goes_on(4),
+            ],
+        ),
+        wrong(
+            "close what was seen after the snapshot",
+            Ways {
+                look_before_snapshot: false,
+                ..RIGHT
+            },
+            // What is closed has left the figure that the snapshot is written over.
+            &[
+                &[begins()],
+                &goes_on(2),
+                &[goes_through(true)],
+                &[const { Step::SyncLooksEarly(0) }; 2],
+                &goes_on(4),
+            ],
+        ),
+        wrong(
+            "close what was seen when another run is the current one",
+            Ways {
+                fence: false,
+                ..RIGHT
+            },
+            &[
+                &[begins()],
+                &goes_on(1),
+                &[begins(), Step::SyncGoesOn(1), Step::SyncGoesOn(1)],
+                &[goes_through(true)],
+                &[const { Step::SyncLooksEarly(0) }; 2],
+                &vec![Step::SyncGoesOn(1); 4],
             ],
         ),
         wrong(

@@ -56,6 +56,8 @@ enum OnItsWay {
 struct Run {
     vendor: VendorId,
     number: Option<i64>,
+    /// What it saw before its snapshot, and what of ours was open then.
+    early: Option<(Vendor, Vec<UpdateId>)>,
     snapshot: Option<Vendor>,
     /// Our updates, as they were listed: with a ledger those that are open, without one those that are acknowledged.
     listed: Option<Vec<UpdateId>>,
@@ -274,6 +276,7 @@ impl World {
             // More at once would only be in each other's way.
             Step::SyncBegins(_) if self.runs.len() >= RUNS_MAX => {}
             Step::SyncBegins(v) => self.begin_run(*v),
+            Step::SyncLooksEarly(pick) => self.sync_looks_early(*pick)?,
             Step::SyncGoesOn(pick) => self.sync_goes_on(*pick)?,
             Step::SyncWhole(v) => {
                 let others = self.runs.len();
@@ -332,6 +335,7 @@ impl World {
         self.runs.push(Run {
             vendor: vendor(v),
             number: None,
+            early: None,
             snapshot: None,
             listed: None,
             left: (0..PRODUCTS).map(product).collect(),
@@ -579,16 +583,46 @@ impl World {
     }
 
     fn list(&mut self, at: usize) {
-        let of = &self.runs[at].vendor;
+        let listed = self.list_unclosed(&self.runs[at].vendor);
+        self.runs[at].listed = Some(listed);
+    }
+
+    fn list_unclosed(&self, of: &VendorId) -> Vec<UpdateId> {
         let has_ledger = !self.ledgerless.contains(of);
-        let listed = self
-            .updates
+        self.updates
             .values()
             .filter(|u| u.vendor_id == *of && !u.state.is_closed())
             .filter(|u| has_ledger || u.state == State::Acknowledged)
             .map(|u| u.id)
-            .collect();
-        self.runs[at].listed = Some(listed);
+            .collect()
+    }
+
+    /// A run with a number looks at the ledger before its snapshot, and closes what it saw there, one by one.
+    fn sync_looks_early(&mut self, pick: usize) -> Result<(), String> {
+        let Some(at) = index(pick, self.runs.len()) else {
+            return Ok(());
+        };
+        let run = &mut self.runs[at];
+        let Some(number) = run
+            .number
+            .filter(|_| !self.ledgerless.contains(&run.vendor))
+        else {
+            return Ok(());
+        };
+        if let Some((seen, listed)) = &mut run.early {
+            let is_current = !self.ways.fence || self.current_run[&run.vendor] == number;
+            if let Some(id) = listed.pop()
+                && is_current
+                && seen.applied(id)
+            {
+                self.transact(Crash::Never, |book, _| book.fold(&[id]))?;
+            }
+        } else if run.snapshot.is_none() || !self.ways.look_before_snapshot {
+            let of = run.vendor.clone();
+            let early = (self.vendors[&of].clone(), self.list_unclosed(&of));
+            self.runs[at].early = Some(early);
+        }
+        Ok(())
     }
 
     /// The next step of a run: number, snapshot and list in the order of its ways, then what the snapshot includes is
