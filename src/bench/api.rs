@@ -1,6 +1,6 @@
 //! The API as the load generator uses it: plain HTTP/1.1, a connection for each worker.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -280,26 +280,26 @@ impl Api {
         Ok(ids)
     }
 
-    /// Looks at orders, again and again, until all are decided and told, or the time is over. Returns those that are.
+    /// Looks at orders until all are decided and told, or the time is over. Returns those that are.
+    ///
+    /// Where one is not, it waits before it looks at the next: to look at all of them again and again would take the
+    /// processor from what is measured.
     pub(super) async fn wait_until_told(
         &self,
         ids: &[String],
         until: Instant,
     ) -> Result<Vec<Order>, Error> {
         let mut connection = self.connect().await?;
-        let mut left: BTreeSet<&String> = ids.iter().collect();
+        let mut left: VecDeque<&String> = ids.iter().collect();
         let mut told = Vec::with_capacity(left.len());
-        while !left.is_empty() && Instant::now() < until {
-            for id in left.clone() {
-                let order: Order = self.get(&mut connection, &format!("/orders/{id}")).await?;
-                if order.is_told() {
-                    left.remove(id);
-                    told.push(order);
-                } else if Instant::now() >= until {
-                    break;
-                }
-            }
-            if !left.is_empty() {
+        while Instant::now() < until
+            && let Some(id) = left.pop_front()
+        {
+            let order: Order = self.get(&mut connection, &format!("/orders/{id}")).await?;
+            if order.is_told() {
+                told.push(order);
+            } else {
+                left.push_back(id);
                 tokio::time::sleep(POLL_INTERVAL).await;
             }
         }
