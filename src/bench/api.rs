@@ -58,6 +58,8 @@ pub(super) const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 const PAGE: usize = 200;
 /// How often what is not told yet is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Orders that are looked at once more when the time is over: a few seconds' worth.
+const LAST_LOOKS_MAX: usize = 10_000;
 
 /// Where the API is.
 #[derive(Clone)]
@@ -301,6 +303,13 @@ impl Api {
             } else {
                 left.push_back(id);
                 tokio::time::sleep(POLL_INTERVAL).await;
+            }
+        }
+        // Told meanwhile, perhaps, while others were waited for.
+        for id in left.into_iter().take(LAST_LOOKS_MAX) {
+            let order: Order = self.get(&mut connection, &format!("/orders/{id}")).await?;
+            if order.is_told() {
+                told.push(order);
             }
         }
         Ok(told)
