@@ -134,14 +134,8 @@ impl Session {
         rows_per_chunk: usize,
     ) -> Result<Self, Error> {
         let mut connection = connect(settings).await?;
-        // A vendor may have to sort its catalogue first, and waits while we write a chunk. A stock of floating point is
-        // written in full, whatever the role's default is.
         connection
-            .batch_execute(
-                "SET statement_timeout = '60s';
-                 SET idle_in_transaction_session_timeout = '5min';
-                 SET extra_float_digits = 1",
-            )
+            .batch_execute("SET statement_timeout = '60s'")
             .await
             .map_err(|error| Error::Database(error.into()))?;
         let recovery: Recovery = diesel::sql_query("SELECT pg_is_in_recovery() AS is_replica")
@@ -161,8 +155,15 @@ impl Session {
     /// # Errors
     /// See [`Error`].
     pub async fn begin_snapshot(mut self) -> Result<Snapshot, Error> {
+        // A vendor may have to sort its catalogue first, and waits while we write a chunk. A stock of floating point is
+        // written in full, whatever the role's default is.
         self.connection
-            .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            .batch_execute(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+                 SET LOCAL statement_timeout = '60s';
+                 SET LOCAL idle_in_transaction_session_timeout = '5min';
+                 SET LOCAL extra_float_digits = 1",
+            )
             .await
             .map_err(|error| Error::Database(error.into()))?;
         // BEGIN alone opens no snapshot, the first query does.
