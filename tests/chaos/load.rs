@@ -46,10 +46,11 @@ pub(crate) struct Memory {
 }
 
 /// One request of an order.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Attempt {
     pub(crate) sent_at: Instant,
-    pub(crate) was_accepted: bool,
+    /// What it was answered; nothing where it was accepted.
+    pub(crate) refused: Option<String>,
 }
 
 /// All that the callers remember.
@@ -71,11 +72,11 @@ impl Record {
     }
 }
 
-/// The answer to one request.
+/// The answer to one request; with why, where it was not accepted.
 enum Answer {
     Accepted(String),
-    Refused,
-    Unknown,
+    Refused(String),
+    Unknown(String),
 }
 
 /// The callers and the vendors, at work.
@@ -200,8 +201,8 @@ impl Caller {
                     break;
                 }
                 // One attempt whose outcome is unknown stays so, whatever the next one is answered.
-                Answer::Refused => {}
-                Answer::Unknown => told = Told::Unknown,
+                Answer::Refused(_) => {}
+                Answer::Unknown(_) => told = Told::Unknown,
             }
             if !insists || since.elapsed() > PATIENCE {
                 break;
@@ -220,33 +221,35 @@ impl Caller {
             .json(body);
         let answer = match request.send().await {
             // A door that is closed took nothing.
-            Err(error) if error.is_connect() => Answer::Refused,
-            Err(_) => Answer::Unknown,
+            Err(error) if error.is_connect() => Answer::Refused(error.to_string()),
+            Err(error) => Answer::Unknown(error.to_string()),
             Ok(response) => {
                 let status = response.status().as_u16();
                 match response.json::<Value>().await {
-                    Err(_) => Answer::Unknown,
+                    Err(error) => Answer::Unknown(error.to_string()),
                     Ok(answer) => self.read(status, &answer),
                 }
             }
         };
-        lock(&self.shared.record).attempts.push(Attempt {
-            sent_at,
-            was_accepted: matches!(answer, Answer::Accepted(_)),
-        });
+        let refused = match &answer {
+            Answer::Accepted(_) => None,
+            Answer::Refused(why) | Answer::Unknown(why) => Some(format!("{door}: {why}")),
+        };
+        let attempt = Attempt { sent_at, refused };
+        lock(&self.shared.record).attempts.push(attempt);
         answer
     }
 
     fn read(&self, status: u16, answer: &Value) -> Answer {
         match (status, answer["id"].as_str(), answer["code"].as_str()) {
             (202, Some(id), _) => Answer::Accepted(id.to_owned()),
-            (503, _, Some("outcome_unknown")) => Answer::Unknown,
-            (503, _, Some("unavailable" | "busy")) => Answer::Refused,
+            (503, _, Some("outcome_unknown")) => Answer::Unknown(answer.to_string()),
+            (503, _, Some("unavailable" | "busy")) => Answer::Refused(answer.to_string()),
             _ => {
                 self.shared
                     .findings
                     .violation(format!("an order was answered {status}: {answer}"));
-                Answer::Unknown
+                Answer::Unknown(answer.to_string())
             }
         }
     }

@@ -41,7 +41,7 @@ pub(crate) fn rates(record: &Record, happened: &[Happened]) -> BTreeMap<Kind, Ra
         for attempt in &record.attempts {
             if (fault.from..fault.until).contains(&attempt.sent_at) {
                 rate.sent += 1;
-                rate.accepted += usize::from(attempt.was_accepted);
+                rate.accepted += usize::from(attempt.refused.is_none());
             }
         }
     }
@@ -57,6 +57,27 @@ pub(crate) fn one_store_down(rates: &BTreeMap<Kind, Rate>) -> Rate {
             sent: sum.sent + rate.sent,
             accepted: sum.accepted + rate.accepted,
         })
+}
+
+/// Requests shown of those that were refused while exactly one store was down.
+const REFUSED_SHOWN: usize = 20;
+
+/// What was refused while exactly one store was down, and why: a line each.
+pub(crate) fn refused_with_one_store_down(record: &Record, happened: &[Happened]) -> String {
+    let during = |sent_at| {
+        happened.iter().find(|fault| {
+            fault.kind.takes_one_store() && (fault.from..fault.until).contains(&sent_at)
+        })
+    };
+    let refused = record.attempts.iter().filter_map(|attempt| {
+        let (why, fault) = (attempt.refused.as_ref()?, during(attempt.sent_at)?);
+        let after = attempt.sent_at.duration_since(fault.from).as_secs_f32();
+        Some(format!(
+            "\n  {} after {after:.2} s: {why}",
+            fault.kind.name()
+        ))
+    });
+    refused.take(REFUSED_SHOWN).collect()
 }
 
 /// The whole report.
@@ -86,10 +107,11 @@ pub(crate) fn report(
     let rate = one_store_down(&rates);
     writeln!(
         text,
-        "one store down       {} of {} requests accepted, {}",
+        "one store down       {} of {} requests accepted, {}{}",
         rate.accepted,
         rate.sent,
-        rate.percent()
+        rate.percent(),
+        refused_with_one_store_down(record, happened),
     )?;
     writeln!(
         text,
