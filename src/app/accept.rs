@@ -238,6 +238,13 @@ struct Committer {
 /// Requests by the order they ask for: several may ask for the same one at the same time.
 type ByOrder = BTreeMap<OrderId, (NewOrder, Vec<oneshot::Sender<Answer>>)>;
 
+/// What the broker has certainly not taken, and why.
+#[derive(Default)]
+struct Left {
+    orders: ByOrder,
+    why: String,
+}
+
 /// What the orders are a part of, where they are of any trace; the first request for an order counts.
 type Traces = HashMap<OrderId, TraceContext>;
 
@@ -263,17 +270,30 @@ impl Committer {
         self.commit(by_order, &traces).await;
     }
 
-    async fn commit(&self, by_order: ByOrder, traces: &Traces) {
+    async fn commit(&self, mut by_order: ByOrder, traces: &Traces) {
+        let mut not_taken = None;
         if self.store_is_down() {
-            self.publish(by_order, false, traces).await;
-            return;
+            let left = self.publish(by_order, false, traces).await;
+            if left.orders.is_empty() {
+                return;
+            }
+            // Where the broker is no way either, PostgreSQL is tried before its time: it may be back.
+            by_order = left.orders;
+            not_taken = Some(left.why);
         }
         let orders: Vec<NewOrder> = by_order.values().map(|(order, _)| order.clone()).collect();
         match self.insert(&orders, traces).await {
             Ok(inserted) => self.answer(by_order, &inserted).await,
             Err(Insert::NotBegun(error)) => {
                 self.note_down(&error);
-                self.publish(by_order, false, traces).await;
+                let left = match not_taken {
+                    Some(why) => Left {
+                        orders: by_order,
+                        why,
+                    },
+                    None => self.publish(by_order, false, traces).await,
+                };
+                refuse(left.orders, &NotAccepted::Unavailable(left.why));
             }
             Err(Insert::Unknown(error)) => {
                 self.note_down(&error);
@@ -418,8 +438,16 @@ impl Committer {
         .await
     }
 
-    /// Accepts through the broker. `maybe_committed` says that PostgreSQL may have them as well.
-    async fn publish(&self, by_order: ByOrder, maybe_committed: bool, traces: &Traces) {
+    /// Accepts through the broker, and returns what it has certainly not taken, to be answered by the caller.
+    /// `maybe_committed` says that PostgreSQL may have them as well; then nothing is left.
+    async fn publish(&self, by_order: ByOrder, maybe_committed: bool, traces: &Traces) -> Left {
+        let mut left = Left::default();
+        // It costs a second to take back what this process vouches for.
+        if let (false, Err(why)) = (maybe_committed, self.publisher.usable()) {
+            left.orders = by_order;
+            left.why = why;
+            return left;
+        }
         let messages = by_order
             .values()
             .map(|(order, _)| Message {
@@ -431,7 +459,7 @@ impl Committer {
             .collect();
         let withdrawn = self.voucher.withdraw().await;
         let results = self.publisher.publish(messages, PUBLISH_DEADLINE).await;
-        for ((id, (_, answers)), result) in by_order.into_iter().zip(results) {
+        for ((id, (order, answers)), result) in by_order.into_iter().zip(results) {
             let answer = match result {
                 Ok(()) => {
                     ACCEPTING.accepted.of(Via::Broker).inc();
@@ -442,12 +470,17 @@ impl Committer {
                     withdrawn.await_arrival(id, false);
                     Err(NotAccepted::OutcomeUnknown(id))
                 }
-                Err(error) => Err(NotAccepted::Unavailable(error.to_string())),
+                Err(error) => {
+                    left.orders.insert(id, (order, answers));
+                    left.why = error.to_string();
+                    continue;
+                }
             };
             for sender in answers {
                 let _ = sender.send(answer.clone());
             }
         }
+        left
     }
 
     /// A commit takes milliseconds. PostgreSQL without an answer for this long counts as down, as it does without a

@@ -181,7 +181,11 @@ impl Publisher {
         let _ = timeout(deadline, async { while link.changed().await.is_ok() {} }).await;
     }
 
-    fn usable(&self) -> Result<(), String> {
+    /// Whether the broker takes messages now, as far as is known.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn usable(&self) -> Result<(), String> {
         match &*self.link.borrow() {
             Link::Up => Ok(()),
             Link::Connecting { error: None } => Err("RabbitMQ is being connected to".to_owned()),

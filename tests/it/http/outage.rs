@@ -256,6 +256,50 @@ async fn an_order_that_another_process_has_accepted_through_the_broker_is_never_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn postgresql_that_has_just_come_back_takes_orders_when_the_broker_goes() {
+    let mut shop = Shop::new().await;
+    shop.sync().await;
+    let own: url::Url = shop.own_database_url().parse().expect("a URL");
+    let port = own.port().expect("a port");
+    let database = Proxy::before(format!("127.0.0.1:{port}")).await;
+    let amqp: url::Url = shop.config.rabbitmq.urls[0].expose().parse().expect("one");
+    let address = format!("127.0.0.1:{}", amqp.port().expect("a port"));
+    let broker = Proxy::before(address.clone()).await;
+    let good = shop.config.clone();
+    let through = format!(":{}/", database.address.port());
+    let file = shop.config_file_with("parted.toml", &format!(":{port}/"), &through);
+    let text = std::fs::read_to_string(&file).expect("written");
+    let text = text.replace(&address, &broker.address.to_string());
+    std::fs::write(&file, text).expect("written");
+    shop.config = config::load(Some(&file)).expect("a valid configuration");
+    let _api = shop.serve().await;
+    shop.config = good;
+    wait_for_rabbitmq(&shop).await;
+
+    database.cut();
+    let mut ids = vec![shop.order(&[("p1", 1)]).await];
+    // The next one is answered at once; PostgreSQL would be tried again a second after it.
+    ids.push(shop.order(&[("p1", 1)]).await);
+    database.mend();
+    broker.cut();
+    eventually("the broker is known to be gone", || async {
+        let (_, ready) = shop.get("/readyz").await;
+        (ready["rabbitmq"] == "down").then_some(())
+    })
+    .await;
+    let kept = shop.order(&[("p1", 2)]).await;
+    let known = shop.text("SELECT id::text AS t FROM orders").await;
+    assert_eq!(known, kept, "PostgreSQL has this one alone");
+
+    broker.mend();
+    let _work = shop.work();
+    ids.push(kept);
+    for id in ids {
+        shop.order_with_status(&id, "confirmed").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_was_killed_is_forgotten_once_what_it_accepted_must_have_arrived() {
     let mut shop = Shop::new().await;
     shop.sync().await;
