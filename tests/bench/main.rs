@@ -57,6 +57,7 @@ async fn run() -> anyhow::Result<()> {
                 say(&format!("  {round}: {reference}, {ours}: {ratio:.2} of it"));
                 ratios.push(ratio);
             }
+            say(&format!("  {}", stack.peaks()));
             ratios.sort_by(f64::total_cmp);
             rows.push((case, ratios));
         }

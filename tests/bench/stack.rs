@@ -235,13 +235,17 @@ impl Stack {
         }
     }
 
+    /// The memory that each process has had at most so far.
+    pub(crate) fn peaks(&self) -> String {
+        let peaks = self.peaks.iter();
+        let peaks = peaks.map(|(name, kib)| format!("{name} {:.1}", kib_to_mib(*kib)));
+        let peaks: Vec<String> = peaks.collect();
+        format!("memory in MiB at most: {}", peaks.join(", "))
+    }
+
     /// What is worth saying of the processes in the end.
     pub(crate) fn footprints(&self) -> Vec<String> {
-        let mut lines: Vec<String> = self
-            .peaks
-            .iter()
-            .map(|(name, kib)| format!("memory of {name} at most: {} MiB", kib / 1024))
-            .collect();
+        let mut lines = vec![self.peaks()];
         if let Some(within) = self.started_within {
             lines.push(format!(
                 "serve answers its first request within {} ms of its start",
@@ -263,4 +267,8 @@ impl Stack {
         self.servers.stop().await?;
         Ok(())
     }
+}
+
+fn kib_to_mib(kib: u64) -> f64 {
+    f64::from(u32::try_from(kib).unwrap_or(u32::MAX)) / 1024.0
 }
