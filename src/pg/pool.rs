@@ -61,8 +61,10 @@ impl Settings {
 /// What a pool's connections ask for is found by keys, a few hundred at a time. A prepared statement keeps the plan that
 /// it got when a table was new and empty, which was to read it whole, until the server has counted the rows again; by then
 /// there are a million. So here plans do not depend on what was counted.
-const PLAN_BY_KEYS: &str =
-    "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off";
+///
+/// Nor is any of it worth a second process of the server, which takes longer to begin than to look up a page of rows.
+const PLAN_BY_KEYS: &str = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off \
+     -c max_parallel_workers_per_gather=0";
 
 async fn establish(settings: &Settings, plan: &str) -> ConnectionResult<AsyncPgConnection> {
     let bad = |error: &dyn std::error::Error| {
