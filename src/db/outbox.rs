@@ -46,6 +46,10 @@ pub struct Claimed {
     pub order_ids: Option<Vec<Uuid>>,
 }
 
+/// Messages to vendors of one statement. A message has up to 500 updates, and a connection keeps what its largest
+/// statement took.
+const UPDATES_MESSAGES_MAX: usize = 4;
+
 /// Adds messages to vendors, and returns their rows in the same order.
 ///
 /// # Errors
@@ -54,20 +58,25 @@ pub async fn append_updates(
     connection: &mut AsyncPgConnection,
     messages: Vec<(Uuid, String)>,
 ) -> Result<Vec<Waiting>, Error> {
-    if messages.is_empty() {
-        return Ok(Vec::new());
-    }
-    let (ids, bodies): (Vec<Uuid>, Vec<String>) = messages.into_iter().unzip();
-    Ok(prepared(
-        diesel::sql_query(
-            "INSERT INTO outbox (queue, message_id, body) SELECT 'vendor_sync', * FROM unnest($1, $2)
-             RETURNING id, queue, message_id, body",
+    let mut rows = Vec::with_capacity(messages.len());
+    for messages in messages.chunks(UPDATES_MESSAGES_MAX) {
+        let (ids, bodies): (Vec<Uuid>, Vec<&str>) = messages
+            .iter()
+            .map(|(id, body)| (*id, body.as_str()))
+            .unzip();
+        let added: Vec<Waiting> = prepared(
+            diesel::sql_query(
+                "INSERT INTO outbox (queue, message_id, body) SELECT 'vendor_sync', * FROM unnest($1, $2)
+                 RETURNING id, queue, message_id, body",
+            )
+            .bind::<Array<SqlUuid>, _>(ids)
+            .bind::<Array<Text>, _>(bodies),
         )
-        .bind::<Array<SqlUuid>, _>(ids)
-        .bind::<Array<Text>, _>(bodies),
-    )
-    .load(connection)
-    .await?)
+        .load(connection)
+        .await?;
+        rows.extend(added);
+    }
+    Ok(rows)
 }
 
 /// Adds messages of orders, each with the orders in it, and returns their rows.

@@ -297,6 +297,10 @@ pub async fn unlist_closed(
     Ok(())
 }
 
+/// Rows of one statement. A connection keeps what its largest statement took, and a statement more costs as much as a few
+/// of its rows.
+const INSERTED_MAX: usize = 2000;
+
 /// Inserts updates, in the order of their ids: the index of those grows at its end then.
 ///
 /// # Errors
@@ -306,9 +310,17 @@ pub async fn insert(
     updates: &[Update],
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
-    if updates.is_empty() {
-        return Ok(());
+    for updates in updates.chunks(INSERTED_MAX) {
+        insert_some(connection, updates, now).await?;
     }
+    Ok(())
+}
+
+async fn insert_some(
+    connection: &mut AsyncPgConnection,
+    updates: &[Update],
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
     prepared(
         diesel::sql_query(
             "INSERT INTO stock_updates
