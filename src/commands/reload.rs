@@ -122,6 +122,6 @@ mod tests {
             in_use.sync.chunk_rows.get(),
         );
         assert_eq!(bounds, (7, 8, 6));
-        assert_eq!(current.orders.prefetch, 250, "it waits for the next start");
+        assert_eq!(current.orders.prefetch, 64, "it waits for the next start");
     }
 }

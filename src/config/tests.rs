@@ -92,8 +92,8 @@ fn what_is_not_set_has_its_default() {
     Http { listen: 127.0.0.1:8080, shutdown_deadline: 10s, cors_origins: [], hosts: [], require_keys: false, rates: Rates { of_each: None, of_caller: {} }, connections_max: 20000, tls: None }
     Database { url: postgres://stockctl:***@db/ordersdb, pool_size: 8, connect_timeout: 2s, statement_timeout: 5s }
     RabbitMq { urls: [amqp://stockctl:***@mq/%2f], queue_prefix: "", queue_type: Quorum }
-    Orders { retries_max: 3, retry_delay: 5s, batch_max: 1000, prefetch: 250 }
-    VendorSync { retries_max: 3, retry_delay: 5s, prefetch: 512, timeout: 5s, updates_per_call_max: 500 }
+    Orders { retries_max: 3, retry_delay: 5s, batch_max: 1500, prefetch: 64 }
+    VendorSync { retries_max: 3, retry_delay: 5s, prefetch: 64, timeout: 5s, updates_per_call_max: 500 }
     Work { stalled_after: 300s }
     Metrics { listen: None }
     Telemetry { otlp_endpoint: None, sample_ratio: 0.1 }
@@ -108,7 +108,7 @@ fn a_variable_goes_before_the_file_and_the_file_before_the_default() {
     let config = load_text(&file, &[("STOCKCTL__ORDERS__RETRY_DELAY_MS", " 800 ")]).unwrap();
     assert_eq!(config.orders.retries_max, 7);
     assert_eq!(config.orders.retry_delay, Duration::from_millis(800));
-    assert_eq!(config.orders.batch_max.get(), 1000);
+    assert_eq!(config.orders.batch_max.get(), 1500);
 }
 
 #[test]

@@ -22,8 +22,9 @@ use crate::metrics::{self, DECIDING, FAULTS, Fault};
 use crate::mq::{Consumer, Delivery, Queue, Tag};
 use crate::traces::{Kind, Span};
 
-/// About what an order of one line takes in a message; a batch is measured by it before it is read.
-const ORDER_BYTES: usize = 160;
+/// About what an order of five lines takes in a message; a batch is measured by it before it is read, so that orders of
+/// many lines make it no larger.
+const ORDER_BYTES: usize = 450;
 
 /// An order, and which of the deliveries of its step it came in.
 type Part = (usize, NewOrder);

@@ -203,7 +203,7 @@ async fn the_configuration_is_shown_with_origins_and_without_secrets() {
     log.format = "auto"                                           # built-in default
     log.level = "info,actix_server=warn,amiquip=error"            # built-in default
     orders.batch_max = 7                                          # shop.toml, line 9
-    orders.prefetch = 250                                         # built-in default
+    orders.prefetch = 64                                          # built-in default
     orders.retries_max = 3                                        # built-in default
     orders.retry_delay_ms = 5000                                  # built-in default
     rabbitmq.queue_prefix = ""                                    # built-in default
@@ -212,7 +212,7 @@ async fn the_configuration_is_shown_with_origins_and_without_secrets() {
     sync.chunk_rows = 8                                           # STOCKCTL__SYNC__CHUNK_ROWS
     sync.schedule = "*/30 * * * * *"                              # built-in default
     telemetry.sample_ratio = 0.1                                  # built-in default
-    vendor_sync.prefetch = 512                                    # built-in default
+    vendor_sync.prefetch = 64                                     # built-in default
     vendor_sync.retries_max = 3                                   # built-in default
     vendor_sync.retry_delay_ms = 5000                             # built-in default
     vendor_sync.timeout_ms = 5000                                 # built-in default
