@@ -297,11 +297,10 @@ pub async fn unlist_closed(
     Ok(())
 }
 
-/// Rows of one statement. A connection keeps what its largest statement took, and a statement more costs as much as a few
-/// of its rows.
+/// Rows of one statement: a connection keeps what its largest statement took.
 const INSERTED_MAX: usize = 2000;
 
-/// Inserts updates, in the order of their ids: the index of those grows at its end then.
+/// Inserts updates, each statement's in the order of their ids: the index of those grows at its end then.
 ///
 /// # Errors
 /// See [`Error`].

@@ -62,7 +62,7 @@ impl Settings {
 /// it got when a table was new and empty, which was to read it whole, until the server has counted the rows again; by then
 /// there are a million. So here plans do not depend on what was counted.
 ///
-/// Nor is any of it worth a second process of the server, which takes longer to begin than to look up a page of rows.
+/// Nor are the few rows worth further processes of the server, which it began for each page of orders.
 const PLAN_BY_KEYS: &str = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off \
      -c max_parallel_workers_per_gather=0";
 
