@@ -1,6 +1,7 @@
 //! Logging: one subscriber for the whole process, which writes to stderr as text for people or as JSON for machines.
 //! Records of crates that use `log` instead of `tracing` are taken in as well. Whoever reads stderr holds up nobody.
 
+mod fields;
 mod queue;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -16,6 +17,7 @@ use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, reload};
 
+use self::fields::Appended;
 use self::queue::Lines;
 
 /// At debug level this module of the broker's client writes its handshake out whole, with the password.
@@ -75,6 +77,7 @@ pub fn init(format: Format, level: &str) -> Result<(), TelemetryError> {
             .json()
             .flatten_event(true)
             .with_span_list(false)
+            .fmt_fields(Appended::default())
             .boxed(),
         (Format::Text, _) | (Format::Auto, true) => {
             lines.with_ansi(terminal && colour_is_wanted()).boxed()
