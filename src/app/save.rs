@@ -23,13 +23,11 @@ pub(super) async fn save(
     db::stock::save(connection, &changes.shelves, &changes.available, now).await?;
     db::updates::save(connection, &changes.updates, now).await?;
     // One that was closed in the transaction that made it has nothing to tell.
-    let to_tell: Vec<_> = changes
+    let to_tell = changes
         .new_updates
         .iter()
-        .filter(|u| !u.state.is_closed())
-        .cloned()
-        .collect();
-    let bodies = messages::updates_messages(&to_tell)
+        .filter(|update| !update.state.is_closed());
+    let bodies = messages::updates_messages(to_tell)
         .iter()
         .map(|message| (Uuid::now_v7(), messages::encode_updates(message)))
         .collect();

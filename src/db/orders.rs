@@ -10,7 +10,7 @@ use diesel::sql_types::{
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
-use super::outbox::Waiting;
+use super::outbox::{self, Waiting};
 use super::{corrupt, vendor_id};
 use crate::domain::history::{self, Event};
 use crate::domain::ids::{OrderId, ProductId};
@@ -120,13 +120,6 @@ pub async fn insert_new(
     connection: &mut AsyncPgConnection,
     orders: &[NewOrder],
 ) -> Result<Vec<Waiting>, Error> {
-    #[derive(QueryableByName)]
-    struct Inserted {
-        #[diesel(sql_type = BigInt)]
-        id: i64,
-        #[diesel(sql_type = SqlUuid)]
-        message_id: Uuid,
-    }
     let columns = Columns::new(orders)?;
     let encoded: Vec<String> = orders.iter().map(encode_order).collect();
     let mut bodies = BTreeMap::new();
@@ -147,7 +140,7 @@ pub async fn insert_new(
         first = until;
     }
     // What is ordered stands in the orders' own rows, so the outbox names them only.
-    let rows: Vec<Inserted> = prepared(
+    let added: Vec<outbox::Added> = prepared(
         diesel::sql_query(
             "WITH inserted AS (
                  INSERT INTO orders (id, caller, idempotency_key, reference, lines, accepted_at)
@@ -171,17 +164,7 @@ pub async fn insert_new(
     )
     .load(connection)
     .await?;
-    Ok(rows
-        .into_iter()
-        .filter_map(|row| {
-            Some(Waiting {
-                id: row.id,
-                queue: "orders_queue".to_owned(),
-                message_id: row.message_id,
-                body: bodies.remove(&row.message_id)?,
-            })
-        })
-        .collect())
+    Ok(outbox::with_bodies(added, "orders_queue", bodies))
 }
 
 /// Inserts accepted orders of which some may exist, and their messages' outbox rows, in one statement and so in one

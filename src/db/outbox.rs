@@ -1,5 +1,6 @@
 //! The outbox: what was decided in a transaction and has to reach the broker after it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use diesel::sql_types::{Array, BigInt, Double, Nullable, Text, Uuid as SqlUuid};
@@ -46,6 +47,34 @@ pub struct Claimed {
     pub order_ids: Option<Vec<Uuid>>,
 }
 
+/// A row that was added, whose message is at hand.
+#[derive(diesel::QueryableByName)]
+pub(super) struct Added {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = SqlUuid)]
+    message_id: Uuid,
+}
+
+/// Rows that were added, with their messages: nothing has to come back from the database that has just gone there.
+pub(super) fn with_bodies(
+    added: Vec<Added>,
+    queue: &str,
+    mut bodies: BTreeMap<Uuid, String>,
+) -> Vec<Waiting> {
+    added
+        .into_iter()
+        .filter_map(|row| {
+            Some(Waiting {
+                id: row.id,
+                queue: queue.to_owned(),
+                message_id: row.message_id,
+                body: bodies.remove(&row.message_id)?,
+            })
+        })
+        .collect()
+}
+
 /// Messages to vendors of one statement. A message has up to 500 updates, and a connection keeps what its largest
 /// statement took.
 const UPDATES_MESSAGES_MAX: usize = 4;
@@ -64,10 +93,10 @@ pub async fn append_updates(
             .iter()
             .map(|(id, body)| (*id, body.as_str()))
             .unzip();
-        let added: Vec<Waiting> = prepared(
+        let added: Vec<Added> = prepared(
             diesel::sql_query(
                 "INSERT INTO outbox (queue, message_id, body) SELECT 'vendor_sync', * FROM unnest($1, $2)
-                 RETURNING id, queue, message_id, body",
+                 RETURNING id, message_id",
             )
             .bind::<Array<SqlUuid>, _>(ids)
             .bind::<Array<Text>, _>(bodies),
@@ -76,7 +105,11 @@ pub async fn append_updates(
         .await?;
         rows.extend(added);
     }
-    Ok(rows)
+    Ok(with_bodies(
+        rows,
+        "vendor_sync",
+        messages.into_iter().collect(),
+    ))
 }
 
 /// Adds messages of orders, each with the orders in it, and returns their rows.

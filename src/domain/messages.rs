@@ -1,5 +1,7 @@
 //! The messages on the queues, and how a foreign one is read.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Datelike, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -280,27 +282,21 @@ impl From<&Update> for UpdateItem {
 
 /// The messages that tell the vendors of `updates`: one vendor each, as few as the limit allows.
 #[must_use]
-pub fn updates_messages(updates: &[Update]) -> Vec<UpdatesMessage> {
-    let mut by_vendor: std::collections::BTreeMap<&VendorId, Vec<UpdateItem>> =
-        std::collections::BTreeMap::new();
+pub fn updates_messages<'a>(updates: impl IntoIterator<Item = &'a Update>) -> Vec<UpdatesMessage> {
+    let mut by_vendor: BTreeMap<&VendorId, Vec<UpdatesMessage>> = BTreeMap::new();
     for update in updates {
-        by_vendor
-            .entry(&update.vendor_id)
-            .or_default()
-            .push(update.into());
+        let messages = by_vendor.entry(&update.vendor_id).or_default();
+        match messages.last_mut() {
+            Some(last) if last.updates.len() < UPDATES_PER_MESSAGE_MAX => {
+                last.updates.push(update.into());
+            }
+            _ => messages.push(UpdatesMessage {
+                vendor_id: update.vendor_id.clone(),
+                updates: vec![update.into()],
+            }),
+        }
     }
-    by_vendor
-        .into_iter()
-        .flat_map(|(vendor_id, items)| {
-            items
-                .chunks(UPDATES_PER_MESSAGE_MAX)
-                .map(|chunk| UpdatesMessage {
-                    vendor_id: vendor_id.clone(),
-                    updates: chunk.to_vec(),
-                })
-                .collect::<Vec<_>>()
-        })
-        .collect()
+    by_vendor.into_values().flatten().collect()
 }
 
 /// Writes a vendor's message.
