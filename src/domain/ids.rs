@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use smol_str::SmolStr;
 use uuid::Uuid;
 
 /// Why a text is no id.
@@ -51,22 +52,21 @@ fn check(text: &str, bytes_max: usize) -> Result<(), IdError> {
 
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, |$text:ident| $check:expr) => {
-        #[derive(
-            Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
-        )]
+        // Cloned for each update and message it is a part of: a short one stands in its place, a long one is shared.
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, utoipa::ToSchema)]
         $(#[$doc])*
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        #[serde(transparent)]
+        pub struct $name(SmolStr);
 
         impl $name {
             /// Checks and takes the text.
             ///
             /// # Errors
             /// [`IdError`] says what is wrong with it.
-            pub fn parse($text: impl Into<String>) -> Result<Self, IdError> {
-                let $text: String = $text.into();
+            pub fn parse(text: impl AsRef<str>) -> Result<Self, IdError> {
+                let $text: &str = text.as_ref();
                 $check?;
-                Ok(Self($text))
+                Ok(Self(SmolStr::new($text)))
             }
 
             /// The text.
@@ -76,16 +76,9 @@ macro_rules! text_id {
             }
         }
 
-        impl TryFrom<String> for $name {
-            type Error = IdError;
-            fn try_from(text: String) -> Result<Self, IdError> {
-                Self::parse(text)
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(id: $name) -> Self {
-                id.0
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_str(Parsed(|text| Self::parse(text)))
             }
         }
 
@@ -97,18 +90,33 @@ macro_rules! text_id {
     };
 }
 
+/// Reads a text that is checked.
+struct Parsed<T>(fn(&str) -> Result<T, IdError>);
+
+impl<T> Visitor<'_> for Parsed<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        (self.0)(text).map_err(E::custom)
+    }
+}
+
 text_id!(
     /// A product, by the id that all its vendors share: 1 to 200 bytes without control characters.
     #[schema(value_type = String, min_length = 1, max_length = 200, example = "p1")]
     ProductId,
-    |text| check(&text, PRODUCT_ID_BYTES_MAX)
+    |text| check(text, PRODUCT_ID_BYTES_MAX)
 );
 
 text_id!(
     /// A vendor, by its key in the configuration.
     #[schema(value_type = String, pattern = "^[A-Za-z0-9_-]{1,64}$", example = "vendorA")]
     VendorId,
-    |text| check(&text, VENDOR_ID_BYTES_MAX).and_then(|()| {
+    |text| check(text, VENDOR_ID_BYTES_MAX).and_then(|()| {
         if text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
             Ok(())
         } else {

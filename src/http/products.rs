@@ -178,7 +178,7 @@ pub(super) async fn list(
         .await?;
     let list = ListResponse {
         products: products(page.rows),
-        next_cursor: page.next.map(String::from),
+        next_cursor: page.next.map(|last| last.to_string()),
     };
     let version_of = (version_of(&list.products), &list.next_cursor);
     let mut answer = answer::versioned(&request, &list, &version_of)?;
