@@ -1,8 +1,10 @@
 //! Free TCP ports on the loopback interface.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::TcpListener;
+use std::sync::{Mutex, PoisonError};
 
 use super::error::Error;
 use super::files::fill_random;
@@ -17,12 +19,16 @@ const LOCAL_RANGE_START: u16 = 32_768;
 /// Random tries; with a thousand ports in use, all of them would fail once in 10^100.
 const TRIES: usize = 200;
 
+/// What this process has chosen so far. A server that is down for a moment, as while it
+/// starts again, has its port all the same, though nobody listens on it.
+static CHOSEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+
 /// Whether nobody listens on `port` of 127.0.0.1 or of all addresses.
 pub(super) fn is_free(port: u16) -> bool {
     TcpListener::bind(("127.0.0.1", port)).is_ok()
 }
 
-/// Chooses free ports, all different.
+/// Chooses free ports, all different, and none that was chosen before.
 ///
 /// They lie below the range that the kernel gives to outgoing connections: a port
 /// of that range is lost as soon as some client happens to get it while the server
@@ -34,6 +40,7 @@ pub(super) fn choose<const COUNT: usize>() -> Result<[u16; COUNT], Error> {
 
 fn try_choose<const COUNT: usize>() -> io::Result<[u16; COUNT]> {
     let end = local_range_start();
+    let mut chosen = CHOSEN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut held = Vec::new();
     for _ in 0..TRIES {
         let mut random = [0; 2];
@@ -43,15 +50,21 @@ fn try_choose<const COUNT: usize>() -> io::Result<[u16; COUNT]> {
         } else {
             0 // the kernel leaves nothing below its range, so it may choose
         };
-        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
-            // Held until all are found, so that none is found twice.
-            held.push(listener);
+        // Held until all are found, so that none is found twice.
+        let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) else {
+            continue;
+        };
+        let port = listener.local_addr()?.port();
+        if chosen.contains(&port) {
+            continue;
         }
+        held.push((port, listener));
         if held.len() == COUNT {
             let mut ports = [0; COUNT];
-            for (port, listener) in ports.iter_mut().zip(&held) {
-                *port = listener.local_addr()?.port();
+            for (place, (port, _)) in ports.iter_mut().zip(&held) {
+                *place = *port;
             }
+            chosen.extend(ports);
             return Ok(ports);
         }
     }
@@ -75,6 +88,16 @@ mod tests {
         let [a, b, c] = choose::<3>().unwrap();
         assert!(a != b && b != c && a != c);
         assert!(is_free(a) && is_free(b) && is_free(c));
+    }
+
+    #[test]
+    fn a_port_is_chosen_once() {
+        let mut all = BTreeSet::new();
+        for _ in 0..500 {
+            for port in choose::<3>().unwrap() {
+                assert!(all.insert(port), "{port}");
+            }
+        }
     }
 
     #[test]
