@@ -549,3 +549,65 @@ async fn of_a_catalogue_that_hardly_changed_only_what_may_differ_is_read() {
         (&json!(602), &json!(0))
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_any_make_is_compared_whole() {
+    let elsewhere = Elsewhere::empty("").await;
+    let columns = "(sku text, title text, quantity integer)";
+    let rows = "SELECT 'p' || n AS sku, 'Product ' || n AS title, n AS quantity FROM generate_series(1, 3000) n";
+    for (made_of, create) in [
+        (
+            "partitions",
+            format!(
+                "CREATE TABLE shop.items {columns} PARTITION BY RANGE (quantity);
+                 CREATE TABLE shop.low PARTITION OF shop.items FOR VALUES FROM (MINVALUE) TO (1500);
+                 CREATE TABLE shop.high PARTITION OF shop.items FOR VALUES FROM (1500) TO (MAXVALUE);
+                 INSERT INTO shop.items {rows}"
+            ),
+        ),
+        (
+            "a table that another one inherits from",
+            format!(
+                "CREATE TABLE shop.items {columns};
+                 CREATE TABLE shop.more (LIKE shop.items) INHERITS (shop.items);
+                 INSERT INTO shop.items {rows} WHERE n <= 10;
+                 INSERT INTO shop.more {rows} WHERE n > 10"
+            ),
+        ),
+        (
+            "rows that a policy lets through",
+            format!(
+                "CREATE TABLE shop.items {columns}; INSERT INTO shop.items {rows};
+                 ALTER TABLE shop.items ENABLE ROW LEVEL SECURITY;
+                 CREATE POLICY all_rows ON shop.items USING (quantity > 0)"
+            ),
+        ),
+        (
+            "a view",
+            format!(
+                "CREATE TABLE shop.all_items AS {rows}; CREATE VIEW shop.items AS SELECT * FROM shop.all_items"
+            ),
+        ),
+    ] {
+        elsewhere.create(&create).await;
+        assert_follows(&elsewhere, made_of).await;
+        let same = assert_follows(&elsewhere, made_of).await;
+        assert_eq!(
+            (&same["products"], &same["read"]),
+            (&json!(3000), &json!(0)),
+            "{made_of}: {same}"
+        );
+        elsewhere
+            .run(
+                "UPDATE shop.items SET quantity = 4000 WHERE sku IN ('p1', 'p2999');
+                 DELETE FROM shop.items WHERE sku IN ('p7', 'p3000')",
+            )
+            .await;
+        let changed = assert_follows(&elsewhere, made_of).await;
+        assert_eq!(
+            (&changed["products"], &changed["written"]),
+            (&json!(2998), &json!(4)),
+            "{made_of}: {changed}"
+        );
+    }
+}
