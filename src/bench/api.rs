@@ -1,19 +1,14 @@
-//! The API as the load generator uses it: plain HTTP/1.1, a connection for each worker.
+//! The API as the load generator uses it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
-use hyper::{Method, Request};
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
 use url::Url;
+
+use super::connection::Connection;
 
 /// Why there is nothing to report.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +47,6 @@ pub enum Error {
     NothingToSell,
 }
 
-/// A request without an answer for this long has none.
-pub(super) const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 /// Items of one page of a list: the most that the API gives.
 const PAGE: usize = 200;
 /// How often what is not told yet is looked at.
@@ -66,64 +59,7 @@ const LAST_LOOKS_MAX: usize = 10_000;
 pub(super) struct Api {
     authority: String,
     base: String,
-    authorization: Option<HeaderValue>,
-}
-
-/// An open connection.
-pub(super) struct Connection {
-    sender: SendRequest<Full<Bytes>>,
-    authority: String,
-    authorization: Option<HeaderValue>,
-}
-
-/// What came back.
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) body: Bytes,
-}
-
-impl Connection {
-    /// Sends a request and reads the whole answer. The error says why there is none.
-    pub(super) async fn send(
-        &mut self,
-        method: Method,
-        path: &str,
-        body: Vec<u8>,
-    ) -> Result<Answer, String> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(HOST, &self.authority)
-            .header(CONTENT_TYPE, "application/json");
-        if let Some(authorization) = &self.authorization {
-            request = request.header(AUTHORIZATION, authorization.clone());
-        }
-        let request = request
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|error| error.to_string())?;
-        let exchange = async {
-            self.sender
-                .ready()
-                .await
-                .map_err(|error| error.to_string())?;
-            let response = self
-                .sender
-                .send_request(request)
-                .await
-                .map_err(|error| error.to_string())?;
-            let status = response.status().as_u16();
-            let body = response
-                .into_body()
-                .collect()
-                .await
-                .map_err(|error| error.to_string())?
-                .to_bytes();
-            Ok(Answer { status, body })
-        };
-        tokio::time::timeout(REQUEST_DEADLINE, exchange)
-            .await
-            .unwrap_or_else(|_| Err(format!("no answer within {} s", REQUEST_DEADLINE.as_secs())))
-    }
+    authorization: Option<String>,
 }
 
 /// An order, as much as is read of it.
@@ -188,14 +124,10 @@ impl Api {
             return Err(address("only http:// is spoken"));
         }
         let host = parsed.host_str().ok_or_else(|| address("it has no host"))?;
-        let authorization = key
-            .map(|key| {
-                let mut value =
-                    HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| Error::Key)?;
-                value.set_sensitive(true);
-                Ok(value)
-            })
-            .transpose()?;
+        if key.is_some_and(|key| !key.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return Err(Error::Key);
+        }
+        let authorization = key.map(|key| format!("Bearer {key}"));
         Ok(Self {
             authorization,
             authority: format!("{host}:{}", parsed.port().unwrap_or(80)),
@@ -208,32 +140,12 @@ impl Api {
     }
 
     pub(super) async fn connect(&self) -> Result<Connection, Error> {
-        let unreachable = |problem: String| Error::Unreachable {
-            at: self.authority.clone(),
-            problem,
-        };
-        let opening = async {
-            let stream = TcpStream::connect(&self.authority)
-                .await
-                .map_err(|error| error.to_string())?;
-            stream
-                .set_nodelay(true)
-                .map_err(|error| error.to_string())?;
-            handshake(TokioIo::new(stream))
-                .await
-                .map_err(|error| error.to_string())
-        };
-        let (sender, connection) = tokio::time::timeout(REQUEST_DEADLINE, opening)
+        Connection::open(&self.authority, self.authorization.as_deref())
             .await
-            .unwrap_or_else(|_| Err("no connection in time".to_owned()))
-            .map_err(unreachable)?;
-        // Ends with the connection; whoever sends sees why.
-        tokio::spawn(connection);
-        Ok(Connection {
-            sender,
-            authority: self.authority.clone(),
-            authorization: self.authorization.clone(),
-        })
+            .map_err(|problem| Error::Unreachable {
+                at: self.authority.clone(),
+                problem,
+            })
     }
 
     async fn get<T: DeserializeOwned>(
@@ -247,7 +159,7 @@ impl Api {
             problem,
         };
         let answer = connection
-            .send(Method::GET, &self.path(path), Vec::new())
+            .send("GET", &self.path(path), b"")
             .await
             .map_err(|problem| Error::Unreachable {
                 at: self.authority.clone(),

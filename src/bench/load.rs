@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hyper::Method;
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use super::api::{Answer, Api, Connection};
+use super::api::Api;
+use super::connection::{Answer, Connection};
 use super::measured::Measured;
 use super::plan::{Chooser, Pace, Plan};
 
@@ -56,6 +55,19 @@ struct Run {
     end: Instant,
     /// Requests begun, of all workers.
     tickets: AtomicU64,
+}
+
+#[derive(Serialize)]
+struct Order<'a> {
+    lines: Vec<Line<'a>>,
+    reference: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line<'a> {
+    product_id: &'a str,
+    quantity: i64,
 }
 
 #[derive(Deserialize)]
@@ -131,16 +143,21 @@ impl Run {
         connection: &mut Option<Connection>,
         is_measured: bool,
     ) -> Result<Answer, String> {
-        let lines: Vec<_> = (0..self.plan.lines)
-            .map(|_| json!({"productId": self.chooser.at(fastrand::f64()), "quantity": self.plan.quantity}))
-            .collect();
-        // Those of the warm-up are nobody's.
-        let reference = if is_measured {
-            &self.reference
-        } else {
-            "bench"
+        let order = Order {
+            lines: (0..self.plan.lines)
+                .map(|_| Line {
+                    product_id: self.chooser.at(fastrand::f64()),
+                    quantity: self.plan.quantity,
+                })
+                .collect(),
+            // Those of the warm-up are nobody's.
+            reference: if is_measured {
+                &self.reference
+            } else {
+                "bench"
+            },
         };
-        let body = json!({"lines": lines, "reference": reference}).to_string();
+        let body = serde_json::to_vec(&order).map_err(|error| error.to_string())?;
         let mut open = match connection.take() {
             Some(open) => open,
             None => self
@@ -149,10 +166,10 @@ impl Run {
                 .await
                 .map_err(|error| error.to_string())?,
         };
-        let answer = open
-            .send(Method::POST, &self.api.path("/orders"), body.into_bytes())
-            .await?;
-        *connection = Some(open);
+        let answer = open.send("POST", &self.api.path("/orders"), &body).await?;
+        if answer.goes_on {
+            *connection = Some(open);
+        }
         Ok(answer)
     }
 }

@@ -2,6 +2,7 @@
 //! decided, and of which the vendors were told; not what was sent.
 
 mod api;
+mod connection;
 mod load;
 mod measured;
 mod plan;

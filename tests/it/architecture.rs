@@ -111,7 +111,7 @@ const KEPT_IN: [(&str, &[&str]); 12] = [
         "reqwest",
         &["client", "outgoing", "receivers", "traces", "vendors"],
     ),
-    ("hyper", &["bench"]),
+    ("httparse", &["bench"]),
     ("tokio_postgres", &["pg"]),
     ("clap", &["cli", "commands"]),
     ("clap_complete", &["cli", "commands"]),
