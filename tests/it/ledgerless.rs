@@ -202,7 +202,7 @@ async fn an_answer_that_came_after_the_snapshot_opened_is_left_to_the_next_sync(
         .await;
     let sync = elsewhere.shop.start(&["sync", "--once", "--json"]);
     elsewhere.shop.held_up_at(ELSEWHERE).await;
-    sync.signal(Signal::SIGSTOP);
+    sync.pause().await;
     held.release().await;
     let _vendor = (
         elsewhere.serve(),

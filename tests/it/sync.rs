@@ -280,7 +280,7 @@ async fn wake_up_late(shop: &Shop) -> Ended {
         .await;
     let late = shop.start(&["sync", "--once", "--json"]);
     shop.held_up_at("vendorA").await;
-    late.signal(Signal::SIGSTOP);
+    late.pause().await;
     held.release().await;
     shop.run_here("SELECT pg_terminate_backend(pid, 5000) FROM pg_locks JOIN pg_database d ON d.oid = database WHERE locktype = 'advisory' AND datname = current_database()")
         .await;

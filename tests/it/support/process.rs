@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::{DEADLINE, binary};
+use super::{DEADLINE, binary, eventually};
 
 /// What a process has left when it has ended.
 #[derive(Debug)]
@@ -127,6 +127,24 @@ impl Process {
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = self.child.id().expect("not ended yet");
         kill(Pid::from_raw(pid.try_into().expect("a pid")), signal).expect("sent");
+    }
+
+    /// Pauses it. SIGSTOP is only sent: on a busy machine, a thread may go on for a while.
+    pub(crate) async fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+        let threads = format!("/proc/{}/task", self.id());
+        let is_stopped = |thread: &std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // "4711 (a name) T ...", and the name may be anything.
+            let (_, state) = stat.rsplit_once(") ").unwrap_or_default();
+            state.starts_with('T')
+        };
+        eventually("every thread is stopped", async || {
+            let threads = std::fs::read_dir(&threads).expect("its threads");
+            let all = threads.flatten().all(|thread| is_stopped(&thread));
+            all.then_some(())
+        })
+        .await;
     }
 
     /// Starts the program with a configuration file.

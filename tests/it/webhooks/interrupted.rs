@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::signal::Signal;
-
 use super::{names, products, shop_with, subscribe, tell_of};
 use crate::support::receiver::{Came, Receiver, Reply};
 use crate::support::{Process, Proxy, eventually};
@@ -71,7 +69,7 @@ async fn a_process_that_stands_still_with_its_connections_as_they_were_does_not_
     subscribe(&shop, &receiver.url("/hook"), &[]).await;
     let stopped = shop.start(&["work", "--queue", "webhooks"]);
     stopped.writes("feeds the queue of webhooks").await;
-    stopped.signal(Signal::SIGSTOP);
+    stopped.pause().await;
     let other = shop.start(&["work", "--queue", "webhooks"]);
     other.writes("feeds the queue of webhooks").await;
 }
