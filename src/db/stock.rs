@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, Text, Timestamptz};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Json, Nullable, Text, Timestamptz};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 
 use super::{product_id, vendor_id};
 use crate::domain::book::{Listed, Place, Shelf, VendorChange};
 use crate::domain::difference::{Buckets, ID_BITS};
 use crate::domain::ids::{ProductId, VendorId};
-use crate::pg::{Error, HashedColumns, Hashes, LONG_READ_DEADLINE, prepared};
+use crate::pg::{Error, HashedColumns, Hashes, LONG_READ_DEADLINE, fits_in_buffers, prepared};
 
 #[derive(diesel::QueryableByName)]
 struct Row {
@@ -154,6 +154,10 @@ const HASHED: HashedColumns<'static> = HashedColumns {
     name: "name",
     stock: "on_hand",
 };
+
+/// Every order asks for stock, so that it may well have half of the server's buffers.
+const PART_OF_BUFFERS: u32 = 2;
+
 /// A look at one vendor's stock, without locks, on a connection that has no other use meanwhile. It is one transaction, so
 /// it should be short: what it may still see cannot be vacuumed.
 pub struct Look<'a> {
@@ -172,12 +176,13 @@ impl<'a> Look<'a> {
         vendor: &'a VendorId,
         run: i64,
     ) -> Result<Self, Error> {
-        // A vendor may take long for its part. Of a cursor everything is read.
+        // A vendor may take long for its part. Of a cursor everything is read. To compile takes longer than it saves.
         connection
             .batch_execute(&format!(
                 "BEGIN READ ONLY;
                  SET LOCAL statement_timeout = {};
                  SET LOCAL cursor_tuple_fraction = 1;
+                 SET LOCAL jit = off;
                  SET LOCAL idle_in_transaction_session_timeout = '5min'",
                 LONG_READ_DEADLINE.as_millis()
             ))
@@ -195,18 +200,53 @@ impl<'a> Look<'a> {
     /// See [`Error`].
     pub async fn hashes(&mut self) -> Result<Hashes<'_>, Error> {
         let is_to_unblock = format!("blocked_run < {}", self.run);
-        let query = HASHED.select_hashes(
-            "stock WHERE vendor_id = $1",
-            Some(&is_to_unblock),
-            self.run,
-            ID_BITS,
-        );
-        let query = diesel::sql_query(query);
-        Hashes::load(
-            self.connection,
-            query.into_boxed().bind::<Text, _>(self.vendor.as_str()),
-        )
-        .await
+        let (condition, other) = ("vendor_id = $1", Some(is_to_unblock.as_str()));
+        let by_blocks = self.is_read_by_blocks().await?;
+        let query = if by_blocks {
+            HASHED.select_hashes_by_blocks("stock", Some(condition), other, self.run, ID_BITS)
+        } else {
+            let from = format!("stock WHERE {condition}");
+            HASHED.select_hashes(&from, other, self.run, ID_BITS)
+        };
+        let query = diesel::sql_query(query)
+            .into_boxed()
+            .bind::<Text, _>(self.vendor.as_str());
+        if by_blocks {
+            Hashes::by_blocks(self.connection, query).await
+        } else {
+            Hashes::by_rows(self.connection, query).await
+        }
+    }
+
+    /// Whether all vendors' rows are read for this one's, and may be read by blocks. How many are whose is for the server to
+    /// say.
+    async fn is_read_by_blocks(&mut self) -> Result<bool, Error> {
+        #[derive(diesel::QueryableByName)]
+        struct Fits {
+            #[diesel(sql_type = Bool)]
+            fits: bool,
+        }
+        let fits: Fits = diesel::sql_query(format!(
+            "SELECT {} AS fits",
+            fits_in_buffers("stock", PART_OF_BUFFERS)
+        ))
+        .get_result(self.connection)
+        .await?;
+        if !fits.fits {
+            return Ok(false);
+        }
+        #[derive(diesel::QueryableByName)]
+        struct Explained {
+            #[diesel(sql_type = Json, column_name = "QUERY PLAN")]
+            plan: serde_json::Value,
+        }
+        let explained: Explained =
+            diesel::sql_query("EXPLAIN (FORMAT JSON) SELECT name FROM stock WHERE vendor_id = $1")
+                .bind::<Text, _>(self.vendor.as_str())
+                .get_result(self.connection)
+                .await?;
+        let node = explained.plan.pointer("/0/Plan/Node Type");
+        Ok(node.is_some_and(|node| node == "Seq Scan"))
     }
 
     /// Begins to read the products in some buckets, in the order of their ids.

@@ -4,7 +4,10 @@ use std::fmt;
 
 use crate::domain::difference::ID_BITS;
 use crate::domain::listing::{ID_CHARS_READ, NAME_CHARS_MAX, STOCK_CHARS_READ};
-use crate::pg::HashedColumns;
+use crate::pg::{HashedColumns, fits_in_buffers, regclass};
+
+/// A vendor's buffers are for what the vendor asks for.
+const PART_OF_BUFFERS: u32 = 4;
 
 /// A table with its columns. The names are as PostgreSQL keeps them: without quotes, and their case counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +80,26 @@ impl Catalogue {
         self.with_columns(|columns| columns.select_hashes(&self.table(), None, seed, ID_BITS))
     }
 
+    /// The same as arrays `hashes`, each of some blocks.
+    pub(super) fn select_hashes_by_blocks(&self, seed: i64) -> String {
+        self.with_columns(|columns| {
+            columns.select_hashes_by_blocks(&self.table(), None, None, seed, ID_BITS)
+        })
+    }
+
+    /// Whether it is a table that may be read by blocks, an expression. A view has none, and a partitioned table or one that
+    /// others inherit from has those of several; where a policy chooses the rows, the server may not ask for their place
+    /// before it.
+    pub(super) fn may_be_read_by_blocks(&self) -> String {
+        let table = self.table();
+        format!(
+            "EXISTS (SELECT FROM pg_class c JOIN pg_am am ON am.oid = c.relam WHERE c.oid = {} AND c.relkind = 'r' \
+             AND NOT c.relhassubclass AND NOT c.relrowsecurity AND am.amname = 'heap' AND {})",
+            regclass(&table),
+            fits_in_buffers(&table, PART_OF_BUFFERS)
+        )
+    }
+
     /// Whether a row is in one of these buckets, an expression.
     pub(super) fn is_in(&self, buckets: &str, mask: usize, seed: i64) -> String {
         self.with_columns(|columns| columns.is_in(buckets, mask, seed))
@@ -121,6 +144,8 @@ mod tests {
         insta::assert_snapshot!(catalogue.select("UTF8", Some(&catalogue.is_in("$1", 7, 5))), @r#"SELECT left("sku"" , (SELECT 1) AS ""x"::text, 201) AS id, left("na me"::text, 1000) AS name, left("Qty"::text, 100) AS stock FROM "Shop""; --"."items""""" WHERE get_bit($1, (hashtextextended((coalesce("sku"" , (SELECT 1) AS ""x"::text, '')) COLLATE "C", 5) & 7)::integer) = 1 ORDER BY "sku"" , (SELECT 1) AS ""x"::text COLLATE "C""#);
         insta::assert_snapshot!(catalogue.select_is_empty(), @r#"SELECT NOT EXISTS (SELECT FROM "Shop""; --"."items""""") AS is_empty"#);
         insta::assert_snapshot!(catalogue.select_hashes(5), @r#"SELECT ((id_hash & 1048575) | (hashtextextended(name, id_hash # stock) & -1048576)) AS hash FROM (SELECT hashtextextended((coalesce("sku"" , (SELECT 1) AS ""x"::text, '')) COLLATE "C", 5) AS id_hash, (coalesce("na me"::text, '')) COLLATE "C" AS name, coalesce("Qty"::bigint, 0) AS stock FROM "Shop""; --"."items""""" OFFSET 0) AS hashed"#);
+        insta::assert_snapshot!(catalogue.select_hashes_by_blocks(5), @r#"SELECT ARRAY(SELECT ((id_hash & 1048575) | (hashtextextended(name, id_hash # stock) & -1048576)) AS hash FROM (SELECT hashtextextended((coalesce("sku"" , (SELECT 1) AS ""x"::text, '')) COLLATE "C", 5) AS id_hash, (coalesce("na me"::text, '')) COLLATE "C" AS name, coalesce("Qty"::bigint, 0) AS stock FROM "Shop""; --"."items""""" WHERE ctid >= stockctl_part.first AND ctid < stockctl_part.after OFFSET 0) AS hashed) AS hashes FROM (SELECT format('(%s,0)', block)::tid AS first, format('(%s,0)', CASE WHEN block + 128 > blocks THEN 4294967295 ELSE block + 128 END)::tid AS after FROM (SELECT pg_relation_size('"Shop""; --"."items"""""'::regclass) / current_setting('block_size')::bigint AS blocks) AS size, generate_series(0, blocks, 128) AS block) AS stockctl_part"#);
+        insta::assert_snapshot!(catalogue.may_be_read_by_blocks(), @r#"EXISTS (SELECT FROM pg_class c JOIN pg_am am ON am.oid = c.relam WHERE c.oid = '"Shop""; --"."items"""""'::regclass AND c.relkind = 'r' AND NOT c.relhassubclass AND NOT c.relrowsecurity AND am.amname = 'heap' AND pg_relation_size('"Shop""; --"."items"""""'::regclass) * 4 <= pg_size_bytes(current_setting('shared_buffers')))"#);
         insta::assert_snapshot!(catalogue.stock_type(), @r#"pg_typeof((SELECT "Qty" FROM "Shop""; --"."items""""" LIMIT 0))::text"#);
         insta::assert_snapshot!(catalogue.to_string(), @r#"Shop"; --.items"""#);
     }

@@ -9,7 +9,9 @@ use crate::domain::book::Listed;
 use crate::domain::difference::Buckets;
 use crate::domain::ids::{ProductId, UpdateId};
 use crate::domain::listing;
-use crate::pg::{self, Hashes, LONG_READ_DEADLINE, ROW_HASH_SINCE, Settings, connect};
+use crate::pg::{
+    self, BLOCK_RANGES_SINCE, Hashes, LONG_READ_DEADLINE, ROW_HASH_SINCE, Settings, connect,
+};
 
 /// Why a vendor's database cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +108,8 @@ struct Server {
     is_replica: bool,
     #[diesel(sql_type = Text)]
     stock_type: String,
+    #[diesel(sql_type = Bool)]
+    may_be_read_by_blocks: bool,
 }
 
 #[derive(diesel::QueryableByName)]
@@ -120,6 +124,10 @@ impl Server {
         self.encoding == "UTF8"
             && self.version >= ROW_HASH_SINCE
             && matches!(self.stock_type.as_str(), "smallint" | "integer" | "bigint")
+    }
+
+    fn reads_by_blocks(&self) -> bool {
+        self.may_be_read_by_blocks && self.version >= BLOCK_RANGES_SINCE
     }
 }
 
@@ -169,8 +177,9 @@ impl Session {
         // BEGIN alone opens no snapshot, the first query does.
         let server = diesel::sql_query(format!(
             "SELECT current_setting('server_encoding') AS encoding, current_setting('server_version_num')::integer AS version,
-                 pg_is_in_recovery() AS is_replica, {} AS stock_type",
-            self.catalogue.stock_type()
+                 pg_is_in_recovery() AS is_replica, {} AS stock_type, {} AS may_be_read_by_blocks",
+            self.catalogue.stock_type(),
+            self.catalogue.may_be_read_by_blocks()
         ))
         .get_result::<Server>(&mut self.connection)
         .await
@@ -275,22 +284,31 @@ impl Snapshot {
     /// # Errors
     /// See [`Error`].
     pub async fn hashes(&mut self, seed: i64) -> Result<Hashes<'_>, Error> {
-        // Millions of rows come by one statement; each part of them has its deadline.
-        let query = self.session.catalogue.select_hashes(seed);
+        // Millions of rows come by one statement; each part of them has its deadline. To compile it takes longer than it
+        // saves, and without scans by place each part would look at all rows.
         self.session
             .connection
             .batch_execute(&format!(
-                "SET LOCAL statement_timeout = {}",
+                "SET LOCAL statement_timeout = {};
+                 SET LOCAL jit = off;
+                 SET LOCAL enable_tidscan = on",
                 LONG_READ_DEADLINE.as_millis()
             ))
             .await
             .map_err(|error| Error::Database(error.into()))?;
-        Hashes::load(
-            &mut self.session.connection,
-            diesel::sql_query(query).into_boxed(),
-        )
-        .await
-        .map_err(|error| unreadable(&self.session.catalogue, error))
+        let Session {
+            connection,
+            catalogue,
+            ..
+        } = &mut self.session;
+        let begun = if self.server.reads_by_blocks() {
+            let query = diesel::sql_query(catalogue.select_hashes_by_blocks(seed));
+            Hashes::by_blocks(connection, query.into_boxed()).await
+        } else {
+            let query = diesel::sql_query(catalogue.select_hashes(seed));
+            Hashes::by_rows(connection, query.into_boxed()).await
+        };
+        begun.map_err(|error| unreadable(catalogue, error))
     }
 
     /// The next products, each after the one before in the order of their ids; `None` after the last. A row that cannot

@@ -556,6 +556,14 @@ async fn a_table_of_any_make_is_compared_whole() {
     let columns = "(sku text, title text, quantity integer)";
     let rows = "SELECT 'p' || n AS sku, 'Product ' || n AS title, n AS quantity FROM generate_series(1, 3000) n";
     for (made_of, create) in [
+        // Eight rows a block, so that they come in several parts; the columns have names that a query may have too.
+        (
+            "many blocks",
+            format!(
+                "CREATE TABLE shop.items {columns} WITH (fillfactor = 10); INSERT INTO shop.items {rows};
+                 ALTER TABLE shop.items ADD first tid, ADD after tid"
+            ),
+        ),
         (
             "partitions",
             format!(
