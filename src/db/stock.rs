@@ -176,13 +176,15 @@ impl<'a> Look<'a> {
         vendor: &'a VendorId,
         run: i64,
     ) -> Result<Self, Error> {
-        // A vendor may take long for its part. Of a cursor everything is read. To compile takes longer than it saves.
+        // A vendor may take long for its part. Of a cursor everything is read. To compile takes longer than it saves, and
+        // without scans by place each part would look at all rows.
         connection
             .batch_execute(&format!(
                 "BEGIN READ ONLY;
                  SET LOCAL statement_timeout = {};
                  SET LOCAL cursor_tuple_fraction = 1;
                  SET LOCAL jit = off;
+                 SET LOCAL enable_tidscan = on;
                  SET LOCAL idle_in_transaction_session_timeout = '5min'",
                 LONG_READ_DEADLINE.as_millis()
             ))
