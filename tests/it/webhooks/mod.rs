@@ -48,6 +48,17 @@ async fn webhook_with_status(shop: &Shop, id: &str, status: &str) -> Value {
     .await
 }
 
+/// Waits until a subscription would begin after all that has happened. It begins with the oldest transaction that is open on
+/// the server, which may be another test's, and older than what this one has done.
+async fn what_was_before_is_not_told(shop: &Shop) {
+    let later =
+        "SELECT count(*) AS n FROM events WHERE xid >= pg_snapshot_xmin(pg_current_snapshot())";
+    eventually("what has happened is before the horizon", || async {
+        (shop.count(later).await == 0).then_some(())
+    })
+    .await;
+}
+
 /// Lets something happen: another number is available of products that nobody has.
 async fn tell_of(shop: &Shop, products: &[String]) {
     let products: Vec<String> = products.iter().map(|of| format!("'{of}'")).collect();

@@ -9,7 +9,7 @@ use stockctl::domain::keys::Scope;
 use stockctl::domain::order::{Line, Lines, NewOrder};
 use stockctl::domain::webhooks::Subscription;
 
-use super::{names, products, shop_with, subscribe, tell_of};
+use super::{names, products, shop_with, subscribe, tell_of, what_was_before_is_not_told};
 use crate::support::receiver::{Came, Receiver, Reply, SECRET};
 use crate::support::{Shop, eventually};
 
@@ -140,6 +140,7 @@ async fn each_hears_what_it_may_of_each_type_signed_and_as_listeners_do() {
         (shop.count(named).await == 1).then_some(())
     })
     .await;
+    what_was_before_is_not_told(&shop).await;
     for (key, path, types) in [
         (&one, "/one", None),
         (&one, "/one/cancelled", Some(["order.cancelled"])),
