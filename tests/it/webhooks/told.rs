@@ -122,10 +122,8 @@ async fn each_hears_what_it_may_of_each_type_signed_and_as_listeners_do() {
     shop.reconfigure(|text| text.replace("[http]\n", "[http]\nrequire_keys = true\n"));
     shop.sync().await;
     let both = [Scope::OrdersRead, Scope::OrdersWrite];
-    let (one, other) = (
-        key(&shop, "one", &both).await,
-        key(&shop, "other", &both).await,
-    );
+    let one = key(&shop, "one", &both).await;
+    let other = key(&shop, "other", &both).await;
     let stocker = key(&shop, "stocker", &[Scope::StockWrite]).await;
     let boss = key(&shop, "boss", &[Scope::Admin]).await;
     let _parts = (shop.serve().await, shop.work());
