@@ -18,7 +18,7 @@ setup: ## Install PostgreSQL and RabbitMQ where they are missing
 	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql); \
 	[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null || missing+=(rabbitmq-server); \
 	[ -z "$${SETUP_PROMTOOL:-}" ] || command -v promtool >/dev/null || missing+=(prometheus); \
-	[ -z "$${SETUP_BROWSER:-}" ] || command -v chromedriver >/dev/null || missing+=(chromium chromium-driver); \
+	[ -z "$${SETUP_BROWSER:-}" ] || command -v chromedriver >/dev/null || missing+=(chromium chromium-driver chromium-headless-shell); \
 	[ -z "$${SETUP_DEB:-}" ] || command -v dpkg-shlibdeps >/dev/null || missing+=(dpkg-dev); \
 	[ -z "$${SETUP_DEB:-}" ] || [ "$$(id -u)" -eq 0 ] || command -v fakeroot >/dev/null || missing+=(fakeroot); \
 	[ -z "$${SETUP_PYTHON:-}" ] || python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv); \
