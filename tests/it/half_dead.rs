@@ -63,11 +63,7 @@ async fn orders_are_accepted_through_the_broker_while_postgresql_is_silent() {
     let (proxy, file) = before_postgresql(&shop).await;
     let direct = std::mem::replace(&mut shop.config, config::load(Some(&file)).expect("valid"));
     let _api = shop.serve().await;
-    eventually("the broker is connected", || async {
-        let (_, ready) = shop.get("/readyz").await;
-        (ready["rabbitmq"] == "up").then_some(())
-    })
-    .await;
+    shop.broker_is_connected().await;
     let before = shop.order(&[("p1", 1)]).await;
     proxy.freeze();
     let accept = || async {

@@ -326,6 +326,7 @@ async fn where_nothing_is_exported_a_trace_comes_to_the_vendor_as_it_was() {
     shop.sync().await;
     shop.reconfigure(|text| text.replace(&ours, &stub));
     let (_api, _work) = (shop.serve().await, shop.work());
+    shop.broker_is_connected().await;
     let not_sampled = sampled().replace("-01", "-00");
     let id = order_in(&shop, "p1", &not_sampled).await;
     shop.order_told(&id).await;
@@ -371,6 +372,7 @@ async fn the_lines_of_the_log_that_belong_to_a_message_name_its_trace_and_its_or
     );
     shop.reconfigure(|text| text.replace(&ours, &stub));
     let _api = shop.serve().await;
+    shop.broker_is_connected().await;
     let working = shop.start(&["work"]);
     let undecidable = order_in(&shop, "p1", &sampled()).await;
     shop.order_with_status(&undecidable, "failed").await;

@@ -153,10 +153,7 @@ async fn one_query_at_a_time_asks_for_all_who_wait() {
 async fn what_only_the_broker_has_is_not_waited_for() {
     let mut shop = Shop::new().await;
     let _api = serve_without(&mut shop, true, false).await;
-    eventually("the broker is connected", || async {
-        (shop.get("/readyz").await.1["rabbitmq"] == "up").then_some(())
-    })
-    .await;
+    shop.broker_is_connected().await;
     let accepted = order(&shop, "wait=30", 1).await;
     assert_eq!(outcome(&accepted), (202, "pending".to_owned(), None));
 }

@@ -339,6 +339,15 @@ impl Shop {
         .await
     }
 
+    /// Waits until the API is connected to the broker. What it accepts before, it cannot publish itself: the sweeper does so,
+    /// later and without its trace.
+    pub(crate) async fn broker_is_connected(&self) {
+        eventually("the broker is connected", || async {
+            (self.get("/readyz").await.1["rabbitmq"] == "up").then_some(())
+        })
+        .await;
+    }
+
     /// Waits until an unknown order is answered as such: until then another process may have accepted it through the
     /// broker.
     pub(crate) async fn knows_what_is_unknown(&self) {
