@@ -56,7 +56,11 @@ async fn an_order_tells_what_happened_to_it() {
         .post(&format!("/orders/{split}/cancel"), json!({}))
         .await;
     assert_eq!(status, 200, "{cancelled}");
-    assert!(told(&cancelled).ends_with("cancelled"), "{cancelled}");
+    // On a busy machine the vendors have heard of it before it is answered.
+    assert!(
+        told(&cancelled).lines().any(|event| event == "cancelled"),
+        "{cancelled}"
+    );
     let order = shop.order_told(&split).await;
     assert_eq!(told(&order).lines().count(), 7, "{order}");
 
