@@ -44,7 +44,7 @@ run: setup ## Build, and run everything on this machine (stockctl up)
 	cargo run -- up
 
 # Tests mostly wait for servers, so more of them run at once than there are cores.
-test: export RUST_TEST_THREADS ?= 8
+test: export RUST_TEST_THREADS ?= 10
 test: export SETUP_PROMTOOL := yes
 test: export SETUP_BROWSER := yes
 test: export SETUP_DEB := yes
