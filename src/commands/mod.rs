@@ -114,6 +114,21 @@ fn vendor_settings(config: &Config, vendor: &config::Vendor) -> pg::Settings {
 /// # Errors
 /// The configuration allows no connection.
 pub fn context(config: &Config) -> Result<Context, Failure> {
+    context_with(config, pg::Pool::new)
+}
+
+/// As [`context`], for who decides and tells what was decided.
+///
+/// # Errors
+/// As [`context`].
+fn context_for_batches(config: &Config) -> Result<Context, Failure> {
+    context_with(config, pg::Pool::for_batches)
+}
+
+fn context_with(
+    config: &Config,
+    pool: fn(&str, pg::Settings) -> Result<pg::Pool, pg::Error>,
+) -> Result<Context, Failure> {
     crate::metrics::begin();
     let vendors = config
         .vendors
@@ -145,7 +160,7 @@ pub fn context(config: &Config) -> Result<Context, Failure> {
         })
         .collect::<Result<_, Failure>>()?;
     Ok(Context {
-        database: pg::Pool::new("orders", database_settings(config)).map_err(Failure::bug)?,
+        database: pool("orders", database_settings(config)).map_err(Failure::bug)?,
         vendors,
     })
 }

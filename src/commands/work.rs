@@ -2,7 +2,10 @@
 
 use tokio::task::{JoinError, JoinSet};
 
-use super::{EXIT_BUG, Failure, broker_settings, context, wait_for_schema, watch_queues, webhooks};
+use super::{
+    EXIT_BUG, Failure, broker_settings, context_for_batches, wait_for_schema, watch_queues,
+    webhooks,
+};
 use crate::app::relay::{self, Relay};
 use crate::config::Config;
 use crate::consumers::push_states::PushStates;
@@ -35,7 +38,7 @@ pub async fn run(
     supervisor: &Supervisor,
 ) -> Result<(), Failure> {
     let configured = webhooks::configured(config)?;
-    let context = context(config)?;
+    let context = context_for_batches(config)?;
     let gauges = super::metrics::gauges(config, &context)?;
     // To the end: also while what is in hand is finished.
     let _metrics = super::metrics::listen(config, &gauges)?;
