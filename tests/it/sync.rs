@@ -670,6 +670,19 @@ async fn many_processes_migrate_empty_databases_at_the_same_time_and_each_migrat
     assert_eq!(ended.stdout.matches(": up to date").count(), 3, "{ended:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn no_statistics_are_gathered_of_what_stands_in_lists_and_documents() {
+    let shop = Shop::new().await;
+    let gathered = shop
+        .count(
+            "SELECT count(*) AS n FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_type t ON t.oid = a.atttypid
+             WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped
+               AND (t.typcategory = 'A' OR t.typname = 'jsonb') AND a.attstattarget <> 0",
+        )
+        .await;
+    assert_eq!(gathered, 0, "ANALYZE counts their elements each time");
+}
+
 /// An update that is refused.
 const UPDATE: &str = "00000000-0000-0000-0000-000000000003";
 
