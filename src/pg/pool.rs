@@ -185,8 +185,6 @@ impl Pool {
         );
         let pool = deadpool::Pool::builder(manager)
             .max_size(settings.pool_size)
-            // What was used last is used next: its server process is in the caches of a processor still.
-            .queue_mode(::deadpool::managed::QueueMode::Lifo)
             .runtime(::deadpool::Runtime::Tokio1)
             .wait_timeout(Some(settings.connect_timeout))
             .create_timeout(Some(settings.connect_timeout))

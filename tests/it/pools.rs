@@ -1,40 +1,11 @@
-//! What the connections of a pool are set up for.
+//! How the connections of a pool plan.
 
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Integer};
-use diesel_async::{AsyncPgConnection, RunQueryDsl as _};
+use diesel::sql_types::{Array, BigInt};
+use diesel_async::RunQueryDsl as _;
 use stockctl::pg::{Pool, prepared};
 
 use crate::support::Shop;
-
-#[derive(QueryableByName)]
-struct Backend {
-    #[diesel(sql_type = Integer)]
-    pid: i32,
-}
-
-async fn backend(connection: &mut AsyncPgConnection) -> i32 {
-    let asked = diesel::sql_query("SELECT pg_backend_pid() AS pid");
-    let backend: Backend = asked.get_result(connection).await.expect("a pid");
-    backend.pid
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_connection_that_was_used_last_is_used_next() {
-    let shop = Shop::new().await;
-    let mut settings = shop.context_here().database.settings().clone();
-    settings.pool_size = 2;
-    let pool = Pool::new("two", settings).expect("a pool");
-    let mut first = pool.get().await.expect("a connection");
-    let mut last = pool.get().await.expect("another");
-    let pids = [backend(&mut first).await, backend(&mut last).await];
-    drop(first);
-    drop(last);
-    for _ in 0..3 {
-        let mut next = pool.get().await.expect("one that was there");
-        assert_eq!(backend(&mut next).await, pids[1]);
-    }
-}
 
 #[derive(QueryableByName, Debug, PartialEq)]
 struct Plans {
