@@ -15,10 +15,10 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use uuid::Uuid;
 
 use super::corrupt;
-use super::updates::Unclosed;
+use super::updates::Page;
 use crate::domain::audit::{Digest, Found, Held, SHOWN_MAX, Violation};
 use crate::domain::ids::{UpdateId, VendorId};
-use crate::domain::update::State;
+use crate::domain::update::{Brief, State};
 use crate::pg::{Error, Settings, open_long_read, prepared};
 
 /// What an update adds to what is available: `domain::update::Update::effect`.
@@ -598,18 +598,25 @@ impl Snapshot {
         Ok(rows.into_iter().next().map(|row| row.id))
     }
 
-    /// Lists a vendor's updates without an answer: about `limit` after the row `after` of the list of what is not closed.
+    /// Lists rows of a vendor's list of what is not closed, with about `limit` updates, after the row `after`.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn list_open(
+    pub async fn list_unclosed(
         &mut self,
         vendor: &VendorId,
         after: i64,
-        limit: i64,
-    ) -> Result<Unclosed, Error> {
-        let open = Some(State::Open);
-        super::updates::list_unclosed(&mut self.connection, vendor, open, after, limit).await
+        limit: usize,
+    ) -> Result<Page, Error> {
+        super::updates::list_unclosed(&mut self.connection, vendor, after, limit).await
+    }
+
+    /// Of updates, those without an answer.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn find_open(&mut self, ids: &[UpdateId]) -> Result<Vec<Brief>, Error> {
+        super::updates::find_unclosed(&mut self.connection, ids, Some(State::Open)).await
     }
 
     /// Begins to read a vendor's updates of a part of the ids, in their order; what was begun before ends.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{corrupt, product_id, vendor_id};
 use crate::domain::history::Timed;
 use crate::domain::ids::{OrderId, ProductId, UpdateId, VendorId};
-use crate::domain::update::{State, Update};
+use crate::domain::update::{Brief, State, Update};
 use crate::pg::{Error, prepared};
 
 #[derive(diesel::QueryableByName)]
@@ -141,103 +141,128 @@ pub async fn load_with_counterparts_for_update(
     rows.into_iter().map(TryInto::try_into).collect()
 }
 
-/// Updates that are not closed, of some rows of the list of those.
-#[derive(Debug, Default)]
-pub struct Unclosed {
-    /// The updates.
-    pub updates: Vec<ListedUpdate>,
-    /// The rows of the list that were looked at.
-    pub listings: Vec<i64>,
+/// A row of the list of what is not closed.
+#[derive(Debug)]
+pub struct Listing {
+    /// The row.
+    pub id: i64,
+    /// What stands in it. Some of that may be closed by now: it is taken out afterwards.
+    pub updates: Vec<UpdateId>,
+}
+
+/// Some rows of a vendor's list of what is not closed.
+#[derive(Debug)]
+pub struct Page {
+    /// The rows, in their order.
+    pub listings: Vec<Listing>,
     /// Whether these are the last ones that there were.
     pub is_last: bool,
 }
 
-/// An update that stands in the list of those that are not closed.
-#[derive(Debug)]
-pub struct ListedUpdate {
-    /// The update.
-    pub id: UpdateId,
-    /// Its product.
-    pub product_id: ProductId,
-    /// Whether it takes stock, and does not return it.
-    pub is_take: bool,
-    /// The row of the list.
-    pub listing: i64,
+impl Page {
+    /// What stands in its rows.
+    #[must_use]
+    pub fn updates(&self) -> Vec<UpdateId> {
+        self.listings
+            .iter()
+            .flat_map(|listing| listing.updates.iter().copied())
+            .collect()
+    }
+
+    /// After which row the next page begins.
+    #[must_use]
+    pub fn end(&self) -> Option<i64> {
+        self.listings.last().map(|listing| listing.id)
+    }
 }
 
 /// Where the rows of the list have fewer ids than that, less comes than the limit allows: not more rows are read for it.
 const FEW_IDS: usize = 20;
 
-/// Lists a vendor's updates that are not closed: those of the next rows of the list after the row `after`, about `limit` of
-/// them; only those in one state, where that is given.
+/// Lists the next rows of a vendor's list of what is not closed after the row `after`, with about `limit` updates. The
+/// updates themselves are not looked at.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn list_unclosed(
     connection: &mut AsyncPgConnection,
     vendor: &VendorId,
-    state: Option<State>,
     after: i64,
-    limit: i64,
-) -> Result<Unclosed, Error> {
+    limit: usize,
+) -> Result<Page, Error> {
     #[derive(diesel::QueryableByName)]
     struct Listed {
         #[diesel(sql_type = BigInt)]
-        listing: i64,
-        #[diesel(sql_type = BigInt)]
-        listed: i64,
-        #[diesel(sql_type = Nullable<SqlUuid>)]
-        id: Option<Uuid>,
-        #[diesel(sql_type = Nullable<Text>)]
-        product_id: Option<String>,
-        #[diesel(sql_type = Nullable<Bool>)]
-        is_take: Option<bool>,
+        id: i64,
+        #[diesel(sql_type = Array<SqlUuid>)]
+        update_ids: Vec<Uuid>,
     }
-    let rows_read_max = usize::try_from(limit)
-        .unwrap_or(usize::MAX)
-        .div_ceil(FEW_IDS);
-    let rows_max = i64::try_from(rows_read_max).unwrap_or(i64::MAX);
+    let rows_max = limit.div_ceil(FEW_IDS);
     let rows: Vec<Listed> = prepared(
         diesel::sql_query(
-            "WITH counted AS (
+            "SELECT id, update_ids FROM (
                  SELECT id, update_ids, sum(cardinality(update_ids)) OVER (ORDER BY id) - cardinality(update_ids) AS before
                  FROM (SELECT id, update_ids FROM listed_updates
-                       WHERE vendor_id = $1 AND id > $2 ORDER BY id LIMIT $5) AS next
-             )
-             SELECT l.id AS listing, cardinality(l.update_ids)::bigint AS listed, u.id, u.product_id, u.is_take
-             FROM counted l LEFT JOIN LATERAL (
-                 SELECT u.id, u.product_id, u.delta < 0 AS is_take
-                 FROM unnest(l.update_ids) AS listed (id) JOIN stock_updates u ON u.id = listed.id
-                 WHERE u.closed_at IS NULL AND ($4 IS NULL OR u.state = $4)
-             ) AS u ON true
-             WHERE l.before < $3 ORDER BY l.id, u.id",
+                       WHERE vendor_id = $1 AND id > $2 ORDER BY id LIMIT $4) AS next
+             ) AS counted WHERE before < $3 ORDER BY id",
         )
         .bind::<Text, _>(vendor.as_str())
         .bind::<BigInt, _>(after)
-        .bind::<BigInt, _>(limit)
-        .bind::<Nullable<Text>, _>(state.map(State::as_str))
-        .bind::<BigInt, _>(rows_max),
+        .bind::<BigInt, _>(i64::try_from(limit).unwrap_or(i64::MAX))
+        .bind::<BigInt, _>(i64::try_from(rows_max).unwrap_or(i64::MAX)),
     )
     .load(connection)
     .await?;
-    let mut unclosed = Unclosed::default();
-    let mut listed = 0;
-    for row in rows {
-        if unclosed.listings.last() != Some(&row.listing) {
-            unclosed.listings.push(row.listing);
-            listed += row.listed;
-        }
-        if let (Some(id), Some(product), Some(is_take)) = (row.id, row.product_id, row.is_take) {
-            unclosed.updates.push(ListedUpdate {
-                id: UpdateId(id),
-                product_id: product_id(product)?,
-                is_take,
-                listing: row.listing,
-            });
-        }
+    let listed: usize = rows.iter().map(|row| row.update_ids.len()).sum();
+    Ok(Page {
+        is_last: listed < limit && rows.len() < rows_max,
+        listings: rows
+            .into_iter()
+            .map(|row| Listing {
+                id: row.id,
+                updates: row.update_ids.into_iter().map(UpdateId).collect(),
+            })
+            .collect(),
+    })
+}
+
+/// Of updates, those that are not closed; only those in one state, where that is given.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn find_unclosed(
+    connection: &mut AsyncPgConnection,
+    ids: &[UpdateId],
+    state: Option<State>,
+) -> Result<Vec<Brief>, Error> {
+    #[derive(diesel::QueryableByName)]
+    struct Found {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+        #[diesel(sql_type = Text)]
+        product_id: String,
+        #[diesel(sql_type = Bool)]
+        is_take: bool,
     }
-    unclosed.is_last = listed < limit && unclosed.listings.len() < rows_read_max;
-    Ok(unclosed)
+    let rows: Vec<Found> = prepared(
+        diesel::sql_query(
+            "SELECT id, product_id, delta < 0 AS is_take FROM stock_updates
+             WHERE id = ANY($1) AND closed_at IS NULL AND ($2 IS NULL OR state = $2) ORDER BY id",
+        )
+        .bind::<Array<SqlUuid>, _>(uuids(ids))
+        .bind::<Nullable<Text>, _>(state.map(State::as_str)),
+    )
+    .load(connection)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(Brief {
+                id: UpdateId(row.id),
+                product_id: product_id(row.product_id)?,
+                is_take: row.is_take,
+            })
+        })
+        .collect()
 }
 
 /// Takes rows out of the list of what is not closed, of which everything is closed.

@@ -76,6 +76,17 @@ pub struct Update {
     pub turned: bool,
 }
 
+/// What has to be known of an update to close it as applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Brief {
+    /// The update.
+    pub id: UpdateId,
+    /// Which product.
+    pub product_id: ProductId,
+    /// Whether it takes stock, and does not return it.
+    pub is_take: bool,
+}
+
 impl Update {
     /// What it adds to what is available. A take counts from the moment it is decided, until it comes to nothing. A
     /// return counts only once the vendor has acknowledged it: if it counted at once, a new take could reach the vendor

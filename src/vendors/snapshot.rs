@@ -9,6 +9,7 @@ use crate::domain::book::Listed;
 use crate::domain::difference::Buckets;
 use crate::domain::ids::{ProductId, UpdateId};
 use crate::domain::listing;
+use crate::domain::update::Brief;
 use crate::pg::{
     self, BLOCK_RANGES_SINCE, Hashes, LONG_READ_DEADLINE, ROW_HASH_SINCE, Settings, connect,
 };
@@ -199,24 +200,60 @@ impl Session {
         self.is_replica
     }
 
-    /// Of the given updates, those that the ledger holds as applied: in the snapshot that is open, or now.
+    /// Of the given updates, those that the ledger holds as applied, as it has them: in the snapshot that is open, or
+    /// now.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn list_applied(&mut self, ids: &[UpdateId]) -> Result<Vec<UpdateId>, Error> {
+    pub async fn list_applied(&mut self, ids: &[UpdateId]) -> Result<Vec<Recorded>, Error> {
         #[derive(diesel::QueryableByName)]
-        struct Id {
+        struct Entry {
             #[diesel(sql_type = SqlUuid)]
             id: Uuid,
+            #[diesel(sql_type = Text)]
+            product_id: String,
+            #[diesel(sql_type = Bool)]
+            is_take: bool,
         }
-        let rows: Vec<Id> = diesel::sql_query(
-            "SELECT id FROM stock_ledger WHERE id = ANY($1) AND outcome = 'applied'",
+        let rows: Vec<Entry> = diesel::sql_query(
+            "SELECT id, product_id, delta < 0 AS is_take FROM stock_ledger
+             WHERE id = ANY($1) AND outcome = 'applied' ORDER BY id",
         )
         .bind::<Array<SqlUuid>, _>(ids.iter().map(|id| id.0).collect::<Vec<_>>())
         .load(&mut self.connection)
         .await
         .map_err(|error| refused(error, |problem| Error::Ledger { problem }))?;
-        Ok(rows.into_iter().map(|row| UpdateId(row.id)).collect())
+        Ok(rows
+            .into_iter()
+            .map(|row| Recorded {
+                id: UpdateId(row.id),
+                product_id: ProductId::parse(row.product_id).ok(),
+                is_take: row.is_take,
+            })
+            .collect())
+    }
+}
+
+/// An update that a ledger has as applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// The update.
+    pub id: UpdateId,
+    /// Which product the vendor has changed; nothing where that cannot be one of ours.
+    pub product_id: Option<ProductId>,
+    /// Whether the vendor has taken stock, and not given some back.
+    pub is_take: bool,
+}
+
+impl Recorded {
+    /// What it is, if it may be ours.
+    #[must_use]
+    pub fn brief(self) -> Option<Brief> {
+        Some(Brief {
+            id: self.id,
+            product_id: self.product_id?,
+            is_take: self.is_take,
+        })
     }
 }
 

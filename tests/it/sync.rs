@@ -471,6 +471,71 @@ async fn what_is_not_closed_stays_listed_beside_what_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_which_product_an_update_is_a_ledger_may_have_wrong_and_the_view_is_exact() {
+    let shop = shop_of(vec![("p1", 100), ("p2", 100)], "").await;
+    let _parts = shop.open().await;
+    shop.run_at(
+        "vendorA",
+        "ALTER TABLE stock_ledger DROP CONSTRAINT stock_ledger_product_id_check",
+    )
+    .await;
+    let listed = "SELECT count(*) AS n FROM listed_updates";
+    for (wrong, left) in [
+        ("product_id = 'p2'", 97),
+        ("product_id = 'unknown'", 94),
+        ("product_id = ''", 91),
+        ("delta = 3, reverses = gen_random_uuid()", 88),
+    ] {
+        let id = shop.order(&[("p1", 3)]).await;
+        let update = shop.order_told(&id).await["updates"][0]["id"].clone();
+        let mistaken = format!(
+            "UPDATE stock_ledger SET {wrong} WHERE id::text = '{}'",
+            update.as_str().expect("a text")
+        );
+        shop.run_at("vendorA", &mistaken).await;
+        let sync = sync_as_process(&shop, &[]).await;
+        assert_eq!(report(&sync)["updatesClosed"], 1, "{wrong}: {sync:?}");
+        assert_eq!(
+            shelves(&shop).await,
+            format!("p1 Product p1: {left}\np2 Product p2: 100"),
+            "{wrong}"
+        );
+        let order = shop.order_told(&id).await;
+        assert_eq!(order["updates"][0]["state"], "applied", "{wrong}");
+        assert_eq!(shop.count(listed).await, 0, "{wrong}");
+    }
+    // A return that the ledger has as a take.
+    let id = shop.order(&[("p1", 2)]).await;
+    shop.order_told(&id).await;
+    let (status, _) = shop.post(&format!("/orders/{id}/cancel"), json!({})).await;
+    assert_eq!(status, 200);
+    shop.order_told(&id).await;
+    shop.run_at(
+        "vendorA",
+        "UPDATE stock_ledger SET delta = -2, reverses = NULL WHERE delta = 2",
+    )
+    .await;
+    let sync = sync_as_process(&shop, &[]).await;
+    assert_eq!(report(&sync)["updatesClosed"], 2, "{sync:?}");
+    let unclosed = "SELECT count(*) AS n FROM stock_updates WHERE closed_at IS NULL";
+    assert_eq!(shop.count(unclosed).await, 0);
+    // A run that ended before it took what it had closed out of the list is followed by one that finds it there.
+    let id = shop.order(&[("p1", 1)]).await;
+    shop.order_told(&id).await;
+    shop.run_here(
+        "UPDATE listed_updates SET update_ids = (SELECT array_agg(id) FROM stock_updates)",
+    )
+    .await;
+    let sync = sync_as_process(&shop, &[]).await;
+    assert_eq!(report(&sync)["updatesClosed"], 1, "{sync:?}");
+    insta::assert_snapshot!(shelves(&shop).await, @"
+    p1 Product p1: 87
+    p2 Product p2: 100
+    ");
+    assert_eq!(shop.count(listed).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sync_never_brings_back_stock_that_was_sold_but_has_not_reached_the_vendor() {
     let shop = shop_of(vec![("p1", 10)], "").await;
     shop.sync().await;

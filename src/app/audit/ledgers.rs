@@ -186,14 +186,13 @@ impl Comparing<'_> {
     /// What has no answer here may or may not be in the ledger: it is compared by itself, and taken out of the digests.
     async fn compare_open(&mut self, recorded: &mut BTreeMap<usize, Digest>) -> Result<(), Stop> {
         let (bounds, young) = (&self.ours.bounds, self.ours.young);
-        let limit = i64::try_from(ROWS_PER_PAGE).unwrap_or(i64::MAX);
         let mut after = 0;
         loop {
-            let page = within(self.snapshot.list_open(self.id, after, limit)).await?;
-            let is_last = page.is_last;
-            after = page.listings.last().copied().unwrap_or(after);
-            let page: Vec<UpdateId> = page
-                .updates
+            let listed = self.snapshot.list_unclosed(self.id, after, ROWS_PER_PAGE);
+            let listed = within(listed).await?;
+            after = listed.end().unwrap_or(after);
+            let page: Vec<UpdateId> = within(self.snapshot.find_open(&listed.updates()))
+                .await?
                 .into_iter()
                 .map(|update| update.id)
                 .filter(|id| id.0 < young)
@@ -205,7 +204,7 @@ impl Comparing<'_> {
                     .and_modify(|all| *all = all.without(part.digest));
             }
             self.compare_ids(&page).await?;
-            if is_last {
+            if listed.is_last {
                 return Ok(());
             }
         }

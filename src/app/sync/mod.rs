@@ -15,13 +15,13 @@ use self::held::{Differing, Held, find_differences};
 use super::save::save;
 use super::{Context, Error, TRANSACTION_DEADLINE};
 use crate::db;
-use crate::db::updates::{ListedUpdate, Unclosed};
-use crate::domain::book::{Difference, Listed};
+use crate::db::updates::{Listing, Page};
+use crate::domain::book::{BookError, Difference, Listed};
 use crate::domain::ids::{ProductId, UpdateId, VendorId};
-use crate::domain::update::State;
+use crate::domain::update::{Brief, State};
 use crate::pg;
 use crate::traces::{self, Kind, Span};
-use crate::vendors::snapshot::{self, Session, Snapshot};
+use crate::vendors::snapshot::{self, Recorded, Session, Snapshot};
 
 /// How a sync is run.
 #[derive(Debug, Clone, Copy)]
@@ -263,14 +263,15 @@ async fn list_acknowledged(
     vendor_id: &VendorId,
 ) -> Result<(Applied, Vec<i64>), Error> {
     let (mut acknowledged, mut listings) = (Applied::new(), Vec::new());
+    let mut after = 0;
     loop {
-        let after = listings.last().copied().unwrap_or(0);
-        let page = list_unclosed(context, vendor_id, Some(State::Acknowledged), after).await?;
-        listings.extend(page.listings);
-        for update in page.updates {
+        let page = list_unclosed(context, vendor_id, after).await?;
+        after = page.end().unwrap_or(after);
+        for update in find_unclosed(context, &page.updates(), Some(State::Acknowledged)).await? {
             let of_product = acknowledged.entry(update.product_id).or_default();
             of_product.push(update.id);
         }
+        listings.extend(page.listings.iter().map(|listing| listing.id));
         if page.is_last {
             return Ok((acknowledged, listings));
         }
@@ -364,16 +365,24 @@ async fn at_vendor_within<T>(
 /// A chunk is read in well under a second, unless the vendor has to sort its catalogue first.
 const VENDOR_DEADLINE: Duration = Duration::from_secs(60);
 
-async fn list_unclosed(
-    context: &Context,
-    vendor_id: &VendorId,
-    state: Option<State>,
-    after: i64,
-) -> Result<Unclosed, Error> {
-    let limit = i64::try_from(UPDATES_PER_PAGE).unwrap_or(i64::MAX);
+async fn list_unclosed(context: &Context, vendor_id: &VendorId, after: i64) -> Result<Page, Error> {
     context
         .with_connection(async |connection| {
-            Ok(db::updates::list_unclosed(connection, vendor_id, state, after, limit).await?)
+            let listing =
+                db::updates::list_unclosed(connection, vendor_id, after, UPDATES_PER_PAGE);
+            Ok(listing.await?)
+        })
+        .await
+}
+
+async fn find_unclosed(
+    context: &Context,
+    ids: &[UpdateId],
+    state: Option<State>,
+) -> Result<Vec<Brief>, Error> {
+    context
+        .with_connection(async |connection| {
+            Ok(db::updates::find_unclosed(connection, ids, state).await?)
         })
         .await
 }
@@ -516,37 +525,61 @@ impl<'a> Writer<'a> {
     async fn close_applied(&mut self, at_vendor: &mut Session) -> Result<bool, Error> {
         let mut after = 0;
         loop {
-            let page = list_unclosed(self.context, self.vendor_id, None, after).await?;
-            after = page.listings.last().copied().unwrap_or(after);
-            let ids: Vec<UpdateId> = page.updates.iter().map(|update| update.id).collect();
-            let found: BTreeSet<UpdateId> =
-                at_vendor_within(self.vendor_id, at_vendor.list_applied(&ids))
-                    .await?
-                    .into_iter()
-                    .collect();
-            let (included, others): (Vec<ListedUpdate>, Vec<ListedUpdate>) = page
-                .updates
-                .into_iter()
-                .partition(|update| found.contains(&update.id));
-            // Each in a transaction of their own: both are locked in the order of their ids, but not together.
-            let (takes, returns) = included.into_iter().partition(|update| update.is_take);
-            self.spawn(Work::closing_takes(takes));
-            self.spawn(Work::closing(returns));
-            if !self.settle(0).await? {
+            let page = list_unclosed(self.context, self.vendor_id, after).await?;
+            after = page.end().unwrap_or(after);
+            let updates = page.updates();
+            let looking = at_vendor.list_applied(&updates);
+            let applied = at_vendor_within(self.vendor_id, looking).await?;
+            let found: BTreeSet<UpdateId> = applied.iter().map(|update| update.id).collect();
+            if !self.close(applied).await? {
                 return Ok(false);
             }
             // What stood in the others was closed already or is so now, and stays so: nobody has to look.
-            let unclosed: BTreeSet<i64> = others.iter().map(|update| update.listing).collect();
-            let (looked_at, closed): (Vec<i64>, Vec<i64>) = page
+            let (closed, looked_at): (Vec<Listing>, Vec<Listing>) = page
                 .listings
-                .iter()
-                .partition(|listing| unclosed.contains(listing));
-            self.unlist(&closed).await?;
-            self.unlist_closed(&looked_at).await?;
+                .into_iter()
+                .partition(|listing| listing.updates.iter().all(|id| found.contains(id)));
+            let ids = |listings: Vec<Listing>| -> Vec<i64> {
+                listings.into_iter().map(|listing| listing.id).collect()
+            };
+            self.unlist(&ids(closed)).await?;
+            self.unlist_closed(&ids(looked_at)).await?;
             if page.is_last {
                 return Ok(true);
             }
         }
+    }
+
+    /// Closes updates that the ledger has as applied, whichever of them are not closed. Returns whether the run is still the
+    /// current one.
+    async fn close(&mut self, applied: Vec<Recorded>) -> Result<bool, Error> {
+        let ids: Vec<UpdateId> = applied.iter().map(|update| update.id).collect();
+        // The ledger says of which products they are, as a rule: then none has to be read before it is closed.
+        if let Some(as_recorded) = applied.into_iter().map(Recorded::brief).collect() {
+            let before = self.summary.closed;
+            match self.close_known(as_recorded).await {
+                Ok(false) => return Ok(false),
+                Ok(true) if self.summary.closed - before == ids.len() as u64 => return Ok(true),
+                // Some were closed before, or are something else here.
+                Ok(true) | Err(Error::Rule(BookError::NotLoaded(_))) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let as_held = find_unclosed(self.context, &ids, None).await?;
+        self.close_known(as_held).await
+    }
+
+    /// Closes updates of which it is known what they are. Returns whether the run is still the current one.
+    async fn close_known(&mut self, updates: Vec<Brief>) -> Result<bool, Error> {
+        // Each in a transaction of their own: both are locked in the order of their ids, but not together.
+        let (takes, returns) = updates.into_iter().partition(|update| update.is_take);
+        for work in [Work::closing_takes(takes), Work::closing(returns)] {
+            self.spawn(work);
+            if !self.settle(0).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Takes rows out of the list of what is not closed.
@@ -749,7 +782,7 @@ struct Work {
 }
 
 impl Work {
-    fn closing(updates: Vec<ListedUpdate>) -> Self {
+    fn closing(updates: Vec<Brief>) -> Self {
         let (products, close) = split(updates);
         Self {
             products,
@@ -758,7 +791,7 @@ impl Work {
         }
     }
 
-    fn closing_takes(takes: Vec<ListedUpdate>) -> Self {
+    fn closing_takes(takes: Vec<Brief>) -> Self {
         let (products, takes) = split(takes);
         Self {
             products,
@@ -778,7 +811,7 @@ impl Work {
 }
 
 /// The products of updates, each once and in order, and the updates.
-fn split(updates: Vec<ListedUpdate>) -> (Vec<ProductId>, Vec<UpdateId>) {
+fn split(updates: Vec<Brief>) -> (Vec<ProductId>, Vec<UpdateId>) {
     let ids = updates.iter().map(|update| update.id).collect();
     let products: BTreeSet<ProductId> = updates.into_iter().map(|of| of.product_id).collect();
     (products.into_iter().collect(), ids)
