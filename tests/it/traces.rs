@@ -309,10 +309,15 @@ async fn what_is_done_for_many_orders_at_once_has_links_to_the_trace_of_each() {
         .unwrap_or_else(|| panic!("several were decided together: {spans:?}"));
     assert!(batch.parent.is_none(), "it is of none of them: {batch:?}");
     assert!(batch.links.iter().all(|link| traces.contains(link)));
-    let follows = spans
-        .iter()
-        .any(|span| span.name == "push updates" && span.trace == batch.trace);
-    assert!(follows, "its message carries its own context: {spans:?}");
+    // It ends, and is exported, after the call that it makes.
+    eventually("its message carries its own context", || async {
+        let follows = collector
+            .spans()
+            .iter()
+            .any(|span| span.name == "push updates" && span.trace == batch.trace);
+        follows.then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
