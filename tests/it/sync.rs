@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use stockctl::commands::work::WorkQueue;
+use uuid::Uuid;
 
 use crate::support::{Ended, Servers, Shop, ShopOptions, eventually};
 
@@ -533,6 +534,31 @@ async fn of_which_product_an_update_is_a_ledger_may_have_wrong_and_the_view_is_e
     p2 Product p2: 100
     ");
     assert_eq!(shop.count(listed).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_have_between_ours_in_a_shared_ledger_hides_nothing_of_ours() {
+    let shop = shop_of(vec![("p1", 10)], "").await;
+    let _parts = shop.open().await;
+    let mut ours = Vec::new();
+    for _ in 0..3 {
+        let id = shop.order(&[("p1", 1)]).await;
+        shop.order_told(&id).await;
+        ours.push(id);
+        let others: String = (0..20)
+            .map(|_| format!("('{}', 'another', 'p1', -1, 'applied')", Uuid::now_v7()))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let insert = "INSERT INTO stock_ledger (id, source, product_id, delta, outcome) VALUES";
+        shop.run_at("vendorA", &format!("{insert} {others}")).await;
+    }
+    let sync = sync_as_process(&shop, &[]).await;
+    assert_eq!(report(&sync)["updatesClosed"], 3, "{sync:?}");
+    for id in ours {
+        let order = shop.order_told(&id).await;
+        assert_eq!(order["updates"][0]["state"], "applied");
+    }
+    insta::assert_snapshot!(shelves(&shop).await, @"p1 Product p1: 7");
 }
 
 #[tokio::test(flavor = "multi_thread")]
