@@ -547,7 +547,9 @@ pub async fn claim_forgotten(
             "WITH forgotten AS (
                  SELECT u.id FROM listed_updates l CROSS JOIN LATERAL unnest(l.update_ids) AS listed (id)
                  JOIN stock_updates u ON u.id = listed.id
-                 WHERE u.closed_at IS NULL AND u.state = 'open' AND u.dead_lettered_at IS NULL
+                 -- What was listed lately was made lately: most need no look.
+                 WHERE l.listed_at < now() - make_interval(secs => $1)
+                   AND u.closed_at IS NULL AND u.state = 'open' AND u.dead_lettered_at IS NULL
                    AND u.created_at < now() - make_interval(secs => $1 * 2 ^ u.resent)
                    -- What a vendor that is down is to be told comes again and again, and is late, not lost. A word that
                    -- is old is nobody's any more.

@@ -665,11 +665,12 @@ async fn what_the_broker_has_lost_is_sent_again() {
     let publisher = producer(&broker).await;
     let (relay, publishing) = Relay::new(shop.context_here(), publisher);
     let publishing = tokio::spawn(publishing.run());
-    let sweep = async || {
-        relay::sweep_forgotten(&shop.context_here(), &relay, Duration::ZERO)
+    let sweep_after = async |wait| {
+        relay::sweep_forgotten(&shop.context_here(), &relay, wait)
             .await
             .expect("swept")
     };
+    let sweep = async || sweep_after(Duration::ZERO).await;
     let lose = async |queue: Queue, count: usize| {
         let mut loser = Consumer::start(broker.clone(), queue, 10);
         drain(&mut loser, count).await;
@@ -690,7 +691,27 @@ async fn what_the_broker_has_lost_is_sent_again() {
     deciding.stop().await;
     lose(Queue::VendorSync, 2).await;
     shop.run_here("DELETE FROM outbox").await;
-    assert_eq!(sweep().await, 2, "a message for each vendor");
+    let five_minutes = Duration::from_secs(300);
+    assert_eq!(
+        sweep_after(five_minutes).await,
+        0,
+        "they may be on their way"
+    );
+    shop.run_here(
+        "UPDATE stock_updates SET created_at = now() - interval '6 minutes';
+         UPDATE listed_updates SET listed_at = now() - interval '6 minutes'",
+    )
+    .await;
+    assert_eq!(
+        sweep_after(five_minutes).await,
+        2,
+        "a message for each vendor"
+    );
+    assert_eq!(
+        sweep_after(five_minutes).await,
+        0,
+        "the next time it waits twice as long"
+    );
     let _work = shop.work();
     shop.order_told(&id).await;
     shop.settled().await;

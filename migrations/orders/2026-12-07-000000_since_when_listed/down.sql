@@ -1,0 +1,1 @@
+ALTER TABLE listed_updates DROP COLUMN listed_at;
