@@ -14,6 +14,7 @@ use std::process::ExitCode;
 
 use cases::{Case, Settings};
 use stack::Stack;
+use stockctl::shutdown::{Shutdown, on_signal};
 
 /// Says something to whoever waits, at once.
 pub(crate) fn say(line: &str) {
@@ -45,14 +46,35 @@ fn main() -> ExitCode {
 
 async fn run() -> anyhow::Result<()> {
     let settings = Settings::from_environment()?;
-    let mut stack = Stack::start().await?;
+    let interrupted = Shutdown::new();
+    on_signal(&interrupted)?;
     let mut rows = Vec::new();
+    // Dropping what is under way ends the servers and the processes. What was measured until then is worth something.
+    let measured = tokio::select! {
+        measured = measure(&settings, &mut rows) => measured,
+        () = interrupted.begun() => Err(anyhow::anyhow!("interrupted")),
+    };
+    if !rows.is_empty() {
+        say_table(&rows);
+    }
+    for line in measured? {
+        say(&line);
+    }
+    Ok(())
+}
+
+/// A case, and its ratios in ascending order.
+type Row = (Case, Vec<f64>);
+
+/// Measures the cases one after the other. Returns what else there is to say at the end.
+async fn measure(settings: &Settings, rows: &mut Vec<Row>) -> anyhow::Result<Vec<String>> {
+    let mut stack = Stack::start().await?;
     for case in Case::ALL {
         if settings.wants(case.name) {
             say(&format!("{}: {}", case.name, case.what));
             let mut ratios = Vec::with_capacity(settings.rounds);
             for round in 1..=settings.rounds {
-                let (reference, ours) = (case.run)(&mut stack, &settings).await?;
+                let (reference, ours) = (case.run)(&mut stack, settings).await?;
                 let ratio = ours.value / reference.value;
                 say(&format!("  {round}: {reference}, {ours}: {ratio:.2} of it"));
                 ratios.push(ratio);
@@ -62,9 +84,15 @@ async fn run() -> anyhow::Result<()> {
             rows.push((case, ratios));
         }
     }
+    let footprints = stack.footprints();
+    stack.stop().await?;
+    Ok(footprints)
+}
+
+fn say_table(rows: &[Row]) {
     say("");
     say("case             goal       minimum   median  maximum  what");
-    for (case, ratios) in &rows {
+    for (case, ratios) in rows {
         let median = ratios[ratios.len() / 2];
         say(&format!(
             "{:<16} {:<9} {:>8.2} {:>8.2} {:>8.2}  {}{}",
@@ -82,8 +110,4 @@ async fn run() -> anyhow::Result<()> {
         ));
     }
     say("");
-    for line in stack.footprints() {
-        say(&line);
-    }
-    stack.stop().await
 }
