@@ -197,12 +197,14 @@ where
     S: Service<ServiceRequest, Response = ServiceResponse<BoxBody>, Error = Error>,
 {
     let id = RequestId::of(request.headers());
-    // At the level of errors, so that whatever is logged at all has it.
-    let span = tracing::error_span!("request", request_id = %id, caller = tracing::field::Empty, trace_id = tracing::field::Empty);
     let mut trace = begin_trace(&request);
-    if let Some(context) = trace.context() {
-        span.record("trace_id", tracing::field::display(context.trace_id));
-    }
+    let trace_id = trace
+        .context()
+        .map(|context| tracing::field::display(context.trace_id));
+    // At the level of errors, so that whatever is logged at all has it. What is known is told at once: each further time
+    // costs as much as the first.
+    let span =
+        tracing::error_span!("request", request_id = %id, caller = tracing::field::Empty, trace_id);
     // For handlers that tell of problems inside their answers.
     request.extensions_mut().insert(id.clone());
     let unread = Held::of(&mut request);
