@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::batches::{self, Batches};
 use super::relay::Relay;
+use super::shortcut::Shortcut;
 use super::vouch::{Voucher, Vouching};
 use super::{Context, Error, Kind, traced, with_deadline};
 use crate::db;
@@ -30,6 +31,8 @@ const REQUESTS_WAITING_MAX: usize = 10_000;
 pub const TRANSACTIONS_MAX: usize = batches::UNDER_WAY_MAX;
 /// After PostgreSQL was found down, orders go straight to the broker for this long before it is tried again.
 const RETRY_STORE_AFTER: Duration = Duration::from_secs(1);
+/// How long after a repeated request another one is likely.
+const REPEATS_LIKELY: Duration = Duration::from_secs(60);
 /// A confirm takes milliseconds; the caller is waiting.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -123,7 +126,7 @@ impl Accept {
             relay,
             voucher: voucher.clone(),
             store_down_until: Mutex::new(None),
-            repeats: Repeats::default(),
+            all_new: Shortcut::new(REPEATS_LIKELY),
         });
         (
             Self {
@@ -232,7 +235,8 @@ struct Committer {
     relay: Relay,
     voucher: Voucher,
     store_down_until: Mutex<Option<Instant>>,
-    repeats: Repeats,
+    /// An insert that takes all of a batch for new: it costs less, and is in vain where an order exists already.
+    all_new: Shortcut,
 }
 
 /// Requests by the order they ask for: several may ask for the same one at the same time.
@@ -322,12 +326,12 @@ impl Committer {
             .await
             .map_err(|error| Insert::NotBegun(error.to_string()))?;
         let inserted = with_deadline(self.commit_deadline(), pool, async {
-            if !self.repeats.are_likely() {
+            if self.all_new.is_open() {
                 match db::orders::insert_new(&mut connection, orders).await {
                     Ok(waiting) => {
                         return Ok((orders.iter().map(|order| order.id).collect(), waiting));
                     }
-                    Err(error) if error.is_unique_violation() => self.repeats.note(),
+                    Err(error) if error.is_unique_violation() => self.all_new.was_in_vain(),
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -510,34 +514,6 @@ impl Committer {
             );
         }
         *until = Some(Instant::now() + RETRY_STORE_AFTER);
-    }
-}
-
-/// Whether requests come of which orders exist already. An insert that takes all of a batch for new costs less, and is in
-/// vain where one is not; PostgreSQL's log then has an error of it. So after one that was in vain, none is tried for a
-/// while.
-#[derive(Default)]
-struct Repeats {
-    likely_until: Mutex<Option<Instant>>,
-}
-
-/// How long after a repeated request another one is likely.
-const REPEATS_LIKELY: Duration = Duration::from_secs(60);
-
-impl Repeats {
-    fn are_likely(&self) -> bool {
-        let until = self.likely_until.lock();
-        until
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_some_and(|until| Instant::now() < until)
-    }
-
-    fn note(&self) {
-        let mut until = self
-            .likely_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *until = Some(Instant::now() + REPEATS_LIKELY);
     }
 }
 

@@ -17,6 +17,7 @@ pub mod places;
 pub mod push;
 pub mod relay;
 mod save;
+mod shortcut;
 pub mod status;
 pub mod sync;
 pub mod traced;
@@ -32,6 +33,7 @@ use diesel_async::AsyncPgConnection;
 pub use error::{Error, Kind};
 use uuid::Uuid;
 
+use self::vendor_stock::Taking;
 use crate::domain::book::Book;
 use crate::domain::ids::{UpdateId, VendorId};
 use crate::pg;
@@ -53,6 +55,8 @@ pub struct Vendor {
     pub api: Client,
     /// Whether its database has the ledger.
     pub has_ledger: bool,
+    /// How its API takes what it is asked for.
+    pub taking: Taking,
 }
 
 /// What every use case works with: where the stores are, and who the vendors are.

@@ -28,6 +28,7 @@ pub mod work;
 use std::io::Write;
 use std::time::Duration;
 
+use crate::app::vendor_stock::Taking;
 use crate::app::{self, Context, Kind, TRANSACTION_DEADLINE, Vendor};
 use crate::config::{self, Config};
 use crate::domain::ids::VendorId;
@@ -154,6 +155,7 @@ fn context_with(
                     )
                 })?,
                 has_ledger: vendor.ledger,
+                taking: Taking::default(),
             };
             crate::metrics::VENDORS.configured(id.as_str());
             Ok((id, of_vendor))

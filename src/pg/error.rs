@@ -38,6 +38,18 @@ impl Error {
         )
     }
 
+    /// What undoes a transaction without an error: its own code wants none of it.
+    #[must_use]
+    pub fn undone() -> Self {
+        Self::Refused(DieselError::RollbackTransaction)
+    }
+
+    /// Whether it is [`Error::undone`].
+    #[must_use]
+    pub fn is_undone(&self) -> bool {
+        matches!(self, Self::Refused(DieselError::RollbackTransaction))
+    }
+
     /// Whether the rows contradict the schema's rules: trying the same again cannot help.
     #[must_use]
     pub fn is_constraint_violation(&self) -> bool {

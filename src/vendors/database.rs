@@ -105,6 +105,64 @@ pub async fn load_ledger_for_update(
     Ok(Ledger::new(stock, entries))
 }
 
+/// Takes stock and records it as applied, in one statement: it counts only where all takes are new, and each is of a product
+/// that is listed with enough of it. Returns the products as they were before; nothing where it does not count, and then
+/// the transaction has to be undone.
+///
+/// The products are locked first and in the order of their ids, as by [`load_ledger_for_update`]: a request that waits for
+/// them meets what the one before it has recorded, as a unique violation.
+///
+/// # Errors
+/// A unique violation where an id is recorded already; see [`Error`].
+pub async fn take_at_once(
+    connection: &mut AsyncPgConnection,
+    source: &str,
+    takes: &[Request],
+) -> Result<Option<Ledger>, Error> {
+    #[derive(diesel::QueryableByName)]
+    struct Left {
+        #[diesel(sql_type = Text)]
+        id: String,
+        #[diesel(sql_type = BigInt)]
+        stock: i64,
+    }
+    let mut deltas: BTreeMap<&ProductId, i64> = BTreeMap::new();
+    for take in takes {
+        *deltas.entry(&take.product_id).or_default() += take.delta;
+    }
+    let rows: Vec<Left> = prepared(
+        diesel::sql_query(
+            "WITH taken AS (
+                 UPDATE products SET stock = products.stock + t.delta FROM unnest($2, $3) AS t(id, delta)
+                 WHERE products.id = t.id AND products.stock + t.delta >= 0 RETURNING products.id, products.stock
+             ), recorded AS (
+                 INSERT INTO stock_ledger (id, source, product_id, delta, outcome)
+                 SELECT t.id, $1, t.product_id, t.delta, 'applied' FROM unnest($4, $5, $6) AS t(id, product_id, delta)
+                 WHERE (SELECT count(*) FROM taken) = cardinality($2) ORDER BY t.id
+             )
+             SELECT id, stock FROM taken",
+        )
+        .bind::<Text, _>(source)
+        .bind::<Array<Text>, _>(deltas.keys().map(|id| id.as_str()).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(deltas.values().copied().collect::<Vec<_>>())
+        .bind::<Array<SqlUuid>, _>(takes.iter().map(|take| take.id.0).collect::<Vec<_>>())
+        .bind::<Array<Text>, _>(takes.iter().map(|take| take.product_id.as_str()).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(takes.iter().map(|take| take.delta).collect::<Vec<_>>()),
+    )
+    .load(connection)
+    .await?;
+    if rows.len() != deltas.len() {
+        return Ok(None);
+    }
+    let mut stock = BTreeMap::new();
+    for Left { id, stock: left } in rows {
+        let id = ProductId::parse(id).map_err(|error| corrupt(error.to_string()))?;
+        let taken = deltas.get(&id).copied().unwrap_or(0);
+        stock.insert(id, left - taken);
+    }
+    Ok(Some(Ledger::new(stock, Vec::new())))
+}
+
 /// Writes what has become of a ledger: its new entries and the stock.
 ///
 /// # Errors

@@ -74,6 +74,37 @@ async fn an_update_that_comes_many_times_at_once_is_applied_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn takes_that_can_all_be_met_are_answered_as_if_each_came_alone() {
+    let (shop, _serving) = vendor_with(vec![("p1", 10), ("p2", 5)]).await;
+    let met = [
+        take(&new_id(), "p1", 3),
+        take(&new_id(), "p2", 1),
+        take(&new_id(), "p1", 4),
+    ];
+    let answers = send(&shop, &met).await;
+    assert_eq!(answers, ["applied - 7", "applied - 4", "applied - 3"]);
+    assert_eq!(shop.stock_at("vendorA", "p1").await, 3);
+    assert_eq!(entries(&shop).await, 3);
+    // One of these cannot, and one was taken before: neither holds up its neighbours, nor is anything taken twice.
+    let not_all = [
+        take(&new_id(), "p2", 1),
+        take(&new_id(), "p1", 4),
+        met[1].clone(),
+    ];
+    let answers = send(&shop, &not_all).await;
+    assert_eq!(
+        answers,
+        [
+            "applied - 3",
+            "rejected insufficient_stock 3",
+            "applied - 3"
+        ]
+    );
+    assert_eq!(shop.stock_at("vendorA", "p2").await, 3);
+    assert_eq!(entries(&shop).await, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_recorded_outcome_is_answered_again_whatever_the_stock_is_now() {
     let (shop, _serving) = vendor_with(vec![("p1", 10)]).await;
     let updates = [
