@@ -93,7 +93,7 @@ fn what_is_not_set_has_its_default() {
     Database { url: postgres://stockctl:***@db/ordersdb, pool_size: 8, connect_timeout: 2s, statement_timeout: 5s }
     RabbitMq { urls: [amqp://stockctl:***@mq/%2f], queue_prefix: "", queue_type: Quorum }
     Orders { retries_max: 3, retry_delay: 5s, batch_max: 1500, prefetch: 64 }
-    VendorSync { retries_max: 3, retry_delay: 5s, prefetch: 64, timeout: 5s, updates_per_call_max: 500 }
+    VendorSync { retries_max: 3, retry_delay: 5s, prefetch: 64, timeout: 5s, updates_per_call_max: 1000 }
     Work { stalled_after: 300s }
     Metrics { listen: None }
     Telemetry { otlp_endpoint: None, sample_ratio: 0.1 }

@@ -83,8 +83,8 @@ use tracing::Instrument;
 
 /// Largest body of a request. An order with 100 lines of the longest product ids takes half of it.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
-/// Largest body of a request for stock updates: as many as one message carries, with the longest product ids.
-pub const UPDATES_BODY_BYTES_MAX: usize = 512 * 1024;
+/// Largest body of a request for stock updates: as many as one may have, with the longest product ids.
+pub const UPDATES_BODY_BYTES_MAX: usize = 1024 * 1024;
 /// A client has this long to send the head of a request, and as long again for its body.
 const SEND_DEADLINE: Duration = Duration::from_secs(5);
 /// A client that takes nothing of what it is sent for so long is gone.

@@ -328,6 +328,27 @@ mod tests {
     use super::super::body;
     use super::super::problem::{MALFORMED_JSON, VALIDATION_FAILED};
     use super::*;
+    use crate::domain::ids::UpdateId;
+    use crate::domain::messages::UpdateItem;
+    use crate::domain::vendor_api::{DELTA_MAX, SOURCE_BYTES_MAX, UPDATES_MAX};
+
+    #[test]
+    fn the_longest_updates_that_may_be_sent_fit_into_a_body() {
+        let id = UpdateId(uuid::Uuid::max());
+        let longest = UpdateItem {
+            id,
+            // Of a character that takes two in JSON.
+            product_id: crate::domain::ids::ProductId::parse("\\".repeat(200)).expect("valid"),
+            delta: DELTA_MAX,
+            reverses: Some(id),
+        };
+        let request = UpdatesRequest {
+            source: Some("\\".repeat(SOURCE_BYTES_MAX)),
+            updates: vec![longest; UPDATES_MAX],
+        };
+        let body = serde_json::to_vec(&request).expect("JSON");
+        assert!(body.len() <= UPDATES_BODY_BYTES_MAX, "{}", body.len());
+    }
 
     proptest! {
         #[test]

@@ -216,7 +216,7 @@ async fn the_configuration_is_shown_with_origins_and_without_secrets() {
     vendor_sync.retries_max = 3                                   # built-in default
     vendor_sync.retry_delay_ms = 5000                             # built-in default
     vendor_sync.timeout_ms = 5000                                 # built-in default
-    vendor_sync.updates_per_call_max = 500                        # built-in default
+    vendor_sync.updates_per_call_max = 1000                       # built-in default
     vendors.vendorA.api_url = "http://u:***@127.0.0.1:4/"         # shop.toml, line 7
     vendors.vendorA.database_url = "postgres://127.0.0.1:3/vendoradb?***"  # shop.toml, line 6
     vendors.vendorA.id_column = "id"                              # built-in default
