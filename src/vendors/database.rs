@@ -109,8 +109,10 @@ pub async fn load_ledger_for_update(
 /// that is listed with enough of it. Returns the products as they were before; nothing where it does not count, and then
 /// the transaction has to be undone.
 ///
-/// The products are locked first and in the order of their ids, as by [`load_ledger_for_update`]: a request that waits for
-/// them meets what the one before it has recorded, as a unique violation.
+/// The products are locked first: a request that waits for them meets what the one before it has recorded, as a unique
+/// violation. They are locked in the order of their ids, which [`load_ledger_for_update`] asks for and this does not: the plans
+/// that a pool's connections get, nested loops, take them as they are given. With other plans two requests might deadlock,
+/// and one of them come again.
 ///
 /// # Errors
 /// A unique violation where an id is recorded already; see [`Error`].
