@@ -17,8 +17,8 @@ use crate::vendors::database::{self, Product};
 /// one, begun again, finds what the first has recorded.
 const ATTEMPTS_MAX: usize = 3;
 
-/// How long after a take that is rejected, or known already, another one is likely. To find out costs about half of what it
-/// spares, so it is found out soon.
+/// How long after a take that is rejected, or known already, another one is likely. To find out that none is costs one
+/// transaction that is undone, and the usual is what counts.
 const UNUSUAL_FOR: Duration = Duration::from_secs(5);
 
 /// How a vendor's API takes what it is asked for. Clones share it.

@@ -159,8 +159,11 @@ pub async fn take_at_once(
     let mut stock = BTreeMap::new();
     for Left { id, stock: left } in rows {
         let id = ProductId::parse(id).map_err(|error| corrupt(error.to_string()))?;
-        let taken = deltas.get(&id).copied().unwrap_or(0);
-        stock.insert(id, left - taken);
+        let Some(taken) = deltas.get(&id) else {
+            return Err(corrupt(format!("product {id} was not asked for")));
+        };
+        let before = left - taken;
+        stock.insert(id, before);
     }
     Ok(Some(Ledger::new(stock, Vec::new())))
 }
