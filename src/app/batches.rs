@@ -1,42 +1,94 @@
 //! What comes one by one and is done in batches: whatever has come while earlier batches were under way makes the next
-//! one. Where there is no load, nothing waits; where there is, what a batch costs by itself is shared by many.
+//! one. Where there is no load, nothing waits; where there is, what a batch costs by itself is shared by many, and while one
+//! waits for the disk, others use the processor.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, mpsc};
 
 /// The most of one batch.
 const BATCH_MAX: usize = 500;
-/// The batches that only a crowd begins, while the first is under way: a crowd is not to wait for the disk. With more of
-/// them each is smaller, and what a batch costs by itself takes the processor from what follows.
-const OTHERS: u32 = 1;
-/// So many are a crowd.
-const CROWD: usize = 128;
-
-/// Batches under way at once.
-pub(super) const UNDER_WAY_MAX: usize = 1 + OTHERS as usize;
+/// Batches under way at once. With two, the processor still waits for the disk at times.
+pub(super) const UNDER_WAY_MAX: usize = 3;
+/// Beside others, a batch has at least so many: fewer are not worth what a batch costs by itself.
+const BESIDE_OTHERS_MIN: usize = 16;
 
 /// Makes batches of what comes.
 pub(super) struct Batches<T> {
     coming: mpsc::Receiver<T>,
     /// What has come of the next one.
     next: Vec<T>,
-    first: Arc<Semaphore>,
-    others: Arc<Semaphore>,
+    under_way: Arc<UnderWay>,
+}
+
+/// The batches that have begun and are not over.
+#[derive(Default)]
+struct UnderWay {
+    sizes: Mutex<Vec<usize>>,
+    /// One is over. Only one task waits for that: the one that makes the batches.
+    ended: Notify,
+}
+
+impl UnderWay {
+    fn sizes(&self) -> MutexGuard<'_, Vec<usize>> {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a batch of so many, once it may begin.
+    async fn place(self: Arc<Self>, size: usize) -> Place {
+        loop {
+            let may_begin = {
+                let mut sizes = self.sizes();
+                let may_begin = may_begin(size, &sizes);
+                if may_begin {
+                    sizes.push(size);
+                }
+                may_begin
+            };
+            if may_begin {
+                return Place {
+                    size,
+                    under_way: self,
+                };
+            }
+            self.ended.notified().await;
+        }
+    }
+}
+
+/// Whether a batch of `size` may begin beside batches of the sizes `under_way`. Whoever finds none waits for nothing. Beside
+/// others it begins once it is as large as the largest of them. So they become alike under a steady load: without that, whoever
+/// comes first after the end of a batch would begin a tiny one, and all who come a moment later would wait for it.
+fn may_begin(size: usize, under_way: &[usize]) -> bool {
+    let Some(largest) = under_way.iter().max() else {
+        return true;
+    };
+    under_way.len() < UNDER_WAY_MAX && size >= BESIDE_OTHERS_MIN.max(*largest)
 }
 
 /// The place of a batch under way: it is over when this is dropped.
-pub(super) struct Place(
-    #[expect(dead_code, reason = "is given back by its drop")] OwnedSemaphorePermit,
-);
+pub(super) struct Place {
+    size: usize,
+    under_way: Arc<UnderWay>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut sizes = self.under_way.sizes();
+        if let Some(at) = sizes.iter().position(|size| *size == self.size) {
+            sizes.swap_remove(at);
+        }
+        drop(sizes);
+        self.under_way.ended.notify_one();
+    }
+}
 
 impl<T> Batches<T> {
     pub(super) fn new(coming: mpsc::Receiver<T>) -> Self {
         Self {
             coming,
             next: Vec::new(),
-            first: Arc::new(Semaphore::new(1)),
-            others: Arc::new(Semaphore::new(OTHERS as usize)),
+            under_way: Arc::default(),
         }
     }
 
@@ -44,19 +96,18 @@ impl<T> Batches<T> {
     pub(super) async fn next(&mut self) -> Option<(Vec<T>, Place)> {
         let mut is_open = true;
         while is_open || !self.next.is_empty() {
-            let room = BATCH_MAX - self.next.len();
-            let permit = tokio::select! {
+            let size = self.next.len();
+            let room = BATCH_MAX - size;
+            let place = tokio::select! {
                 biased;
                 received = self.coming.recv_many(&mut self.next, room), if is_open && room > 0 => {
                     is_open = received > 0;
                     continue;
                 }
-                Ok(permit) = Arc::clone(&self.first).acquire_owned(), if !self.next.is_empty() => permit,
-                Ok(permit) = Arc::clone(&self.others).acquire_owned(), if self.next.len() >= CROWD => permit,
-                // The semaphores are never closed.
+                place = Arc::clone(&self.under_way).place(size), if size > 0 => place,
                 else => break,
             };
-            return Some((std::mem::take(&mut self.next), Place(permit)));
+            return Some((std::mem::take(&mut self.next), place));
         }
         None
     }
@@ -68,8 +119,9 @@ impl<T> Batches<T> {
 
     /// Waits until no batch is under way.
     pub(super) async fn finished(&self) {
-        let _ = self.first.acquire().await;
-        let _ = self.others.acquire_many(OTHERS).await;
+        while !self.under_way.sizes().is_empty() {
+            self.under_way.ended.notified().await;
+        }
     }
 }
 
@@ -96,25 +148,48 @@ mod tests {
         send(&sender, 1);
         let (one, first) = begun(&mut batches).expect("it begins");
         assert_eq!(one, 1);
-        send(&sender, 3);
-        assert!(begun(&mut batches).is_none(), "no crowd");
-        send(&sender, 2);
-        assert!(begun(&mut batches).is_none(), "nor this");
-        assert_eq!(batches.waiting(), 5);
+        send(&sender, BESIDE_OTHERS_MIN - 2);
+        assert!(begun(&mut batches).is_none(), "too few to begin beside it");
+        send(&sender, 1);
+        assert!(begun(&mut batches).is_none(), "one too few still");
+        assert_eq!(batches.waiting(), BESIDE_OTHERS_MIN - 1);
         drop(first);
-        assert_eq!(begun(&mut batches).map(|(five, _)| five), Some(5));
+        let all = begun(&mut batches).map(|(all, _)| all);
+        assert_eq!(all, Some(BESIDE_OTHERS_MIN - 1));
     }
 
     #[tokio::test]
-    async fn a_crowd_does_not_wait_for_the_first_and_what_is_beyond_it_does() {
+    async fn as_many_as_are_under_way_wait_for_no_disk_and_what_is_beyond_the_bounds_does() {
         let (sender, receiver) = mpsc::channel(10_000);
         let mut batches = Batches::new(receiver);
-        send(&sender, BATCH_MAX + CROWD);
-        let (first, _first) = begun(&mut batches).expect("it begins");
-        let (second, _second) = begun(&mut batches).expect("a crowd begins");
-        assert_eq!((first, second), (BATCH_MAX, CROWD));
+        send(&sender, 100);
+        let (_, first) = begun(&mut batches).expect("it begins");
+        send(&sender, 99);
+        assert!(begun(&mut batches).is_none(), "fewer than are under way");
+        send(&sender, BATCH_MAX + 1);
+        let (second, _second) = begun(&mut batches).expect("as many begin");
+        assert_eq!(second, BATCH_MAX);
         send(&sender, BATCH_MAX);
-        assert!(begun(&mut batches).is_none(), "both are under way");
+        let (third, _third) = begun(&mut batches).expect("and again");
+        assert_eq!(third, BATCH_MAX);
+        send(&sender, BATCH_MAX);
+        assert!(begun(&mut batches).is_none(), "three are under way");
+        drop(first);
+        assert_eq!(begun(&mut batches).map(|(next, _)| next), Some(BATCH_MAX));
+    }
+
+    #[tokio::test]
+    async fn one_that_waits_for_a_place_begins_when_the_last_under_way_is_over() {
+        let (sender, receiver) = mpsc::channel(10_000);
+        let mut batches = Batches::new(receiver);
+        send(&sender, BATCH_MAX);
+        let (_, first) = begun(&mut batches).expect("it begins");
+        send(&sender, 1);
+        let mut next = Box::pin(batches.next());
+        assert!((&mut next).now_or_never().is_none(), "it waits");
+        drop(first);
+        let one = (&mut next).now_or_never().flatten();
+        assert_eq!(one.map(|(one, _)| one.len()), Some(1), "it was woken");
     }
 
     #[tokio::test]
