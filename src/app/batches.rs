@@ -56,9 +56,9 @@ impl UnderWay {
     }
 }
 
-/// Whether a batch of `size` may begin beside batches of the sizes `under_way`. Whoever finds none waits for nothing. Beside
-/// others it begins once it is as large as the largest of them. So they become alike under a steady load: without that, whoever
-/// comes first after the end of a batch would begin a tiny one, and all who come a moment later would wait for it.
+/// Whether a batch of `size` may begin beside batches of the sizes `under_way`. Whoever finds none waits for nothing.
+/// Beside others it begins once it is as large as the largest of them, so they become alike under a steady load: else
+/// whoever comes first after the end of a batch would begin a tiny one, and all who come a moment later would wait for it.
 fn may_begin(size: usize, under_way: &[usize]) -> bool {
     let Some(largest) = under_way.iter().max() else {
         return true;
