@@ -321,12 +321,13 @@ fn lines(json: serde_json::Value) -> Result<Lines, Error> {
     Lines::parse_summed(lines).map_err(corrupt)
 }
 
-/// Writes what has become of locked orders, what of it no column keeps, and the events that tell of it.
+/// Writes what has become of locked orders, and the events that tell of it. What of it no column keeps is for
+/// [`note_failures`].
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn save(
-    connection: &mut AsyncPgConnection,
+    mut connection: &AsyncPgConnection,
     orders: &[(OrderId, Status, Option<Reason>)],
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
@@ -357,9 +358,20 @@ pub async fn save(
         .bind::<Array<Nullable<Jsonb>>, _>(reasons)
         .bind::<Timestamptz, _>(now),
     )
-    .execute(connection)
+    .execute(&mut connection)
     .await?;
-    // Failing and being taken up again may happen more than once.
+    Ok(())
+}
+
+/// Notes which of the orders have failed or are taken up again: that may happen more than once, so no column keeps it.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn note_failures(
+    mut connection: &AsyncPgConnection,
+    orders: &[(OrderId, Status, Option<Reason>)],
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
     let event = |status: &Status| match status {
         Status::Failed => Some("failed"),
         Status::Pending => Some("replayed"),
@@ -380,7 +392,7 @@ pub async fn save(
         .bind::<Array<Text>, _>(events)
         .bind::<Timestamptz, _>(now),
     )
-    .execute(connection)
+    .execute(&mut connection)
     .await?;
     let pending: Vec<Uuid> = orders
         .iter()
@@ -396,7 +408,7 @@ pub async fn save(
             .bind::<Timestamptz, _>(now)
             .bind::<Array<SqlUuid>, _>(pending),
     )
-    .execute(connection)
+    .execute(&mut connection)
     .await?;
     Ok(())
 }

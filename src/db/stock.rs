@@ -315,7 +315,7 @@ pub async fn has_any(connection: &mut AsyncPgConnection, vendor: &VendorId) -> R
 /// # Errors
 /// See [`Error`].
 pub async fn save(
-    connection: &mut AsyncPgConnection,
+    mut connection: &AsyncPgConnection,
     shelves: &[(Place, Shelf)],
     available: &BTreeSet<ProductId>,
     now: DateTime<Utc>,
@@ -344,7 +344,7 @@ pub async fn save(
         .bind::<Timestamptz, _>(now)
         .bind::<Array<Text>, _>(available.iter().map(ProductId::as_str).collect::<Vec<_>>()),
     )
-    .execute(connection)
+    .execute(&mut connection)
     .await?;
     Ok(())
 }
@@ -390,7 +390,7 @@ pub async fn insert(
 /// # Errors
 /// See [`Error`].
 pub async fn insert_vendor_changes(
-    connection: &mut AsyncPgConnection,
+    mut connection: &AsyncPgConnection,
     changes: &[VendorChange],
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
@@ -419,7 +419,7 @@ pub async fn insert_vendor_changes(
         .bind::<Array<BigInt>, _>(changes.iter().map(|c| c.delta).collect::<Vec<_>>())
         .bind::<Timestamptz, _>(now),
     )
-    .execute(connection)
+    .execute(&mut connection)
     .await?;
     Ok(())
 }

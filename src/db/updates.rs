@@ -322,29 +322,21 @@ pub async fn unlist_closed(
     Ok(())
 }
 
-/// Rows of one statement: a connection keeps what its largest statement took.
-const INSERTED_MAX: usize = 2000;
+/// The most of one [`insert`]: a connection keeps what its largest statement took.
+pub const INSERTED_MAX: usize = 2000;
 
-/// Inserts updates, each statement's in the order of their ids: the index of those grows at its end then.
+/// Inserts at most [`INSERTED_MAX`] updates, in the order of their ids: the index of those grows at its end then.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn insert(
-    connection: &mut AsyncPgConnection,
+    mut connection: &AsyncPgConnection,
     updates: &[Update],
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
-    for updates in updates.chunks(INSERTED_MAX) {
-        insert_some(connection, updates, now).await?;
+    if updates.is_empty() {
+        return Ok(());
     }
-    Ok(())
-}
-
-async fn insert_some(
-    connection: &mut AsyncPgConnection,
-    updates: &[Update],
-    now: DateTime<Utc>,
-) -> Result<(), Error> {
     prepared(
         diesel::sql_query(
             "INSERT INTO stock_updates
@@ -365,7 +357,7 @@ async fn insert_some(
         .bind::<Array<Bool>, _>(updates.iter().map(|u| u.turned).collect::<Vec<_>>())
         .bind::<Timestamptz, _>(now),
     )
-    .execute(connection)
+    .execute(&mut connection)
     .await?;
     Ok(())
 }
@@ -375,7 +367,7 @@ async fn insert_some(
 /// # Errors
 /// See [`Error`].
 pub async fn save(
-    connection: &mut AsyncPgConnection,
+    mut connection: &AsyncPgConnection,
     updates: &[Update],
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
@@ -397,7 +389,7 @@ pub async fn save(
         .bind::<Array<Bool>, _>(updates.iter().map(|u| u.turned).collect::<Vec<_>>())
         .bind::<Timestamptz, _>(now),
     )
-    .execute(connection)
+    .execute(&mut connection)
     .await?;
     Ok(())
 }
