@@ -1,5 +1,6 @@
 //! Messages: what is no message, what comes twice, what fails, what is lost.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use amiquip::AmqpProperties;
@@ -769,4 +770,37 @@ async fn queues_that_exist_otherwise_end_work_and_serve_with_the_way_out() {
         .join("\n")
         .replace(&shop.config.rabbitmq.queue_prefix, "PREFIX.");
     insta::assert_snapshot!(last_words, @"error: queue PREFIX.orders_retry_queue exists with other properties than configured: PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'PREFIX.orders_retry_queue' in vhost '/': received '300' but current is '200'; give back the old setting, or drain and delete that queue, or choose another rabbitmq.queue_prefix");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whichever_write_of_an_order_is_refused_its_letter_has_the_reason_of_that_one() {
+    let shop = Shop::with(ShopOptions {
+        config: "[orders]\nretries_max = 0\n".into(),
+        ..ShopOptions::default()
+    })
+    .await;
+    // They are sent together, and the server refuses all behind the first that it refuses, with a reason of its own.
+    shop.run_here(
+        r#"ALTER TABLE stock_updates ADD CONSTRAINT no_1 CHECK (delta <> -1);
+           ALTER TABLE orders ADD CONSTRAINT no_2 CHECK (status <> 'confirmed' OR lines @> '[{"quantity": 2}]' IS FALSE);
+           ALTER TABLE stock ADD CONSTRAINT no_3 CHECK (open_delta <> -3);
+           ALTER TABLE outbox ADD CONSTRAINT no_4 CHECK (body NOT LIKE '%"delta":-4}%')"#,
+    )
+    .await;
+    let _parts = shop.open().await;
+    let mut refused = BTreeMap::new();
+    for quantity in 1..=4 {
+        let id = shop.order(&[("p3", quantity)]).await;
+        shop.order_with_status(&id, "failed").await;
+        refused.insert(id, quantity);
+    }
+    for letter in shop.dead_letters("orders_dlq", refused.len()).await {
+        let quantity = refused[letter["messageId"].as_str().expect("an id")];
+        let error = letter["error"].as_str().expect("a text");
+        let constraint = format!("constraint \"no_{quantity}\"");
+        assert!(error.contains(&constraint), "{quantity}: {error}");
+    }
+    let told = shop.order(&[("p3", 5)]).await;
+    shop.order_told(&told).await;
+    assert_eq!(shop.available("p3").await, 15, "the others took nothing");
 }
