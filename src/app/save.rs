@@ -22,34 +22,32 @@ pub(super) async fn save(
         .new_updates
         .iter()
         .filter(|update| !update.state.is_closed());
-    let mut bodies: Vec<(Uuid, String)> = messages::updates_messages(to_tell)
+    let bodies = messages::updates_messages(to_tell)
         .iter()
         .map(|message| (Uuid::now_v7(), messages::encode_updates(message)))
         .collect();
-    let further_bodies = bodies.split_off(bodies.len().min(db::outbox::ADDED_MAX));
     let mut new_updates = changes.new_updates.as_slice();
     while let Some((some, rest)) = new_updates.split_at_checked(db::updates::INSERTED_MAX) {
         db::updates::insert(connection, some, now).await?;
         new_updates = rest;
     }
-    // None needs another's answer, so all are sent at once. Each is one statement, and the server carries them out in this
-    // order: where one fails, it refuses those behind it, and what it says of the first is the reason.
-    let (inserted, noted, orders, stock, updates, added) = join!(
+    // None needs another's answer, so all are sent at once. All but the last are one statement each, and the server carries
+    // them out in this order: where one fails, it refuses those behind it, and what it says of the first is the reason.
+    let (inserted, noted, orders, stock, updates, waiting) = join!(
         // First, so that what the updates name is looked up before it has a new version.
         db::updates::insert(connection, new_updates, now),
         db::stock::insert_vendor_changes(connection, &changes.vendor_changes, now),
         db::orders::save(connection, &changes.orders, now),
         db::stock::save(connection, &changes.shelves, &changes.available, now),
         db::updates::save(connection, &changes.updates, now),
-        db::outbox::add_updates(connection, bodies),
+        db::outbox::append_updates(connection, bodies),
     );
     inserted?;
     noted?;
     orders?;
     stock?;
     updates?;
-    let mut waiting = added?;
-    waiting.extend(db::outbox::append_updates(connection, further_bodies).await?);
+    let waiting = waiting?;
     db::orders::note_failures(connection, &changes.orders, now).await?;
     Ok(waiting)
 }

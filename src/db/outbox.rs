@@ -75,54 +75,38 @@ pub(super) fn with_bodies(
         .collect()
 }
 
-/// The most of one [`add_updates`]. A message has up to 500 updates, and a connection keeps what its largest statement
-/// took.
-pub const ADDED_MAX: usize = 4;
+/// Messages to vendors of one statement. A message has up to 500 updates, and a connection keeps what its largest
+/// statement took.
+const UPDATES_MESSAGES_MAX: usize = 4;
 
 /// Adds messages to vendors, and returns their rows in the same order.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn append_updates(
-    connection: &AsyncPgConnection,
-    mut messages: Vec<(Uuid, String)>,
-) -> Result<Vec<Waiting>, Error> {
-    let mut rows = Vec::with_capacity(messages.len());
-    while !messages.is_empty() {
-        let rest = messages.split_off(messages.len().min(ADDED_MAX));
-        rows.extend(add_updates(connection, messages).await?);
-        messages = rest;
-    }
-    Ok(rows)
-}
-
-/// Adds at most [`ADDED_MAX`] messages to vendors, and returns their rows in the same order.
-///
-/// # Errors
-/// See [`Error`].
-pub async fn add_updates(
     mut connection: &AsyncPgConnection,
     messages: Vec<(Uuid, String)>,
 ) -> Result<Vec<Waiting>, Error> {
-    if messages.is_empty() {
-        return Ok(Vec::new());
-    }
-    let (ids, bodies): (Vec<Uuid>, Vec<&str>) = messages
-        .iter()
-        .map(|(id, body)| (*id, body.as_str()))
-        .unzip();
-    let added: Vec<Added> = prepared(
-        diesel::sql_query(
-            "INSERT INTO outbox (queue, message_id, body) SELECT 'vendor_sync', * FROM unnest($1, $2)
-             RETURNING id, message_id",
+    let mut rows = Vec::with_capacity(messages.len());
+    for messages in messages.chunks(UPDATES_MESSAGES_MAX) {
+        let (ids, bodies): (Vec<Uuid>, Vec<&str>) = messages
+            .iter()
+            .map(|(id, body)| (*id, body.as_str()))
+            .unzip();
+        let added: Vec<Added> = prepared(
+            diesel::sql_query(
+                "INSERT INTO outbox (queue, message_id, body) SELECT 'vendor_sync', * FROM unnest($1, $2)
+                 RETURNING id, message_id",
+            )
+            .bind::<Array<SqlUuid>, _>(ids)
+            .bind::<Array<Text>, _>(bodies),
         )
-        .bind::<Array<SqlUuid>, _>(ids)
-        .bind::<Array<Text>, _>(bodies),
-    )
-    .load(&mut connection)
-    .await?;
+        .load(&mut connection)
+        .await?;
+        rows.extend(added);
+    }
     Ok(with_bodies(
-        added,
+        rows,
         "vendor_sync",
         messages.into_iter().collect(),
     ))
