@@ -128,11 +128,11 @@ pub async fn load_with_counterparts_for_update(
     let rows: Vec<Row> = prepared(
         diesel::sql_query(format!(
             "SELECT {COLUMNS} FROM stock_updates
-             WHERE id IN (
+             WHERE id = ANY(ARRAY(
                  SELECT unnest($1)
                  UNION SELECT reverses FROM stock_updates WHERE id = ANY($1) AND reverses IS NOT NULL
                  UNION SELECT id FROM stock_updates WHERE reverses = ANY($1)
-             ) ORDER BY id FOR NO KEY UPDATE"
+             )) ORDER BY id FOR NO KEY UPDATE"
         ))
         .bind::<Array<SqlUuid>, _>(uuids(ids)),
     )
@@ -303,16 +303,17 @@ pub async fn unlist_closed(
         diesel::sql_query(
             "WITH looked AS MATERIALIZED (
                  SELECT l.id, cardinality(l.update_ids) AS before, (
-                     SELECT array_agg(u.id) FROM unnest(l.update_ids) AS listed (id)
-                     JOIN stock_updates u ON u.id = listed.id WHERE u.closed_at IS NULL
+                     SELECT array_agg(u.id) FROM stock_updates u
+                     WHERE u.id = ANY(l.update_ids) AND u.closed_at IS NULL
                  ) AS remaining
                  FROM listed_updates l WHERE l.vendor_id = $1 AND l.id = ANY($2)
              ), gone AS (
-                 DELETE FROM listed_updates l USING looked
-                 WHERE l.vendor_id = $1 AND l.id = looked.id AND looked.remaining IS NULL
+                 DELETE FROM listed_updates
+                 WHERE vendor_id = $1 AND id = ANY(ARRAY(SELECT id FROM looked WHERE remaining IS NULL))
              )
              UPDATE listed_updates l SET update_ids = looked.remaining FROM looked
-             WHERE l.vendor_id = $1 AND l.id = looked.id AND cardinality(looked.remaining) < looked.before",
+             WHERE l.vendor_id = $1 AND l.id = ANY($2) AND l.id = looked.id
+                 AND cardinality(looked.remaining) < looked.before",
         )
         .bind::<Text, _>(vendor.as_str())
         .bind::<Array<BigInt>, _>(listings.to_vec()),
@@ -536,23 +537,25 @@ pub async fn claim_forgotten(
 ) -> Result<Vec<Update>, Error> {
     let rows: Vec<Row> = prepared(
         diesel::sql_query(
-            "WITH forgotten AS (
-                 SELECT u.id FROM listed_updates l CROSS JOIN LATERAL unnest(l.update_ids) AS listed (id)
-                 JOIN stock_updates u ON u.id = listed.id
+            "WITH listed AS (
+                 SELECT unnest(l.update_ids) AS id FROM listed_updates l
                  -- What was listed lately was made lately: most need no look.
                  WHERE l.listed_at < now() - make_interval(secs => $1)
-                   AND u.closed_at IS NULL AND u.state = 'open' AND u.dead_lettered_at IS NULL
-                   AND u.created_at < now() - make_interval(secs => $1 * 2 ^ u.resent)
                    -- What a vendor that is down is to be told comes again and again, and is late, not lost. A word that
                    -- is old is nobody's any more.
                    AND NOT EXISTS (
-                       SELECT FROM vendor_pushes p WHERE p.vendor_id = u.vendor_id
+                       SELECT FROM vendor_pushes p WHERE p.vendor_id = l.vendor_id
                            AND (p.state <> 'ok' AND p.seen_at > now() - interval '15 minutes'
                                 OR p.since > now() - make_interval(secs => least($1, 300)))
                    )
                    -- While the outbox itself has a backlog, nothing is lost that is only late.
                    AND (SELECT count(*) FROM (SELECT FROM outbox WHERE queue = 'vendor_sync' LIMIT 1000) b) < 1000
-                 ORDER BY u.id LIMIT $2 FOR UPDATE OF u SKIP LOCKED
+             ), forgotten AS (
+                 SELECT id FROM stock_updates
+                 WHERE id = ANY(ARRAY(SELECT id FROM listed))
+                   AND closed_at IS NULL AND state = 'open' AND dead_lettered_at IS NULL
+                   AND created_at < now() - make_interval(secs => $1 * 2 ^ resent)
+                 ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
              )
              UPDATE stock_updates u SET resent = least(resent + 1, 30) FROM forgotten WHERE u.id = forgotten.id
              RETURNING u.id, u.order_id, u.product_id, u.vendor_id, u.delta, u.reverses, u.state,

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use diesel::{ConnectionError, ConnectionResult};
-use diesel_async::AsyncPgConnection;
 use diesel_async::pooled_connection::{
     AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod, deadpool,
 };
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use futures_util::FutureExt;
 
 use super::Error;
@@ -60,7 +60,7 @@ impl Settings {
 
 /// What a pool's connections ask for is found by keys, a few hundred at a time. A prepared statement keeps the plan that
 /// it got when a table was new and empty, which was to read it whole, until the server has counted the rows again; by then
-/// there are a million. So here plans do not depend on what was counted.
+/// there are a million. So here plans depend little on what was counted; see [`Pool::get`] for the rest.
 ///
 /// Nor are the few rows worth further processes of the server, which it began for each page of orders.
 const PLAN_BY_KEYS: &str = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off \
@@ -213,10 +213,37 @@ impl Pool {
     /// # Errors
     /// None is free, or none can be opened, within the deadline.
     pub async fn get(&self) -> Result<Connection, Error> {
-        self.pool
+        let mut connection = self
+            .pool
             .get()
             .await
-            .map_err(|error| self.settings.unavailable(error))
+            .map_err(|error| self.settings.unavailable(error))?;
+        let uses = Connection::metrics(&connection).recycle_count;
+        if uses.is_power_of_two()
+            && let Err(error) = self.plan_anew(&mut connection).await
+        {
+            discard(connection);
+            return Err(error);
+        }
+        Ok(connection)
+    }
+
+    /// Forgets the plans of a session. They are for tables of the size that the server took them to have, and may be to go
+    /// through all of one that was nearly empty, whatever [`PLAN_BY_KEYS`] says: a join costs the same either way then. On a
+    /// new system that got a burst of orders, one took more than the 15 s that a statement may take, within half a minute.
+    ///
+    /// What is written in one use has a bound, so a session that plans anew whenever it has been used twice as often keeps no
+    /// plan for tables that were much smaller than they are, wherever uses of sessions are what fills them.
+    async fn plan_anew(&self, connection: &mut Connection) -> Result<(), Error> {
+        let forgetting = connection.batch_execute("DISCARD PLANS");
+        match tokio::time::timeout(self.settings.connect_timeout, forgetting).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(self.settings.unavailable(error)),
+            Err(_) => Err(self.settings.unavailable(format!(
+                "no answer within {} ms",
+                self.settings.connect_timeout.as_millis()
+            ))),
+        }
     }
 
     /// What it counts.

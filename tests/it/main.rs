@@ -22,6 +22,7 @@ mod http;
 mod ledgerless;
 mod metrics;
 mod package;
+mod plans;
 mod pools;
 mod queues;
 mod rejections;
