@@ -203,8 +203,8 @@ where
         .map(|context| tracing::field::display(context.trace_id));
     // At the level of errors, so that whatever is logged at all has it. What is known is told at once: each further time
     // costs as much as the first.
-    let span =
-        tracing::error_span!("request", request_id = %id, caller = tracing::field::Empty, trace_id);
+    let none = tracing::field::Empty;
+    let span = tracing::error_span!("request", request_id = id.as_str(), caller = none, trace_id);
     // For handlers that tell of problems inside their answers.
     request.extensions_mut().insert(id.clone());
     let unread = Held::of(&mut request);

@@ -38,6 +38,11 @@ impl RequestId {
         Self(HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("-")))
     }
 
+    /// As text.
+    pub(super) fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or("-")
+    }
+
     /// As a header has it.
     pub(super) fn to_header(&self) -> HeaderValue {
         self.0.clone()
@@ -53,7 +58,7 @@ fn is_clean(bytes: &[u8]) -> bool {
 
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.to_str().unwrap_or("-"))
+        f.write_str(self.as_str())
     }
 }
 

@@ -77,7 +77,7 @@ pub fn init(format: Format, level: &str) -> Result<(), TelemetryError> {
             .json()
             .flatten_event(true)
             .with_span_list(false)
-            .fmt_fields(Appended::default())
+            .fmt_fields(Appended)
             .boxed(),
         (Format::Text, _) | (Format::Auto, true) => {
             lines.with_ansi(terminal && colour_is_wanted()).boxed()
