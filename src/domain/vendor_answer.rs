@@ -23,7 +23,13 @@ pub struct Answers {
     pub unusable: BTreeMap<UpdateId, String>,
 }
 
-/// An answer, of which each result is read by itself.
+/// An answer of which each result can be read, as nearly always.
+#[derive(Deserialize)]
+struct Clear {
+    results: Vec<UpdateResult>,
+}
+
+/// An answer of which each result is read by itself.
 #[derive(Deserialize)]
 struct Response {
     results: Vec<serde_json::Value>,
@@ -40,22 +46,15 @@ enum Read {
 /// # Errors
 /// The body is no answer at all; the text says why.
 pub fn read(sent: &[UpdateId], body: &[u8]) -> Result<Answers, String> {
-    let response: Response = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let results = match serde_json::from_slice(body) {
+        Ok(Clear { results }) => results
+            .into_iter()
+            .map(|result| (result.id, Read::Outcome(result.outcome)))
+            .collect(),
+        Err(_) => read_each(body)?,
+    };
     let mut by_id: BTreeMap<UpdateId, Read> = BTreeMap::new();
-    for result in response.results {
-        let Some(id) = result
-            .get("id")
-            .and_then(|id| UpdateId::deserialize(id).ok())
-        else {
-            continue;
-        };
-        let read = match UpdateResult::deserialize(result) {
-            Ok(result) => Read::Outcome(result.outcome),
-            Err(error) => Read::Unusable(format!(
-                "a result that cannot be read: {}",
-                shown(&error.to_string(), PROBLEM_CHARS_MAX)
-            )),
-        };
+    for (id, read) in results {
         let read = match (by_id.remove(&id), read) {
             (None, read) => read,
             (Some(Read::Outcome(first)), Read::Outcome(second)) if first == second => {
@@ -84,6 +83,23 @@ pub fn read(sent: &[UpdateId], body: &[u8]) -> Result<Answers, String> {
         }
     }
     Ok(answers)
+}
+
+/// Reads each result by itself, as far as it says what it is for.
+fn read_each(body: &[u8]) -> Result<Vec<(UpdateId, Read)>, String> {
+    let response: Response = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let each = response.results.into_iter().filter_map(|result| {
+        let id = UpdateId::deserialize(result.get("id")?).ok()?;
+        let read = match UpdateResult::deserialize(result) {
+            Ok(result) => Read::Outcome(result.outcome),
+            Err(error) => Read::Unusable(format!(
+                "a result that cannot be read: {}",
+                shown(&error.to_string(), PROBLEM_CHARS_MAX)
+            )),
+        };
+        Some((id, read))
+    });
+    Ok(each.collect())
 }
 
 /// A vendor's own text as ours may hold it: cut after so many characters, and without those that a store or a terminal
