@@ -201,8 +201,8 @@ where
     let trace_id = trace
         .context()
         .map(|context| tracing::field::display(context.trace_id));
-    // At the level of errors, so that whatever is logged at all has it. What is known is told at once: each further time
-    // costs as much as the first.
+    // At the level of errors, so that whatever is logged at all has it. What is known is told at once: each further
+    // time costs something.
     let none = tracing::field::Empty;
     let span = tracing::error_span!("request", request_id = id.as_str(), caller = none, trace_id);
     // For handlers that tell of problems inside their answers.

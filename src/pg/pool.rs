@@ -50,6 +50,10 @@ impl Settings {
         }
     }
 
+    fn no_answer(&self) -> String {
+        format!("no answer within {} ms", self.connect_timeout.as_millis())
+    }
+
     fn unavailable(&self, problem: impl ToString) -> Error {
         Error::Unavailable {
             at: self.address(),
@@ -104,12 +108,7 @@ async fn establish(settings: &Settings, plan: &str) -> ConnectionResult<AsyncPgC
     };
     tokio::time::timeout(settings.connect_timeout, connecting)
         .await
-        .unwrap_or_else(|_| {
-            Err(ConnectionError::BadConnection(format!(
-                "no answer within {} ms",
-                settings.connect_timeout.as_millis()
-            )))
-        })
+        .unwrap_or_else(|_| Err(ConnectionError::BadConnection(settings.no_answer())))
 }
 
 /// Opens a connection outside any pool, for what a session holds: an advisory lock, a snapshot.
@@ -236,14 +235,10 @@ impl Pool {
     /// plan for tables that were much smaller than they are, wherever uses of sessions are what fills them.
     async fn plan_anew(&self, connection: &mut Connection) -> Result<(), Error> {
         let forgetting = connection.batch_execute("DISCARD PLANS");
-        match tokio::time::timeout(self.settings.connect_timeout, forgetting).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(self.settings.unavailable(error)),
-            Err(_) => Err(self.settings.unavailable(format!(
-                "no answer within {} ms",
-                self.settings.connect_timeout.as_millis()
-            ))),
-        }
+        let forgotten = tokio::time::timeout(self.settings.connect_timeout, forgetting).await;
+        forgotten
+            .map_err(|_| self.settings.unavailable(self.settings.no_answer()))?
+            .map_err(|error| self.settings.unavailable(error))
     }
 
     /// What it counts.
